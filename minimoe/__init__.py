@@ -1,0 +1,22 @@
+"""minimoe: a tiny Mixture-of-Experts transformer in NumPy, forward and backward written by hand.
+
+    import minimoe
+    config = minimoe.ModelConfig(vocab_size=65, d_model=128, n_layers=4, n_heads=4, d_hidden=256, n_experts=8, top_k=2)
+    params = minimoe.init_params(config, seed=0)
+    logits_BSV, routings = minimoe.forward(params, tokens_BS, config)
+    losses, grads = minimoe.loss_and_grads(params, tokens_BS, targets_BS, config)
+
+Names of arrays end in their shape, one letter an axis:
+
+    B batch   S sequence   T = B*S tokens   D model width   H heads   G key and value heads   P head width
+    M attended keys   V vocabulary   L layers   E experts   K choices per token   F expert hidden width
+    C capacity (slots of an expert)   A assignments (token, expert)   N kept assignments   R ranks (devices)   1 one
+
+so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx_TD, dw_DF.
+"""
+
+from minimoe.config import ModelConfig, TrainConfig, preset
+from minimoe.model import Losses, forward, init_params, loss_and_grads
+
+__all__ = ["Losses", "ModelConfig", "TrainConfig", "forward", "init_params", "loss_and_grads", "preset"]
+__version__ = "0.1.0"

@@ -1,0 +1,228 @@
+"""The transformer: embed, L blocks of attention and MoE, norm, head; and the objective that training lowers.
+
+    x = embed(tokens)
+    x = x + attention(rmsnorm(x))        } L times
+    x = x + moe(rmsnorm(x))              }
+    logits = rmsnorm(x) W_head
+
+The block is that of today's open MoE models (RMSNorm before, rotary grouped-query attention, SwiGLU experts).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe import params as parameters
+from minimoe.moe import layer, losses
+from minimoe.nn import attention, ops
+from minimoe.params import Weight
+
+INIT_STD = 0.02
+"""Spread of the first weights; that of weights which write to the residual stream is 1/sqrt(2L) of it [GPT-2]."""
+
+
+class Losses(NamedTuple):
+    """The objective and its parts.  total = ce + balance_coef * balance + z_coef * z; report ce.
+
+    ce: cross-entropy, nats per token.   balance: 1 when uniform, mean over layers.   z: nats^2, mean over layers.
+    """
+
+    ce: float
+    balance: float
+    z: float
+    total: float
+
+
+class BlockCache(NamedTuple):
+    """What one block keeps for its backward."""
+
+    attention_norm: tuple
+    attention: attention.AttentionCache
+    moe_norm: tuple
+    moe: tuple
+
+
+class ModelCache(NamedTuple):
+    """What the whole model keeps for its backward; `blocks[i].attention` also holds generation's keys and values."""
+
+    embed: tuple
+    blocks: list
+    norm: tuple
+    head: tuple
+    tied: bool
+    batch: int
+
+
+def weights(config):
+    """Every parameter of the model: name -> Weight."""
+    out_std = INIT_STD / math.sqrt(2 * config.n_layers)
+    result = {"embed.w_VD": Weight((config.vocab_size, config.d_model), INIT_STD)}
+    for i in range(config.n_layers):
+        gain = {"gain_D": Weight((config.d_model,), None)}
+        result |= parameters.unscope(gain | attention.weights(config, INIT_STD, out_std), f"layers.{i}.attention.")
+        result |= parameters.unscope(gain | layer.weights(config, INIT_STD, out_std), f"layers.{i}.moe.")
+    result["final.gain_D"] = Weight((config.d_model,), None)
+    if not config.tie_embeddings:
+        result["head.w_DV"] = Weight((config.d_model, config.vocab_size), INIT_STD)
+    return result
+
+
+def init_params(config, seed=0, dtype=np.float32):
+    """Random parameters for a configuration: a flat dict of arrays.  The same seed gives the same numbers."""
+    return parameters.init(weights(config), seed, dtype)
+
+
+def block_forward(x_TD, weights, config, batch, mask_T, past=None, **routing_options):
+    """One block: attention, then experts, each on a normalised copy and added to the stream.
+
+    weights: dict with the names "attention.*" and "moe.*".  batch: number of sequences in the T tokens.
+    past, routing_options: see `attention_forward`, `moe_forward`.  Returns (x_TD, Routing), cache.
+    """
+    for_attention, for_moe = parameters.scope(weights, "attention."), parameters.scope(weights, "moe.")
+    normed_TD, attention_norm = ops.rmsnorm_forward(x_TD, for_attention["gain_D"], config.norm_eps)
+    normed_BSD = normed_TD.reshape(batch, -1, x_TD.shape[1])
+    mixed_BSD, attended = attention.attention_forward(normed_BSD, for_attention, config.rope_theta, past)
+    x_TD = x_TD + mixed_BSD.reshape(x_TD.shape)
+    normed_TD, moe_norm = ops.rmsnorm_forward(x_TD, for_moe["gain_D"], config.norm_eps)
+    (y_TD, routing), routed = layer.moe_forward(normed_TD, for_moe, config, mask_T, **routing_options)
+    return (x_TD + y_TD, routing), BlockCache(attention_norm, attended, moe_norm, routed)
+
+
+def block_backward(dx_TD, dprob_TE, dlogit_TE, cache, batch):
+    """Gradients of x_TD and, as a dict, of the weights.  What was added to the stream passes its gradient on."""
+    dnormed_TD, dmoe = layer.moe_backward(dx_TD, dprob_TE, dlogit_TE, cache.moe)
+    dstream_TD, dmoe["gain_D"] = ops.rmsnorm_backward(dnormed_TD, cache.moe_norm)
+    dx_TD = dx_TD + dstream_TD  # x = x + moe(norm(x))
+    dmixed_BSD = dx_TD.reshape(batch, -1, dx_TD.shape[1])
+    dnormed_BSD, dattention = attention.attention_backward(dmixed_BSD, cache.attention)
+    dstream_TD, dattention["gain_D"] = ops.rmsnorm_backward(dnormed_BSD.reshape(dx_TD.shape), cache.attention_norm)
+    dx_TD = dx_TD + dstream_TD  # x = x + attention(norm(x))
+    return dx_TD, parameters.unscope(dattention, "attention.") | parameters.unscope(dmoe, "moe.")
+
+
+def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=None, **routing_options):
+    """Logits of the next token after each token.
+
+    mask_BS: False for padding, which must come after the text.  pasts, replays: one a layer, see `attention_forward`
+    and `moe_forward`.  Returns (logit_TV, list of one Routing a layer), cache.
+    """
+    batch, n_layers = len(tokens_BS), config.n_layers
+    mask_T = np.ones(tokens_BS.size, bool) if mask_BS is None else mask_BS.ravel()
+    x_TD, embed = ops.embedding_forward(tokens_BS.ravel(), params["embed.w_VD"])
+    routings, blocks = [], []
+    for i, past, replay in zip(range(n_layers), pasts or [None] * n_layers, replays or [None] * n_layers, strict=True):
+        (x_TD, routing), block = block_forward(
+            x_TD, parameters.scope(params, f"layers.{i}."), config, batch, mask_T, past, replay=replay,
+            **routing_options)
+        routings.append(routing)
+        blocks.append(block)
+    normed_TD, norm = ops.rmsnorm_forward(x_TD, params["final.gain_D"], config.norm_eps)
+    w_head_DV = params["embed.w_VD"].T if config.tie_embeddings else params["head.w_DV"]
+    logit_TV, head = ops.linear_forward(normed_TD, w_head_DV)
+    return (logit_TV, routings), ModelCache(embed, blocks, norm, head, config.tie_embeddings, batch)
+
+
+def model_backward(dlogit_TV, dprobs, drouter_logits, cache):
+    """Gradients of all parameters, as a dict.  dprobs, drouter_logits: dprob_TE and dlogit_TE of each layer."""
+    dnormed_TD, dw_head_DV = ops.linear_backward(dlogit_TV, cache.head)
+    dx_TD, dgain_D = ops.rmsnorm_backward(dnormed_TD, cache.norm)
+    grads = {"final.gain_D": dgain_D}
+    for i in reversed(range(len(cache.blocks))):
+        dx_TD, dblock = block_backward(dx_TD, dprobs[i], drouter_logits[i], cache.blocks[i], cache.batch)
+        grads |= parameters.unscope(dblock, f"layers.{i}.")
+    grads["embed.w_VD"] = ops.embedding_backward(dx_TD, cache.embed)
+    if cache.tied:
+        grads["embed.w_VD"] += dw_head_DV.T  # the embedding is used twice
+    else:
+        grads["head.w_DV"] = dw_head_DV
+    return grads
+
+
+def objective_forward(params, tokens_BS, targets_BS, config, mask_BS=None, **options):
+    """What training lowers: total = ce + balance_coef * balance + z_coef * z.
+
+    options: training, rng, replays of `model_forward`.  Returns (Losses, list of one Routing a layer), cache.
+    """
+    (logit_TV, routings), model_cache = model_forward(params, tokens_BS, config, mask_BS, **options)
+    ce, ce_cache = ops.cross_entropy_forward(logit_TV, targets_BS.ravel(), routings[0].weight_T)
+    balances, balance_caches = zip(*map(losses.balance_forward, routings), strict=True)
+    zs, z_caches = zip(*map(losses.z_forward, routings), strict=True)
+    balance, z = sum(balances) / len(routings), sum(zs) / len(routings)  # a mean over layers
+    total = ce + config.balance_coef * balance + config.z_coef * z
+    return (Losses(ce, balance, z, total), routings), (config, model_cache, ce_cache, balance_caches, z_caches)
+
+
+def objective_backward(dtotal, cache):
+    """Gradients of all parameters, as a dict."""
+    config, model_cache, ce_cache, balance_caches, z_caches = cache
+    share = dtotal / config.n_layers
+    dprobs = [losses.balance_backward(share * config.balance_coef, c) for c in balance_caches]
+    drouter_logits = [losses.z_backward(share * config.z_coef, c) for c in z_caches]
+    return model_backward(ops.cross_entropy_backward(dtotal, ce_cache), dprobs, drouter_logits, model_cache)
+
+
+def forward(params, tokens_BS, config, mask_BS=None):
+    """Evaluate the model: logits of the next token, and what each layer's router decided.
+
+    params: dict of arrays, of `init_params` or a checkpoint.  tokens_BS: whole numbers in [0, V).
+    mask_BS: False for padding after the text.  Returns logits_BSV and a list of one Routing a layer.
+    Raises ValueError if params, tokens or mask do not fit the config.
+    """
+    tokens_BS, mask_BS = _check_inputs(params, config, tokens_BS, mask_BS)
+    (logit_TV, routings), _ = model_forward(params, tokens_BS, config, mask_BS)
+    return logit_TV.reshape(*tokens_BS.shape, -1), routings
+
+
+def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training=True, rng=None):
+    """The losses of one batch, and their gradients for every parameter.
+
+    targets_BS: the token that follows each token.  training: whether training capacity and drop order apply.
+    rng: numpy.random.Generator, for drop_order "random" alone.  Returns Losses and a dict with the keys of params.
+    Raises ValueError if params, tokens, targets or mask do not fit the config.
+    """
+    tokens_BS, mask_BS = _check_inputs(params, config, tokens_BS, mask_BS)
+    targets_BS = check_tokens(targets_BS, config, "targets_BS")
+    if targets_BS.shape != tokens_BS.shape:
+        raise ValueError(f"targets_BS has shape {targets_BS.shape}, tokens_BS {tokens_BS.shape}: must be the same")
+    (result, _), cache = objective_forward(params, tokens_BS, targets_BS, config, mask_BS, training=training, rng=rng)
+    return result, objective_backward(1.0, cache)
+
+
+def check_params(params, config):
+    """Raise ValueError unless the names and shapes of `params` are those of the config."""
+    expected = weights(config)
+    missing, extra = expected.keys() - params.keys(), params.keys() - expected.keys()
+    if missing or extra:
+        raise ValueError(f"params do not fit the config: missing {sorted(missing)}, unknown {sorted(extra)}")
+    for name, weight in expected.items():
+        if params[name].shape != weight.shape:
+            raise ValueError(f"params[{name!r}] has shape {params[name].shape}, the config wants {weight.shape}")
+
+
+def check_tokens(tokens_BS, config, name="tokens_BS"):
+    """The tokens as an array.  Raises ValueError unless they are whole numbers in [0, V), [batch, sequence]."""
+    tokens_BS = np.asarray(tokens_BS)
+    if tokens_BS.ndim != 2 or tokens_BS.size == 0 or tokens_BS.dtype.kind not in "iu":
+        raise ValueError(f"{name} has shape {tokens_BS.shape} and dtype {tokens_BS.dtype}: must be whole numbers, "
+                         "[batch, sequence], at least one of each")
+    if tokens_BS.min() < 0 or tokens_BS.max() >= config.vocab_size:
+        raise ValueError(f"{name} has values from {tokens_BS.min()} to {tokens_BS.max()}: must be in "
+                         f"[0, {config.vocab_size})")
+    if tokens_BS.shape[1] > config.max_sequence:
+        raise ValueError(f"{name} has {tokens_BS.shape[1]} tokens a sequence: max_sequence is {config.max_sequence}")
+    return tokens_BS
+
+
+def _check_inputs(params, config, tokens_BS, mask_BS):
+    check_params(params, config)
+    tokens_BS = check_tokens(tokens_BS, config)
+    if mask_BS is None:
+        return tokens_BS, None
+    mask_BS = np.asarray(mask_BS)
+    if mask_BS.shape != tokens_BS.shape or mask_BS.dtype != bool:
+        raise ValueError(f"mask_BS has shape {mask_BS.shape} and dtype {mask_BS.dtype}: must be bool, like tokens_BS "
+                         f"{tokens_BS.shape}")
+    if not mask_BS[:, 0].all() or (mask_BS[:, 1:] > mask_BS[:, :-1]).any():
+        raise ValueError("mask_BS has padding before text: each row must be True for its text, then False")
+    return tokens_BS, mask_BS

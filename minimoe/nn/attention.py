@@ -1,0 +1,182 @@
+"""Causal attention with rotary positions and grouped key heads, and the keys and values that generation keeps.
+
+    q, k, v = x W_q, x W_k, x W_v       rotate q and k by their position
+    y = softmax(q k^T / sqrt(P), future = -inf) v W_o          [Vaswani 2017, arXiv:1706.03762, eq. 1]
+
+Every H/G query heads share one key and value head [GQA, arXiv:2305.13245].
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe.nn import ops
+from minimoe.params import Weight
+
+
+def weights(config, std, out_std):
+    """The parameters of one attention layer.  std, out_std: spread of the first values, and of the output's."""
+    D, H, G, P = config.d_model, config.n_heads, config.kv_heads, config.d_head
+    return {
+        "w_q_DHP": Weight((D, H, P), std),
+        "w_k_DGP": Weight((D, G, P), std),
+        "w_v_DGP": Weight((D, G, P), std),
+        "w_o_HPD": Weight((H, P, D), out_std),
+    }
+
+
+class AttentionCache(NamedTuple):
+    """What the backward needs; k_BGMP and v_BGMP are also what generation hands to the next call as `past`."""
+
+    k_BGMP: np.ndarray
+    v_BGMP: np.ndarray
+    splits: tuple
+    rope: tuple
+    attend: tuple
+    merge: tuple
+    has_past: bool
+
+
+def attention_forward(x_BSD, weights, rope_theta, past=None):
+    """Mix each token with the tokens before it.
+
+    past: (k_BGMP, v_BGMP) of an earlier call whose tokens come before these; None at the start of a text.
+    Returns y_BSD, cache.
+    """
+    start = 0 if past is None else past[0].shape[2]
+    rope = rope_table(start + np.arange(x_BSD.shape[1]), weights["w_q_DHP"].shape[2], rope_theta, x_BSD.real.dtype)
+    q_BHSP, q_split = split_heads_forward(x_BSD, weights["w_q_DHP"])
+    k_BGMP, k_split = split_heads_forward(x_BSD, weights["w_k_DGP"])
+    v_BGMP, v_split = split_heads_forward(x_BSD, weights["w_v_DGP"])
+    q_BHSP, _ = rope_forward(q_BHSP, *rope)
+    k_BGMP, _ = rope_forward(k_BGMP, *rope)
+    if past is not None:
+        k_BGMP = np.concatenate([past[0], k_BGMP], axis=2)
+        v_BGMP = np.concatenate([past[1], v_BGMP], axis=2)
+    mix_BHSP, attend = attend_forward(q_BHSP, k_BGMP, v_BGMP)
+    y_BSD, merge = merge_heads_forward(mix_BHSP, weights["w_o_HPD"])
+    splits = (q_split, k_split, v_split)
+    return y_BSD, AttentionCache(k_BGMP, v_BGMP, splits, rope, attend, merge, past is not None)
+
+
+def attention_backward(dy_BSD, cache):
+    """Gradients of x_BSD and, as a dict, of the weights.
+
+    Raises ValueError after a forward with a past: the earlier tokens' gradients would be lost.
+    """
+    if cache.has_past:
+        raise ValueError("attention_backward: the forward had a past, which is for generation and has no gradient")
+    q_split, k_split, v_split = cache.splits
+    dmix_BHSP, dw_o_HPD = merge_heads_backward(dy_BSD, cache.merge)
+    dq_BHSP, dk_BGMP, dv_BGMP = attend_backward(dmix_BHSP, cache.attend)
+    dq_BHSP = rope_backward(dq_BHSP, cache.rope)
+    dk_BGMP = rope_backward(dk_BGMP, cache.rope)
+    dx_BSD, dw_q_DHP = split_heads_backward(dq_BHSP, q_split)
+    dx_k_BSD, dw_k_DGP = split_heads_backward(dk_BGMP, k_split)
+    dx_v_BSD, dw_v_DGP = split_heads_backward(dv_BGMP, v_split)
+    dx_BSD += dx_k_BSD  # q, k and v all read x
+    dx_BSD += dx_v_BSD
+    return dx_BSD, {"w_q_DHP": dw_q_DHP, "w_k_DGP": dw_k_DGP, "w_v_DGP": dw_v_DGP, "w_o_HPD": dw_o_HPD}
+
+
+def attend_forward(q_BHSP, k_BGMP, v_BGMP):
+    """Each query reads a mean of the values, weighted by how well their keys match: softmax(q k^T / sqrt(P)) v.
+
+    Queries stand at the last S of the M positions.  The H/G heads that share a key head are stacked as more
+    queries of that head, so that nothing is copied.  Returns mix_BHSP, cache.
+    """
+    B, H, S, P = q_BHSP.shape
+    G, M = k_BGMP.shape[1:3]
+    stacked = (B, G, H // G * S, P)
+    score_BHSM = (q_BHSP.reshape(stacked) @ k_BGMP.swapaxes(2, 3)).reshape(B, H, S, M)
+    score_BHSM *= 1 / math.sqrt(P)
+    future_SM = np.triu(np.full((S, M), -np.inf, score_BHSM.real.dtype), k=1 + M - S)
+    score_BHSM += future_SM  # exp(-inf) = 0: the future has exactly no weight
+    weight_BHSM, _ = ops.softmax_forward(score_BHSM)
+    mix_BHSP = (weight_BHSM.reshape(B, G, H // G * S, M) @ v_BGMP).reshape(B, H, S, P)
+    return mix_BHSP, (q_BHSP, k_BGMP, v_BGMP, weight_BHSM)
+
+
+def attend_backward(dmix_BHSP, cache):
+    """Gradients of q_BHSP, k_BGMP and v_BGMP; those of a shared head add up over the queries stacked on it."""
+    q_BHSP, k_BGMP, v_BGMP, weight_BHSM = cache
+    B, H, S, P = q_BHSP.shape
+    G, M = k_BGMP.shape[1:3]
+    stacked_P, stacked_M = (B, G, H // G * S, P), (B, G, H // G * S, M)
+    dmix_stacked = dmix_BHSP.reshape(stacked_P)
+    dv_BGMP = weight_BHSM.reshape(stacked_M).swapaxes(2, 3) @ dmix_stacked  # mix = weight @ v
+    dweight_BHSM = (dmix_stacked @ v_BGMP.swapaxes(2, 3)).reshape(B, H, S, M)
+    dscore_BHSM = ops.softmax_backward(dweight_BHSM, weight_BHSM)
+    dscore_BHSM *= 1 / math.sqrt(P)  # score = q @ k.T / sqrt(P)
+    dq_BHSP = (dscore_BHSM.reshape(stacked_M) @ k_BGMP).reshape(B, H, S, P)
+    dk_BGMP = dscore_BHSM.reshape(stacked_M).swapaxes(2, 3) @ q_BHSP.reshape(stacked_P)
+    return dq_BHSP, dk_BGMP, dv_BGMP
+
+
+def split_heads_forward(x_BSD, w_DHP):
+    """Project each token to H heads of width P: q = x W, heads first.  Returns q_BHSP, cache."""
+    B, S, D = x_BSD.shape
+    H, P = w_DHP.shape[1:]
+    q_BSHP = (x_BSD.reshape(B * S, D) @ w_DHP.reshape(D, H * P)).reshape(B, S, H, P)
+    return q_BSHP.swapaxes(1, 2), (x_BSD, w_DHP)
+
+
+def split_heads_backward(dq_BHSP, cache):
+    """Gradients of x_BSD and w_DHP."""
+    x_BSD, w_DHP = cache
+    B, S, D = x_BSD.shape
+    H, P = w_DHP.shape[1:]
+    dq_rows = dq_BHSP.swapaxes(1, 2).reshape(B * S, H * P)  # q = heads of (x @ w)
+    dx_BSD = (dq_rows @ w_DHP.reshape(D, H * P).T).reshape(B, S, D)
+    return dx_BSD, (x_BSD.reshape(B * S, D).T @ dq_rows).reshape(D, H, P)
+
+
+def merge_heads_forward(mix_BHSP, w_HPD):
+    """Put the heads side by side and project back to the width of the model.  Returns y_BSD, cache."""
+    B, H, S, P = mix_BHSP.shape
+    mix_rows = mix_BHSP.swapaxes(1, 2).reshape(B * S, H * P)
+    y_BSD = (mix_rows @ w_HPD.reshape(H * P, -1)).reshape(B, S, -1)
+    return y_BSD, (mix_rows, w_HPD)
+
+
+def merge_heads_backward(dy_BSD, cache):
+    """Gradients of mix_BHSP and w_HPD."""
+    mix_rows, w_HPD = cache
+    B, S, D = dy_BSD.shape
+    H, P = w_HPD.shape[:2]
+    dy_TD = dy_BSD.reshape(B * S, D)
+    dmix_BSHP = (dy_TD @ w_HPD.reshape(H * P, D).T).reshape(B, S, H, P)  # y = mix_rows @ w
+    return dmix_BSHP.swapaxes(1, 2), (mix_rows.T @ dy_TD).reshape(H, P, D)
+
+
+def rope_table(position_S, head_width, theta, dtype):
+    """Cosine and sine of the angle position * theta^(-2i/P) of each pair i, once for each half of the head.
+
+                                                        [RoFormer, arXiv:2104.09864, eq. 15; pairs (i, i + P/2)]
+    theta: base of the wavelengths.  Returns cos_SP, sin_SP.
+    """
+    frequency = theta ** (-np.arange(0, head_width, 2) / head_width)
+    angle = np.outer(position_S, frequency)
+    angle_SP = np.concatenate([angle, angle], axis=1)
+    return np.cos(angle_SP).astype(dtype), np.sin(angle_SP).astype(dtype)
+
+
+def rope_forward(x_BHSP, cos_SP, sin_SP):
+    """Turn each pair (x_i, x_{i+P/2}) by the angle of its position, so that q.k depends on the distance alone.
+
+    Returns the turned x_BHSP, cache.
+    """
+    return x_BHSP * cos_SP + _quarter_turn(x_BHSP) * sin_SP, (cos_SP, sin_SP)
+
+
+def rope_backward(dy_BHSP, cache):
+    """Gradient of x_BHSP: a rotation is undone, and transposed, by turning the other way."""
+    cos_SP, sin_SP = cache
+    return dy_BHSP * cos_SP - _quarter_turn(dy_BHSP) * sin_SP
+
+
+def _quarter_turn(x_BHSP):
+    """(a, b) -> (-b, a) for the two halves of each head."""
+    first, second = np.split(x_BHSP, 2, axis=-1)
+    return np.concatenate([-second, first], axis=-1)

@@ -1,0 +1,64 @@
+"""Parameters are a flat dict, "layers.0.moe.w_up_EDF" -> array; gradients and moments share its keys."""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Weight(NamedTuple):
+    """A parameter that a module owns: its shape and the standard deviation of its start; std None is a gain of 1."""
+
+    shape: tuple[int, ...]
+    std: float | None
+
+
+def init(weights, seed, dtype=np.float32):
+    """Draw every parameter from the normal distribution that its Weight describes.
+
+    weights: dict of name -> Weight.  seed: whole number.  Each tensor has a random stream of its own, made from
+    the seed and its name, so two models that differ in their experts alone start with the same attention.
+    """
+    return {name: _draw(name, weight, seed, dtype) for name, weight in weights.items()}
+
+
+def _draw(name, weight, seed, dtype):
+    if weight.std is None:
+        return np.ones(weight.shape, dtype)
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return (weight.std * rng.standard_normal(weight.shape)).astype(dtype)
+
+
+def scope(params, prefix):
+    """The part of a flat dict under a prefix, with the prefix taken off: the weights of one module."""
+    return {name.removeprefix(prefix): array for name, array in params.items() if name.startswith(prefix)}
+
+
+def unscope(params, prefix):
+    """The way back: a module's dict with the prefix put on."""
+    return {prefix + name: array for name, array in params.items()}
+
+
+def count(params):
+    """Number of parameters in a dict of arrays or of Weights."""
+    return sum(int(np.prod(value.shape)) for value in params.values())
+
+
+def flatten(params):
+    """All parameters end to end in one vector, in the dict's order."""
+    return np.concatenate([array.ravel() for array in params.values()])
+
+
+def unflatten(vector, like):
+    """The way back from `flatten`: views of the vector, with the names and shapes of `like`.
+
+    Raises ValueError if the lengths differ.
+    """
+    if vector.size != count(like):
+        raise ValueError(f"vector has {vector.size} numbers, the parameters have {count(like)}")
+    params, start = {}, 0
+    for name, array in like.items():
+        stop = start + array.size
+        params[name] = vector[start:stop].reshape(array.shape)
+        start = stop
+    return params
