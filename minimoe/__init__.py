@@ -5,6 +5,9 @@
     params = minimoe.init_params(config, seed=0)
     logits_BSV, routings = minimoe.forward(params, tokens_BS, config)
     losses, grads = minimoe.loss_and_grads(params, tokens_BS, targets_BS, config)
+    tokens_S = minimoe.generate(params, config, prompt_S, n_tokens=100, seed=0)
+    report = minimoe.gradcheck.check_model(config)
+    cost = minimoe.analysis.cost.count(config, batch=12, sequence=64)
 
 Names of arrays end in their shape, one letter an axis:
 
@@ -15,8 +18,11 @@ Names of arrays end in their shape, one letter an axis:
 so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx_TD, dw_DF.
 """
 
+from minimoe import analysis, gradcheck
 from minimoe.config import ModelConfig, TrainConfig, preset
+from minimoe.generation import generate
 from minimoe.model import Losses, forward, init_params, loss_and_grads
 
-__all__ = ["Losses", "ModelConfig", "TrainConfig", "forward", "init_params", "loss_and_grads", "preset"]
+__all__ = ["Losses", "ModelConfig", "TrainConfig", "analysis", "forward", "generate", "gradcheck", "init_params",
+           "loss_and_grads", "preset"]
 __version__ = "0.1.0"

@@ -18,9 +18,6 @@ from minimoe.moe import layer, losses
 from minimoe.nn import attention, ops
 from minimoe.params import Weight
 
-INIT_STD = 0.02
-"""Spread of the first weights; that of weights which write to the residual stream is 1/sqrt(2L) of it [GPT-2]."""
-
 
 class Losses(NamedTuple):
     """The objective and its parts.  total = ce + balance_coef * balance + z_coef * z; report ce.
@@ -55,16 +52,21 @@ class ModelCache(NamedTuple):
 
 
 def weights(config):
-    """Every parameter of the model: name -> Weight."""
-    out_std = INIT_STD / math.sqrt(2 * config.n_layers)
-    result = {"embed.w_VD": Weight((config.vocab_size, config.d_model), INIT_STD)}
+    """Every parameter of the model: name -> Weight.
+
+    The first weights have a spread of 1/sqrt(D), which keeps a product as large as its input; those that write to the
+    residual stream 1/sqrt(2L) of that, since 2L of them add up there [GPT-2].
+    """
+    std = 1 / math.sqrt(config.d_model)
+    out_std = std / math.sqrt(2 * config.n_layers)
+    result = {"embed.w_VD": Weight((config.vocab_size, config.d_model), std)}
     for i in range(config.n_layers):
         gain = {"gain_D": Weight((config.d_model,), None)}
-        result |= parameters.unscope(gain | attention.weights(config, INIT_STD, out_std), f"layers.{i}.attention.")
-        result |= parameters.unscope(gain | layer.weights(config, INIT_STD, out_std), f"layers.{i}.moe.")
+        result |= parameters.unscope(gain | attention.weights(config, std, out_std), f"layers.{i}.attention.")
+        result |= parameters.unscope(gain | layer.weights(config, std, out_std), f"layers.{i}.moe.")
     result["final.gain_D"] = Weight((config.d_model,), None)
     if not config.tie_embeddings:
-        result["head.w_DV"] = Weight((config.d_model, config.vocab_size), INIT_STD)
+        result["head.w_DV"] = Weight((config.d_model, config.vocab_size), std)
     return result
 
 

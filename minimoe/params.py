@@ -1,6 +1,7 @@
 """Parameters are a flat dict, "layers.0.moe.w_up_EDF" -> array; gradients and moments share its keys."""
 
 import zlib
+from dataclasses import fields, is_dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -62,3 +63,16 @@ def unflatten(vector, like):
         params[name] = vector[start:stop].reshape(array.shape)
         start = stop
     return params
+
+
+def arrays_in(tree):
+    """Every array in nested tuples, lists, dicts and records, such as a cache."""
+    if isinstance(tree, np.ndarray):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from arrays_in(list(tree.values()))
+    elif isinstance(tree, (tuple, list)):
+        for part in tree:
+            yield from arrays_in(part)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        yield from arrays_in([getattr(tree, f.name) for f in fields(tree)])

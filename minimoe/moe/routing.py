@@ -89,7 +89,7 @@ class Routing:
         return row_TK
 
     def _row(self, kept):
-        """Kept slots number an expert's queue from 0 without a gap, so they are rows counted from the expert's first."""
+        """Kept slots number an expert's queue from 0 without a gap: rows, counted from the expert's first."""
         count_E = self.kept_count_E
         start_E = np.cumsum(count_E) - count_E
         return start_E[self.expert_A[kept]] + self.slot_A[kept]

@@ -1,0 +1,1 @@
+"""How it learns: data, optimiser, loop, checkpoints."""

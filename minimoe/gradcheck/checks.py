@@ -1,131 +1,20 @@
-"""Is a hand-written gradient right?  Three ways to ask, and a report to read.
-
-complex step        f(x + ih).imag / h: exact to rounding error, since nothing is subtracted; h = 1e-30, routing live
-central difference  (f(x + h) - f(x - h)) / 2h: what a student has at hand; good to 1e-7 while no token changes experts
-random direction    one number for a whole model: <gradient, u> against the slope along a random u
-
-A router's choice jumps.  If x + h and x - h choose different experts, the difference measures the jump and not the
-gradient: a routing flip, not a wrong gradient.  The complex step never flips, since h does not touch the real part.
-"""
+"""The checks of this project's gradients: every operation, the layer in every setting, whole models, and flips."""
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
 from minimoe import model
 from minimoe import params as parameters
 from minimoe.config import DROP_ORDERS, ModelConfig
+from minimoe.gradcheck import numeric
 from minimoe.moe import layer, losses
 from minimoe.nn import attention, ops
-
-COMPLEX_STEP, COMPLEX_TOLERANCE = 1e-30, 1e-12
-CENTRAL_STEP, CENTRAL_TOLERANCE = 1e-5, 1e-7
-DIRECTION_TOLERANCE = 1e-6
-ZERO = 1e-13
-"""Gradients of at most this length are rounding error of 0."""
 
 SMALL = ModelConfig(vocab_size=7, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=6, n_experts=5, top_k=3,
                     max_sequence=9, balance_coef=0.5, z_coef=0.3)
 """A model with sizes that all differ and coefficients large enough to see, small enough to check every number."""
-
-
-class Row(NamedTuple):
-    """One tensor's check.  error: ||a - n|| / (||a|| + ||n||).  length: ||a||, the analytic gradient's."""
-
-    name: str
-    shape: tuple
-    checked: int
-    length: float
-    error: float
-    tolerance: float
-
-    @property
-    def ok(self):
-        """Whether the gradient is right (NaN is not)."""
-        return self.error < self.tolerance
-
-
-@dataclass(frozen=True)
-class Report:
-    """The checks of one function, with a title; prints as a table."""
-
-    title: str
-    rows: list[Row]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self):
-        """Whether every gradient is right."""
-        return all(row.ok for row in self.rows)
-
-    @property
-    def worst(self):
-        """The largest error of all tensors; NaN if any is."""
-        return float(np.max([row.error for row in self.rows]))
-
-    def __str__(self):
-        lines = [f"{self.title}: {'right' if self.ok else 'WRONG'}"]
-        width = max(len(row.name) for row in self.rows)
-        for row in self.rows:
-            size = math.prod(row.shape)
-            checked = f"all {size}" if row.checked == size else f"{row.checked} of {size}"
-            verdict = ("ok" if row.length > ZERO else "ok, gradient is 0") if row.ok else "WRONG"
-            lines.append(f"  {row.name:<{width}}  {row.shape!s:<14} {checked:>14} checked   "
-                         f"error {row.error:7.1e} (below {row.tolerance:.0e})  {verdict}")
-        return "\n".join(lines + [f"  {note}" for note in self.notes])
-
-
-def error(analytic, numeric):
-    """||a - n|| / (||a|| + ||n||), or 0 where both are 0 up to rounding.  Arrays of the same shape."""
-    size = np.linalg.norm(analytic) + np.linalg.norm(numeric)
-    return 0.0 if size < ZERO else float(np.linalg.norm(analytic - numeric) / size)
-
-
-def complex_step(function, arrays, name, entries):
-    """Derivative of function(arrays) by the listed entries (flat indices) of arrays[name], exact to rounding.
-
-        df/dx = Im f(x + ih) / h                                [Squire & Trapp 1998, SIAM Review 40(1)]
-
-    function: dict of arrays -> number; must be analytic (no abs, no comparison but of real parts).
-    """
-    slopes = np.empty(len(entries))
-    for i, entry in enumerate(entries):
-        stepped = arrays[name].astype(complex)
-        stepped.flat[entry] += COMPLEX_STEP * 1j
-        slopes[i] = function(arrays | {name: stepped}).imag / COMPLEX_STEP
-    return slopes
-
-
-def central_difference(function, arrays, name, entries):
-    """The same by (f(x + h) - f(x - h)) / 2h: no complex numbers needed, but h must be neither small nor large."""
-    slopes = np.empty(len(entries))
-    for i, entry in enumerate(entries):
-        values = []
-        for step in (CENTRAL_STEP, -CENTRAL_STEP):
-            stepped = arrays[name].copy()
-            stepped.flat[entry] += step
-            values.append(function(arrays | {name: stepped}))
-        slopes[i] = (values[0] - values[1]) / (2 * CENTRAL_STEP)
-    return slopes
-
-
-def compare(title, function, arrays, grads, method=complex_step, tolerance=COMPLEX_TOLERANCE, most=None, notes=()):
-    """Check analytic gradients against a numeric derivative, tensor by tensor.
-
-    function: dict of float64 arrays -> number.  grads: dict with the analytic gradient of each array to check.
-    most: check at most so many entries of each tensor, drawn at random; None checks all.  Returns a Report.
-    """
-    rows = []
-    rng = np.random.default_rng(0)
-    for name, grad in grads.items():
-        size = arrays[name].size
-        entries = np.arange(size) if most is None or most >= size else np.sort(rng.choice(size, most, replace=False))
-        numeric = method(function, arrays, name, entries)
-        rows.append(Row(name, arrays[name].shape, len(entries), float(np.linalg.norm(grad)),
-                        error(grad.ravel()[entries], numeric), tolerance))
-    return Report(title, rows, list(notes))
 
 
 def random_params(config, seed=0):
@@ -145,7 +34,7 @@ def check_pair(title, forward, backward, arrays):
     weight = np.random.default_rng(1).normal(size=np.shape(output))
     grads = backward(weight, cache)
     grads = dict(zip(arrays, grads if isinstance(grads, tuple) else (grads,), strict=True))
-    return compare(title, lambda a: (weight * forward(*a.values())[0]).sum(), arrays, grads)
+    return numeric.compare(title, lambda a: (weight * forward(*a.values())[0]).sum(), arrays, grads)
 
 
 def check_ops():
@@ -241,8 +130,8 @@ def check_layer(config, objective="all together", seed=0, n_tokens=11):
     dlogit_TE = losses.z_backward(z, losses.z_forward(routing)[1])
     dx_TD, dweights = layer.moe_backward(task * weight_TD, dprob_TE, dlogit_TE, cache)
     dropped = int((~routing.kept_A).sum())
-    return compare(f"MoE layer, objective: {objective}", value, arrays, {"x_TD": dx_TD} | dweights,
-                   notes=[f"{dropped} of {len(routing.kept_A)} assignments dropped"])
+    return numeric.compare(f"MoE layer, objective: {objective}", value, arrays, {"x_TD": dx_TD} | dweights,
+                           notes=[f"{dropped} of {len(routing.kept_A)} assignments dropped"])
 
 
 def check_model(config=SMALL, seed=0, most=None):
@@ -256,7 +145,7 @@ def check_model(config=SMALL, seed=0, most=None):
         most = math.ceil(5000 / len(params))
     _, grads = model.loss_and_grads(params, *batch, config, rng=np.random.default_rng(seed))
     title = f"whole model, {parameters.count(params):,} parameters, objective: ce + balance + z"
-    return compare(title, _objective(config, batch, seed), params, grads, most=most)
+    return numeric.compare(title, _objective(config, batch, seed), params, grads, most=most)
 
 
 def check_direction(config=SMALL, seed=0):
@@ -278,8 +167,8 @@ def check_direction(config=SMALL, seed=0):
         return losses_.total
 
     slope = sum((grads[name] * direction[name]).sum() for name in params)
-    report = compare("whole model, one random direction", along, {"step": np.zeros(1)}, {"step": np.array([slope])},
-                     central_difference, DIRECTION_TOLERANCE)
+    report = numeric.compare("whole model, one random direction", along, {"step": np.zeros(1)},
+                             {"step": np.array([slope])}, numeric.central_difference, numeric.DIRECTION_TOLERANCE)
     return replace(report, notes=[f"{flips(*routings)} routing flips"])
 
 
@@ -295,13 +184,13 @@ def check_flips(config=SMALL, seed=0):
     rng = np.random.default_rng(seed)
     (_, routings), cache = model.objective_forward(params, *batch, config, training=True, rng=rng)
     grads = {name: model.objective_backward(1.0, cache)[name]}
-    seen = []
-    live = compare("router, central difference, live routing", _objective(config, batch, seed, seen=seen), params,
-                   grads, central_difference, CENTRAL_TOLERANCE)
+    seen, central = [], (numeric.central_difference, numeric.CENTRAL_TOLERANCE)
+    live = numeric.compare("router, central difference, live routing", _objective(config, batch, seed, seen=seen),
+                           params, grads, *central)
     flipped = sum(flips(routings, a) + flips(routings, b) > 0 for a, b in zip(seen[::2], seen[1::2], strict=True))
     note = f"{flipped} of {params[name].size} steps changed a choice: a routing flip, not a wrong gradient"
-    frozen = compare("router, central difference, frozen routing", _objective(config, batch, seed, routings), params,
-                     grads, central_difference, CENTRAL_TOLERANCE)
+    frozen = numeric.compare("router, central difference, frozen routing", _objective(config, batch, seed, routings),
+                             params, grads, *central)
     return replace(live, notes=[note]), frozen
 
 
@@ -337,3 +226,27 @@ def _near_tie(params, batch, config, name):
     w_router_DE = params[name].copy()
     w_router_DE[:, next_] += x_D * (logit_E[last] - logit_E[next_] - 1e-6) / (x_D @ x_D)
     return params | {name: w_router_DE}
+
+
+def check_everything(config=SMALL, say=print):
+    """Check all that there is and print it: operations, the layer in every setting, a model of this config, flips.
+
+    Returns whether every gradient is right.
+    """
+    reports = check_ops()
+    say("\n\n".join(map(str, reports)))
+    say("\nThe MoE layer, worst error of all its parameters and its input, for each objective:\n")
+    say(f"{'':34}" + "".join(f"{name:>14}" for name in OBJECTIVES))
+    for name, case in layer_cases().items():
+        row = [check_layer(case, objective) for objective in OBJECTIVES]
+        say(f"{name:34}" + "".join(f"{r.worst:14.1e}" if r.ok else f"{'WRONG':>14}" for r in row))
+        reports += row
+    reports += [check_model(config), check_direction(config)]
+    say(f"\n{reports[-2]}\n\n{reports[-1]}")
+    live, frozen = check_flips()
+    say(f"\nWhat central differences make of a near tie, which is why we use the complex step:\n{live}\n{frozen}")
+    reports.append(frozen)
+    right = sum(report.ok for report in reports)
+    say(f"\n{right} of {len(reports)} checks right, {sum(len(r.rows) for r in reports)} tensors, worst error of the "
+        f"complex step {max(r.worst for r in reports if r.rows[0].tolerance == numeric.COMPLEX_TOLERANCE):.1e}")
+    return right == len(reports)

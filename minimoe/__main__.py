@@ -1,0 +1,7 @@
+"""`python -m minimoe`: see `minimoe.cli`."""
+
+import sys
+
+from minimoe.cli import main
+
+sys.exit(main())

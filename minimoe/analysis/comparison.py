@@ -1,0 +1,82 @@
+"""A MoE between two dense models: what each cost and reached, as a table and in words."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minimoe.analysis import cost
+from minimoe.training import loop
+
+MOE, DENSE_ACTIVE, DENSE_TOTAL = "MoE", "dense, same active", "dense, same total"
+"""Same active: as many parameters as the MoE uses for a token.  Same total: as many as it has in all."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model cost and reached.  ce, drop, balance: one entry a seed.  seconds: median step.  peak: bytes."""
+
+    parameters: cost.Parameters
+    forward_flops: float
+    training_flops: float
+    seconds: float
+    peak: int
+    ce: np.ndarray
+    drop: np.ndarray
+    balance: np.ndarray
+
+
+def measure(states, text):
+    """The Result of one model's runs, one a seed."""
+    config, training = states[0].model_config, states[0].train_config
+    counted = cost.count(config, training.batch, training.sequence)
+    peak = cost.peak_bytes(lambda: loop.step_once(loop.new_state(config, training, text), text))
+    history = [state.history for state in states]
+    return Result(
+        counted.parameters, counted.forward_flops_per_token, counted.training_flops_per_token,
+        float(np.median([h["seconds"] for h in history])), peak, np.array([h["eval_ce"][-1] for h in history]),
+        np.array([np.mean(h["drop"]) for h in history]), np.array([np.mean(h["balance"][-50:]) for h in history]))
+
+
+def table(results):
+    """The comparison as text, one row a model."""
+    head = ("", "parameters", "active", "FLOPs/token", "s/step", "peak memory", "validation loss", "dropped", "balance")
+    rows = [head] + [(
+        name, f"{r.parameters.total:,}", f"{r.parameters.active:,}", f"{r.forward_flops / 1e6:.2f} M",
+        f"{r.seconds:.3f}", f"{r.peak / 2**20:.0f} MiB", _mean_and_spread(r.ce), f"{r.drop.mean():.1%}",
+        f"{r.balance.mean():.3f}" if name == MOE else "-") for name, r in results.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
+                       enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    notes = ("FLOPs: forward, counted from the matrix products that ran.  s/step: median.  peak memory: arrays of one "
+             "training step with parameters and optimiser.\nvalidation loss: nats per token on held-out text, "
+             "cross-entropy alone.  balance: 1 is an even load.")
+    return "\n".join([*lines, notes])
+
+
+def verdict(results):
+    """What the numbers show, in words, for or against the MoE."""
+    moe, active, total = results[MOE], results[DENSE_ACTIVE], results[DENSE_TOTAL]
+    gain, gap = active.ce.mean() - moe.ce.mean(), moe.ce.mean() - total.ce.mean()
+    seeds = len(moe.ce)
+    lines = [
+        "What the numbers show",
+        f"- The MoE uses {moe.parameters.active / moe.parameters.total:.0%} of its parameters for a token. Its forward "
+        f"pass takes {total.forward_flops / moe.forward_flops:.1f}x fewer FLOPs than that of the dense model of equal "
+        f"size; its step takes {moe.seconds / total.seconds:.2f}x the time: routing, gathering rows and the optimiser, "
+        f"which steps all parameters, cost time that FLOPs do not count.",
+        f"- Against the dense model that does the same work per token, it has "
+        f"{moe.parameters.total / active.parameters.total:.1f}x the parameters, its step takes "
+        f"{moe.seconds / active.seconds:.1f}x the time and {moe.peak / active.peak:.1f}x the memory; its loss is "
+        f"{abs(gain):.3f} nats {'lower: the extra parameters pay' if gain > 0 else 'higher: here they lose'}.",
+        f"- Against the dense model with all its parameters, its loss is {abs(gap):.3f} nats "
+        f"{'higher: an idle expert is not a free one' if gap > 0 else 'lower, at a fraction of the FLOPs'}.",
+        f"- {'One seed is an anecdote: repeat with --seeds 3.' if seeds == 1 else f'Means of {seeds} seeds; '}"
+        + ("" if seeds == 1 else f"the losses of the MoE lie within {np.ptp(moe.ce):.3f}, so a gap smaller than that "
+                                 "shows nothing."),
+    ]
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values):
+    return f"{values.mean():.3f}" if len(values) == 1 else f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"

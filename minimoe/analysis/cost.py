@@ -1,0 +1,136 @@
+"""What a model costs: parameters, FLOPs as executed, bytes in use.
+
+A FLOP is a multiplication or an addition; a multiply-add is two.  Only matrix products are counted, as everywhere.
+"""
+
+import math
+import tracemalloc
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe import model
+from minimoe import params as parameters
+
+
+class Parameters(NamedTuple):
+    """Numbers of parameters.  Active is what one token uses; papers differ in which embeddings they count."""
+
+    total: int
+    active: int
+    active_without_input_embedding: int
+    active_without_embeddings: int
+
+
+class Cost(NamedTuple):
+    """Cost of one batch.  FLOPs are counted from the shapes of the matrix products that really ran."""
+
+    parameters: Parameters
+    forward_flops: int
+    training_flops: int
+    tokens: int
+
+    @property
+    def forward_flops_per_token(self):
+        """FLOPs of a forward pass, per token."""
+        return self.forward_flops / self.tokens
+
+    @property
+    def training_flops_per_token(self):
+        """FLOPs of a forward and a backward pass, per token."""
+        return self.training_flops / self.tokens
+
+
+class Counted(np.ndarray):
+    """An array that adds up the FLOPs of every matrix product that it, or an array made from it, takes part in."""
+
+    tally = None
+
+    def __array_finalize__(self, source):
+        """An array made from a counted one counts into the same tally."""
+        self.tally = getattr(source, "tally", None)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        """Run the operation on plain arrays; count it if it is a matrix product; hand the tally on."""
+        tally = next(a.tally for a in (*inputs, *(out or ())) if isinstance(a, Counted))
+        plain = [a.view(np.ndarray) if isinstance(a, Counted) else a for a in inputs]
+        if out is not None:
+            options["out"] = tuple(a.view(np.ndarray) if isinstance(a, Counted) else a for a in out)
+        result = getattr(ufunc, method)(*plain, **options)
+        if ufunc is np.matmul:
+            tally.append(2 * result.size * plain[0].shape[-1])
+        return out[0] if out is not None else counted(result, tally)
+
+
+def counted(array, tally):
+    """The array as a Counted one.  tally: a list that the FLOPs of each matrix product are appended to."""
+    if not isinstance(array, np.ndarray):
+        return array
+    view = array.view(Counted)
+    view.tally = tally
+    return view
+
+
+def count(config, batch=1, sequence=None, seed=0):
+    """Cost of a batch of random tokens through a freshly initialised model, in training, its losses left out.
+
+    batch: sequences.  sequence: tokens each; None is config.max_sequence.
+    """
+    shape = (batch, sequence or config.max_sequence)
+    rng, tally = np.random.default_rng(seed), []
+    tokens_BS = rng.integers(0, config.vocab_size, shape)
+    params = {name: counted(array, tally) for name, array in model.init_params(config, seed).items()}
+    (logit_TV, routings), cache = model.model_forward(params, tokens_BS, config, training=True, rng=rng)
+    forward_flops = sum(tally)
+    no_pull = [np.zeros_like(routing.prob_TE) for routing in routings]
+    model.model_backward(np.ones_like(logit_TV), no_pull, no_pull, cache)
+    return Cost(count_parameters(config), forward_flops, sum(tally), math.prod(shape))
+
+
+def forward_flops_formula(config, batch, sequence):
+    """FLOPs of a dropless forward pass by formula, to hold against the count.
+
+    The scores of all S * S pairs are computed, the masked half too.
+    """
+    D, H, G, P, S = config.d_model, config.n_heads, config.kv_heads, config.d_head, sequence
+    attention = 2 * D * (H + 2 * G) * P + 4 * H * P * S + 2 * H * P * D
+    moe = 2 * D * config.n_experts + config.top_k * 3 * 2 * D * config.d_hidden
+    return batch * S * (config.n_layers * (attention + moe) + 2 * D * config.vocab_size)
+
+
+def count_parameters(config):
+    """Total and active parameters.
+
+        active = total - (1 - K/E) * parameters of the experts
+    """
+    weights = model.weights(config)
+    total = parameters.count(weights)
+    experts = parameters.count({name: w for name, w in weights.items() if name.endswith(("EDF", "EFD"))})
+    active = total - experts + experts * config.top_k // config.n_experts
+    embedding = config.vocab_size * config.d_model
+    tables = 1 if config.tie_embeddings else 2
+    without_input = active if config.tie_embeddings else active - embedding  # a tied table is also the head
+    return Parameters(total, active, without_input, active - tables * embedding)
+
+
+def cache_bytes(cache, params):
+    """Bytes that a forward pass keeps for its backward: every distinct buffer in the cache but the parameters."""
+    owned = {id(_buffer(array)) for array in params.values()}
+    buffers = {id(b): b.nbytes for b in map(_buffer, parameters.arrays_in(cache)) if id(b) not in owned}
+    return sum(buffers.values())
+
+
+def peak_bytes(function):
+    """Most bytes that `function()` had allocated at once, beyond what there was before."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _buffer(array):
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

@@ -1,0 +1,154 @@
+"""Pictures of a run.  Colour-blind safe, experts named by number as well as by colour, titles that say what is seen.
+
+Each function takes plain arrays and returns a matplotlib Figure; `save` writes it.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+EXPERT_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+"""Okabe and Ito's palette, grey in place of black so that text can stand on every one."""
+
+MODEL_STYLES = (("#D55E00", "-"), ("#0072B2", "--"), ("#009E73", ":"))
+DOMAIN_STYLES = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."), ("#CC79A7", "xxx"))
+INK = "#222222"
+
+
+def colour(expert):
+    """The colour of an expert; from the ninth on they repeat, and the number tells them apart."""
+    return EXPERT_COLOURS[expert % len(EXPERT_COLOURS)]
+
+
+def save(figure, path):
+    """Write a PNG under a temporary name and rename it; the same figure gives the same bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def losses(curves, title):
+    """Validation loss against steps, and against training FLOPs.
+
+    curves: name -> (steps, flops, ce), arrays of one length, or ce with one row a seed.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    by_step, by_flops = figure.subplots(1, 2, sharey=True)
+    for (name, (steps, flops, ce)), (shade, line) in zip(curves.items(), MODEL_STYLES, strict=False):
+        ce = np.atleast_2d(ce)
+        for axis, x in ((by_step, steps), (by_flops, flops)):
+            axis.plot(x, ce.mean(axis=0), line, color=shade, lw=2.2, label=name)
+            if len(ce) > 1:
+                axis.fill_between(x, ce.min(axis=0), ce.max(axis=0), color=shade, alpha=0.2, lw=0)
+    by_step.set(xlabel="optimiser steps", ylabel="validation loss (nats per token)", title="the same steps")
+    by_flops.set(xlabel="training FLOPs (matrix products, forward and backward)", title="the same FLOPs", xscale="log")
+    by_step.legend(frameon=False)
+    for axis in (by_step, by_flops):
+        _plain(axis)
+    figure.suptitle(title, color=INK, fontsize=13)
+    return figure
+
+
+def load_over_time(steps, load, title):
+    """Share of the assignments of each expert, layer by layer, while training.
+
+    steps: of the records.  load: [records, L, E], shares before capacity.
+    """
+    n_layers, n_experts = load.shape[1:]
+    figure = Figure(figsize=(10, 2.3 * n_layers + 1), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(n_layers, 1, sharex=True, sharey=True))
+    for layer, axis in enumerate(axes):
+        top = np.zeros(len(steps))
+        for expert in range(n_experts):
+            base, top = top, top + load[:, layer, expert]
+            axis.fill_between(steps, base, top, color=colour(expert), lw=0.4, edgecolor="white")
+            if top[-1] - base[-1] > 0.03:
+                axis.annotate(str(expert), (1.005, (base[-1] + top[-1]) / 2), xycoords=("axes fraction", "data"),
+                              va="center", fontsize=9, color=INK)
+        for share in np.arange(1, n_experts) / n_experts:
+            axis.axhline(share, color="white", lw=0.6, ls=":")
+        axis.set(ylim=(0, 1), xlim=(steps[0], steps[-1]), ylabel=f"layer {layer}\nshare of assignments")
+        _plain(axis)
+    axes[-1].set_xlabel("optimiser steps (numbers at the right: expert; dotted: an even split)")
+    figure.suptitle(title, color=INK, fontsize=13)
+    return figure
+
+
+def load_by_domain(load, domains, title):
+    """Where each domain's tokens go: bars an expert, one panel a layer.
+
+    load: [domains, L, E], shares that sum to 1 over the experts.
+    """
+    _, n_layers, n_experts = load.shape
+    figure = Figure(figsize=(10, 2.1 * n_layers + 1), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(n_layers, 1, sharex=True, sharey=True))
+    width = 0.8 / len(domains)
+    for layer, axis in enumerate(axes):
+        for d, domain in enumerate(domains):
+            shade, hatch = DOMAIN_STYLES[d % len(DOMAIN_STYLES)]
+            axis.bar(np.arange(n_experts) + (d - (len(domains) - 1) / 2) * width, load[d, layer], width, color=shade,
+                     hatch=hatch, edgecolor="white", label=domain)
+        axis.axhline(1 / n_experts, color=INK, lw=1, ls=":")
+        axis.set(ylabel=f"layer {layer}\nshare of assignments")
+        _plain(axis)
+    axes[0].legend(frameon=False, ncols=len(domains), loc="upper right")
+    axes[-1].set(xlabel="expert (dotted: an even split)", xticks=range(n_experts))
+    figure.suptitle(title, color=INK, fontsize=13)
+    return figure
+
+
+def coloured_text(pieces, n_experts, title):
+    """Characters on the colour of the expert of their first choice, its number below each.
+
+    pieces: list of (heading, text, expert of each character).
+    """
+    width = max(len(line) for _, text, _ in pieces for line in text.split("\n")) + 1
+    rows = sum(len(text.split("\n")) + 1 for _, text, _ in pieces) + 1.6
+    figure = Figure(figsize=(10, 1.2 + rows * 0.36))
+    axis = figure.add_axes((0.02, 0.01, 0.96, 0.98 - 0.5 / figure.get_figheight()))
+    axis.set(xlim=(0, width), ylim=(rows, 0))
+    axis.axis("off")
+    y = 0.8
+    for heading, text, experts in pieces:
+        axis.text(0, y, heading, fontsize=10, color=INK, va="center", style="italic")
+        y = _draw_lines(axis, text, experts, y + 0.9) + 0.2
+    for expert in range(n_experts):
+        _draw_cell(axis, 1.5 * expert + 9, y, "", expert, 1.3)
+    axis.text(0, y + 0.05, "expert", fontsize=10, color=INK, va="center")
+    figure.suptitle(title, color=INK, fontsize=13)
+    return figure
+
+
+def _draw_lines(axis, text, experts, y):
+    """One cell a character, a new row at each line break; returns the next free row."""
+    x = 0
+    for character, expert in zip(text, experts, strict=True):
+        if character == "\n":
+            _draw_cell(axis, x, y, "↵", expert)
+            x, y = 0, y + 1
+        else:
+            _draw_cell(axis, x, y, character, expert)
+            x += 1
+    return y + 1
+
+
+def _draw_cell(axis, x, y, character, expert, width=1.0):
+    axis.add_patch(Rectangle((x, y - 0.45), width, 0.9, facecolor=colour(expert), edgecolor="white", linewidth=0.5))
+    axis.text(x + width / 2, y - 0.12, character, ha="center", va="center", family="monospace", fontsize=10,
+              color="black")
+    axis.text(x + width / 2, y + 0.28, str(expert), ha="center", va="center", fontsize=5.5, color="black")
+
+
+def _plain(axis):
+    """No box, and ink that is not quite black."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=INK)
+    axis.title.set_color(INK)

@@ -1,0 +1,105 @@
+"""Sampling text, one token at a time, with the keys and values of earlier tokens kept.
+
+A cached step sees one token, so it must get the routing that the full text would give it.  That holds for causal
+routers without a capacity, and everything else is refused: with a capacity, who is dropped depends on who else is in
+the batch, and a router that compares tokens (expert choice) would look into a future that does not exist yet.
+"""
+
+import numpy as np
+
+from minimoe import model
+from minimoe.moe import routers
+
+
+def generate(params, config, prompt_S, n_tokens, temperature=1.0, top_k=None, top_p=None, seed=0):
+    """The prompt and n_tokens more.
+
+    prompt_S: at least one token.  temperature: divides the logits (1); 0 takes the likeliest.  top_k: sample among the
+    k likeliest only.  top_p: among the fewest that have probability p together.  Returns an array of tokens.
+    Raises ValueError for a value out of range, or a config that cannot generate, with the reason.
+    """
+    tokens_S = list(check_prompt(prompt_S, config))
+    tokens_S.extend(stream(params, config, prompt_S, n_tokens, temperature, top_k, top_p, seed))
+    return np.array(tokens_S)
+
+
+def stream(params, config, prompt_S, n_tokens, temperature=1.0, top_k=None, top_p=None, seed=0):
+    """Iterate over the new tokens of `generate` as they are made.
+
+    When the context is full, the older half of it is forgotten and the rest read again, so each logit is exactly that
+    of a forward pass over the tokens in view.
+    """
+    check_config(config)
+    check_options(n_tokens, temperature, top_k, top_p)
+    model.check_params(params, config)
+    view = list(check_prompt(prompt_S, config))[-config.max_sequence:]
+    return _stream(params, config, view, n_tokens, (temperature, top_k, top_p), np.random.default_rng(seed))
+
+
+def _stream(params, config, view, n_tokens, options, rng):
+    unread, pasts = view, None
+    for _ in range(n_tokens):
+        logit_V, pasts = next_logits(params, config, np.array(unread), pasts)
+        token = sample(logit_V, *options, rng)
+        yield token
+        view, unread = view + [token], [token]
+        if len(view) > config.max_sequence:
+            view = view[-max(config.max_sequence // 2, 1):]
+            unread, pasts = view, None
+
+
+def next_logits(params, config, tokens_S, pasts=None):
+    """Logits of the token after tokens_S, and the keys and values of every layer, to be handed to the next call.
+
+    pasts: what the call for the earlier tokens returned; None at the start.  Returns logit_V, pasts.
+    """
+    (logit_TV, _), cache = model.model_forward(params, tokens_S[None], config, pasts=pasts)
+    return logit_TV[-1], [(block.attention.k_BGMP, block.attention.v_BGMP) for block in cache.blocks]
+
+
+def sample(logit_V, temperature, top_k, top_p, rng):
+    """One token, drawn from softmax(logit / temperature) among those that top_k and top_p leave.
+
+    top_p keeps the fewest likeliest tokens whose probabilities reach p.          [arXiv:1904.09751, sec. 3.1]
+    """
+    order_V = np.argsort(-logit_V, kind="stable")[:top_k]
+    if temperature == 0:
+        return int(order_V[0])
+    scaled_V = (logit_V[order_V] - logit_V[order_V[0]]).astype(float) / temperature
+    p_V = np.exp(scaled_V)
+    p_V /= p_V.sum()
+    if top_p is not None:
+        before_V = np.cumsum(p_V) - p_V
+        p_V = np.where(before_V < top_p, p_V, 0.0)
+    return int(order_V[rng.choice(len(p_V), p=p_V / p_V.sum())])
+
+
+def check_config(config):
+    """Raise ValueError unless a cached step of this model equals the full forward pass."""
+    if not routers.POLICIES[config.router].CAUSAL:
+        raise ValueError(f"router = {config.router!r} cannot generate: it is not causal, so the tokens to come would "
+                         "decide where earlier tokens go")
+    if config.eval_capacity_factor is not None:
+        raise ValueError(f"eval_capacity_factor = {config.eval_capacity_factor} cannot generate: the room in an expert "
+                         "depends on how many tokens are routed together, so a token alone would be routed otherwise; "
+                         "use eval_capacity_factor=None (dropless)")
+
+
+def check_options(n_tokens, temperature, top_k, top_p):
+    """Raise ValueError for a sampling option out of range."""
+    if n_tokens < 0:
+        raise ValueError(f"n_tokens = {n_tokens}: must be 0 or more")
+    if not (np.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature = {temperature}: must be a finite number, 0 or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k = {top_k}: must be 1 or more tokens, or None")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p = {top_p}: must be above 0 and at most 1, or None")
+
+
+def check_prompt(prompt_S, config):
+    """The prompt as an array.  Raises ValueError if it is empty or not whole numbers in [0, V)."""
+    prompt_S = np.asarray(prompt_S)
+    if prompt_S.ndim != 1 or len(prompt_S) == 0:
+        raise ValueError(f"prompt_S has shape {prompt_S.shape}: must be one row of at least one token")
+    return model.check_tokens(prompt_S[None, -config.max_sequence:], config, "prompt_S")[0]

@@ -1,0 +1,32 @@
+"""Is a hand-written gradient right?  Three ways to ask, and a report to read.
+
+complex step        f(x + ih).imag / h: exact to rounding error, since nothing is subtracted; h = 1e-30, routing live
+central difference  (f(x + h) - f(x - h)) / 2h: what a student has at hand; good to 1e-7 while no token changes experts
+random direction    one number for a whole model: <gradient, u> against the slope along a random u
+
+A router's choice jumps.  If x + h and x - h choose different experts, the difference measures the jump and not the
+gradient: a routing flip, not a wrong gradient.  The complex step never flips, since h does not touch the real part.
+"""
+
+from minimoe.gradcheck.checks import (
+    OBJECTIVES,
+    SMALL,
+    check_direction,
+    check_everything,
+    check_flips,
+    check_layer,
+    check_model,
+    check_ops,
+    check_pair,
+    flips,
+    layer_cases,
+    random_batch,
+    random_params,
+)
+from minimoe.gradcheck.numeric import Report, Row, central_difference, compare, complex_step, error
+
+__all__ = [
+    "OBJECTIVES", "SMALL", "Report", "Row", "central_difference", "check_direction", "check_everything", "check_flips",
+    "check_layer", "check_model", "check_ops", "check_pair", "compare", "complex_step", "error", "flips",
+    "layer_cases", "random_batch", "random_params",
+]

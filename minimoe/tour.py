@@ -1,0 +1,160 @@
+"""The tour: a MoE and two dense models on the same text, what each costs, and where the tokens went.
+
+The dense models bracket the MoE: one has as many parameters as the MoE uses for a token (active), one has as many as
+the MoE has in all (total).  Same data, same steps, same seeds.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from minimoe import generation, model
+from minimoe.analysis import comparison, plots
+from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL, MOE
+from minimoe.config import ModelConfig, TrainConfig
+from minimoe.training import checkpoint, corpus, data, loop, progress
+
+FOLDERS = {MOE: "moe", DENSE_ACTIVE: "dense-active", DENSE_TOTAL: "dense-total"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a tour trains, and where it puts what it makes."""
+
+    moe: ModelConfig
+    training: TrainConfig
+    seeds: int
+    runs: Path
+    figures: Path
+
+    def configs(self):
+        """Name -> ModelConfig of the three models."""
+        dense = replace(self.moe, n_experts=1, top_k=1)
+        return {
+            MOE: self.moe,
+            DENSE_ACTIVE: replace(dense, d_hidden=self.moe.top_k * self.moe.d_hidden),
+            DENSE_TOTAL: replace(dense, d_hidden=self.moe.n_experts * self.moe.d_hidden),
+        }
+
+    def path(self, name, seed):
+        """Where the checkpoint of a model and seed is."""
+        return self.runs / FOLDERS[name] / f"seed{seed}" / "checkpoint.npz"
+
+
+def plan(quick, seeds, vocab_size):
+    """The full tour, or the quick one that shows the same in seconds on a smaller model."""
+    if quick:
+        moe = ModelConfig(vocab_size=vocab_size, d_model=32, n_layers=2, d_hidden=32, n_experts=8, top_k=2)
+        training = TrainConfig(n_steps=100, batch=8, warmup_steps=10, eval_every=25, eval_batches=4, record_every=2)
+        return Plan(moe, training, seeds, Path("runs/quick"), Path("runs/quick/figures"))
+    moe = ModelConfig(vocab_size=vocab_size, d_hidden=128)
+    training = TrainConfig(n_steps=600, eval_every=50, eval_batches=20, record_every=5)
+    return Plan(moe, training, seeds, Path("runs/tour"), Path("figures"))
+
+
+def main(quick=False, seeds=1, fresh=False, say=print):
+    """Train what is not trained yet, draw the figures, print the table, a sample and the verdict.
+
+    quick: the small version.  seeds: runs of each model.  fresh: train again what is there.  say: prints.
+    """
+    text = data.build(corpus.embedded(), TrainConfig().sequence)
+    tour = plan(quick, seeds, len(text.tokenizer))
+    lengths = ", ".join(f"{name} {len(train) + len(held):,} characters"
+                        for name, train, held in zip(text.domains, text.train, text.held_out, strict=True))
+    say(f"Training a Mixture of Experts and two dense models on {lengths}.\n"
+        f"Interrupt when you like: the same command goes on from there.\n")
+    states = {name: [_train(tour, name, config, seed, text, fresh, say) for seed in range(seeds)]
+              for name, config in tour.configs().items()}
+    results = {name: comparison.measure(runs, text) for name, runs in states.items()}
+    draw(tour, states, results, text)
+    say("\n" + comparison.table(results))
+    say(f"\nPictures: {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
+    say("\nA sample from the MoE, which began with 'The ':\n")
+    say(_indent(sample(states[MOE][0])))
+    say("\n" + comparison.verdict(results))
+
+
+def figures(say=print):
+    """Draw the figures again from the runs of the full tour that are there.  Raises ValueError if one is missing."""
+    text = data.build(corpus.embedded(), TrainConfig().sequence)
+    tour = plan(False, 1, len(text.tokenizer))
+    seeds = len(list((tour.runs / FOLDERS[MOE]).glob("seed*")))
+    states = {name: [checkpoint.load(tour.path(name, seed)) for seed in range(max(seeds, 1))] for name in FOLDERS}
+    draw(tour, states, {name: comparison.measure(runs, text) for name, runs in states.items()}, text)
+    say(f"wrote {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
+
+
+def _train(tour, name, config, seed, text, fresh, say):
+    path, training = tour.path(name, seed), replace(tour.training, seed=seed)
+    label = name if tour.seeds == 1 else f"{name}, seed {seed}"
+    if path.exists() and not fresh:
+        state = checkpoint.load(path)
+        if (state.model_config, state.train_config, state.data_digest) != (config, training, text.digest):
+            raise ValueError(f"{path} is a run of another kind; train anew with --fresh")
+        say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
+    else:
+        state = loop.new_state(config, training, text)
+    if not state.finished:
+        try:
+            with progress.bar(state, label) as on_step:
+                loop.train(state, text, path, on_step)
+        except loop.Interrupted as error:
+            raise KeyboardInterrupt(f"{label}: {error}; the same command goes on from there") from error
+    return state
+
+
+def sample(state, n_tokens=300):
+    """Text from a trained model, after 'The '."""
+    prompt_S = state.tokenizer.encode("The ")
+    tokens_S = generation.generate(state.params, state.model_config, prompt_S, n_tokens, temperature=0.8)
+    return state.tokenizer.decode(tokens_S)
+
+
+FIGURES = ("losses", "load", "text", "domains")
+
+
+def draw(tour, states, results, text):
+    """Write the four figures."""
+    moe, first = results[MOE], states[MOE][0]
+    names = {name: f"{name} {r.ce.mean():.3f}" for name, r in results.items()}
+    tokens = tour.training.batch * tour.training.sequence * tour.training.accumulate
+    curves = {}
+    for name, runs in states.items():
+        steps = np.array(runs[0].history["eval_step"])
+        curves[names[name]] = (steps, steps * tokens * results[name].training_flops,
+                               np.array([run.history["eval_ce"] for run in runs]))
+    better = "below" if moe.ce.mean() < results[DENSE_ACTIVE].ce.mean() else "not below"
+    plots.save(plots.losses(curves, f"Step for step, the MoE is {better} the dense model that does the same work "
+                                    "per token"), tour.figures / "losses.png")
+    history = first.history
+    load = np.array(history["router_load"])
+    plots.save(plots.load_over_time(np.array(history["router_step"]), load,
+                                    f"Expert load while training: the busiest expert ends with "
+                                    f"{load[-10:].mean(axis=0).max() * load.shape[2]:.1f}x an even share"),
+               tour.figures / "load.png")
+    by_domain = np.array(history["eval_load"][-1])
+    layer = int(np.abs(by_domain[0] - by_domain[1]).sum(axis=1).argmax())
+    moved = np.abs(by_domain[0] - by_domain[1]).sum(axis=1)[layer] / 2
+    plots.save(plots.load_by_domain(by_domain, text.domains,
+                                    f"Experts take sides: in layer {layer}, {moved:.0%} of the load moves between "
+                                    f"{text.domains[0]} and {text.domains[1]}"), tour.figures / "domains.png")
+    plots.save(plots.coloured_text(_route_pieces(first, text, layer), first.model_config.n_experts,
+                                   f"Each character on the colour of its first expert in layer {layer}"),
+               tour.figures / "text.png")
+
+
+def _route_pieces(state, text, layer, lines=4):
+    """Some held-out lines of each domain with the first choice of each character."""
+    pieces = []
+    for domain, stream in zip(text.domains, text.held_out, strict=True):
+        tokens_S = stream[:state.model_config.max_sequence * lines]
+        tokens_BS = tokens_S.reshape(lines, -1)
+        _, routings = model.forward(state.params, tokens_BS, state.model_config)
+        first = routings[layer].rank_A == 0
+        pieces.append((f"{domain}, held out", state.tokenizer.decode(tokens_S), routings[layer].expert_A[first]))
+    return pieces
+
+
+def _indent(text):
+    return "\n".join("    " + line for line in text.split("\n"))

@@ -1,0 +1,68 @@
+"""Texts to batches: the first nine tenths of each domain train, the rest is held out."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe.training.tokenizer import Tokenizer
+
+TRAIN_SHARE = 0.9
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Tokenized text.  domains: their names.  train, held_out: one array of tokens a domain, in the same order."""
+
+    tokenizer: Tokenizer
+    domains: tuple[str, ...]
+    train: tuple[np.ndarray, ...]
+    held_out: tuple[np.ndarray, ...]
+
+    @property
+    def digest(self):
+        """A short name of exactly this data, to tell a checkpoint of other data apart."""
+        streams = b"".join(s.astype("<u4").tobytes() for s in self.train + self.held_out)
+        return hashlib.sha256(self.tokenizer.characters.encode() + streams).hexdigest()[:16]
+
+
+class Batch(NamedTuple):
+    """targets_BS are tokens_BS one place on; domain_B says which domain each sequence is from."""
+
+    tokens_BS: np.ndarray
+    targets_BS: np.ndarray
+    domain_B: np.ndarray
+
+
+def build(texts, sequence, tokenizer=None):
+    """A Corpus from {domain: text}.
+
+    sequence: tokens of a training sequence.  tokenizer: an existing one; None makes one of the texts' characters.
+    Raises ValueError for a text too short to train on and to evaluate on, or with characters unknown to the tokenizer.
+    """
+    tokenizer = tokenizer or Tokenizer.of(*texts.values())
+    train, held_out = [], []
+    for name, text in texts.items():
+        tokens_S = tokenizer.encode(text)
+        cut = int(TRAIN_SHARE * len(tokens_S))
+        if min(cut, len(tokens_S) - cut) <= sequence:
+            raise ValueError(f"the text {name!r} has {len(text)} characters: too short for sequences of {sequence}, of "
+                             f"which the held-out tenth must have room for one; {10 * sequence + 20} would do")
+        train.append(tokens_S[:cut])
+        held_out.append(tokens_S[cut:])
+    return Corpus(tokenizer, tuple(texts), tuple(train), tuple(held_out))
+
+
+def sample(streams, rng, batch, sequence):
+    """A Batch of random pieces of the streams, every starting point equally likely.
+
+    streams: arrays of tokens, one a domain.  rng: numpy.random.Generator.  batch: sequences.  sequence: tokens each.
+    """
+    starts = np.array([len(stream) - sequence for stream in streams])  # the last token has no target
+    stop = np.cumsum(starts)
+    place_B = rng.integers(0, stop[-1], batch)
+    domain_B = np.searchsorted(stop, place_B, side="right")
+    offset_B = place_B - (stop - starts)[domain_B]
+    pieces = np.stack([streams[d][o:o + sequence + 1] for d, o in zip(domain_B, offset_B, strict=True)])
+    return Batch(pieces[:, :-1], pieces[:, 1:], domain_B)

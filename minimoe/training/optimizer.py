@@ -1,0 +1,71 @@
+"""AdamW, its learning rate, and gradient clipping.
+
+These functions own what they are given: parameters and moments are updated in place, since fresh arrays of the size of
+the model at every step cost more than the arithmetic.
+"""
+
+import math
+
+import numpy as np
+
+CHUNK = 1 << 15
+"""Numbers updated at a time: parameter, gradient, moments and scratch of a chunk stay in the processor's cache."""
+
+
+def learning_rate(step, config):
+    """Linear warmup to the peak, then half a cosine down to the minimum at the last step.
+
+        lr(t) = min + (peak - min) * (1 + cos(pi * progress)) / 2          [SGDR, arXiv:1608.03983, eq. 5]
+
+    step: 0 for the first.  config: TrainConfig.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(config.n_steps - 1 - config.warmup_steps, 1)
+    cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * cosine
+
+
+def global_norm(grads):
+    """Length of all gradients taken as one vector."""
+    return math.sqrt(sum(float(np.vdot(grad, grad)) for grad in grads.values()))
+
+
+def start_moments(params):
+    """AdamW's two moments, both zero: (mean gradient, mean squared gradient), dicts with the keys of params."""
+    return tuple({name: np.zeros_like(array) for name, array in params.items()} for _ in range(2))
+
+
+def adamw_update(params, grads, moments, step, config, scale=1.0):
+    """One step of AdamW with bias correction; the decay is decoupled and falls on matrices, not on gains.
+
+        m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
+        w = w - lr * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay * w)      [arXiv:1711.05101, algorithm 2]
+
+    step: 0 for the first, t = step + 1.  scale: factor on all gradients (clipping).  Updates params and moments.
+    """
+    lr, t = learning_rate(step, config), step + 1
+    bias1, bias2 = 1 - config.beta1 ** t, 1 - config.beta2 ** t
+    means, squares = moments
+    for name, array in params.items():
+        decay = config.weight_decay if array.ndim > 1 else 0.0
+        flat = [a.reshape(-1) for a in (array, grads[name], means[name], squares[name])]
+        for start in range(0, array.size, CHUNK):
+            w, g, m, v = (a[start:start + CHUNK] for a in flat)
+            g = g * scale
+            m *= config.beta1
+            m += (1 - config.beta1) * g
+            g *= g
+            g *= 1 - config.beta2
+            v *= config.beta2
+            v += g
+            root = np.sqrt(v, out=g)
+            root *= 1 / math.sqrt(bias2)
+            root += config.adam_eps
+            w *= 1 - lr * decay
+            w -= np.divide(m, root, out=root) * (lr / bias1)
+
+
+def clip_scale(norm, limit):
+    """Factor that brings gradients of length `norm` to at most `limit`."""
+    return min(1.0, limit / norm) if norm > 0 else 1.0

@@ -1,0 +1,23 @@
+"""A progress bar for a training run: loss, tokens a second, what is dropped, how even the load is."""
+
+import contextlib
+
+import numpy as np
+from tqdm import tqdm
+
+
+@contextlib.contextmanager
+def bar(state, label):
+    """An `on_step` for `loop.train` that draws the bar on standard error.  label: name of the run."""
+    config = state.train_config
+    tokens_per_step = config.batch * config.sequence * config.accumulate
+    with tqdm(total=config.n_steps, initial=state.step, desc=label, unit="step", dynamic_ncols=True) as progress:
+
+        def on_step(state):
+            recent = {name: np.mean(state.history[name][-20:]) for name in ("ce", "seconds", "drop", "balance")}
+            progress.set_postfix_str(
+                f"loss {recent['ce']:.3f}, {tokens_per_step / recent['seconds']:,.0f} tokens/s, "
+                f"dropped {recent['drop']:.1%}, balance {recent['balance']:.3f}", refresh=False)
+            progress.update()
+
+        yield on_step

@@ -1,0 +1,38 @@
+"""One token a character: nothing to learn, nothing to download, and every token can be read."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Characters in order of their code points; a token is the place of its character in this string."""
+
+    characters: str
+
+    @classmethod
+    def of(cls, *texts):
+        """The tokenizer that knows every character of the texts."""
+        return cls("".join(sorted(set().union(*texts))))
+
+    def __len__(self):
+        return len(self.characters)
+
+    def encode(self, text):
+        """Text to an array of tokens.  Raises ValueError that names the characters that are not known."""
+        known, asked = _code_points(self.characters), _code_points(text)
+        tokens_S = np.searchsorted(known, asked)
+        found = known[np.minimum(tokens_S, len(known) - 1)] == asked
+        if not found.all():
+            unknown = " ".join(repr(c) for c in sorted({text[i] for i in np.flatnonzero(~found)}))
+            raise ValueError(f"the text has characters that the model has not seen in training: {unknown}")
+        return tokens_S
+
+    def decode(self, tokens_S):
+        """Tokens back to text."""
+        return "".join(self.characters[token] for token in tokens_S)
+
+
+def _code_points(text):
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
