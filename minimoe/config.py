@@ -4,7 +4,7 @@ Both records are frozen and check themselves, so a configuration that exists is 
 The command line makes its options from these fields, so a default or an explanation stands here alone.
 """
 
-import math
+import sys
 from dataclasses import dataclass, field
 
 ROUTERS = {"softmax_topk": "softmax over all experts, the top_k best take the token (Mixtral, OLMoE)"}
@@ -38,9 +38,16 @@ def _require_counts(config, names):
 def _require_numbers(config, names, positive):
     for name in names:
         value = getattr(config, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         _require(number and (value > 0 if positive else value >= 0), name, value,
                  f"must be a finite number {'above 0' if positive else 'of 0 or more'}")
+        if isinstance(value, float):
+            object.__setattr__(config, name, float(value))  # a numpy.float64 would turn float32 arrays into float64
+
+
+def _require_name(config, name, known):
+    value = getattr(config, name)
+    _require(isinstance(value, str) and value in known, name, value, f"must be one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -94,10 +101,9 @@ class ModelConfig:
     def _check_routing(self):
         _require(self.top_k <= self.n_experts, "top_k", self.top_k,
                  f"a token cannot have more experts than there are: n_experts = {self.n_experts}")
-        _require(self.router in ROUTERS, "router", self.router, f"must be one of {', '.join(ROUTERS)}")
-        _require(self.drop_order in DROP_ORDERS, "drop_order", self.drop_order,
-                 f"must be one of {', '.join(DROP_ORDERS)}")
-        _require(self.renormalize in (None, True, False), "renormalize", self.renormalize,
+        _require_name(self, "router", ROUTERS)
+        _require_name(self, "drop_order", DROP_ORDERS)
+        _require(self.renormalize is None or isinstance(self.renormalize, bool), "renormalize", self.renormalize,
                  "must be True, False or None")
         _require(not (self.renormalize and self.top_k == 1), "renormalize", self.renormalize,
                  "with top_k = 1 the one gate would be p / p = 1 whatever the router says, so the task could never "
@@ -115,6 +121,11 @@ class ModelConfig:
     def kv_heads(self):
         """Number of key and value heads, with the default filled in."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def loss_coefs(self):
+        """Weights of the balance and z-loss in the objective; 0 with one expert, where there is nothing to route."""
+        return (self.balance_coef, self.z_coef) if self.n_experts > 1 else (0.0, 0.0)
 
     @property
     def gates_sum_to_one(self):
@@ -151,14 +162,13 @@ class TrainConfig:
         _require_counts(self, ("n_steps", "batch", "sequence", "accumulate", "eval_every", "eval_batches",
                                "record_every", "checkpoint_every"))
         _require_numbers(self, ("learning_rate", "adam_eps", "clip_norm"), positive=True)
-        _require_numbers(self, ("min_learning_rate", "weight_decay", "warmup_steps"), positive=False)
+        _require_numbers(self, ("min_learning_rate", "weight_decay", "warmup_steps", "beta1", "beta2"), positive=False)
         for name in ("warmup_steps", "seed"):
             value = getattr(self, name)
             _require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, name, value,
                      "must be a whole number, 0 or more")
         for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            _require(isinstance(value, (int, float)) and 0 <= value < 1, name, value, "must be in [0, 1)")
+            _require(getattr(self, name) < 1, name, getattr(self, name), "must be below 1")
         _require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", self.min_learning_rate,
                  f"must not be above learning_rate = {self.learning_rate}")
 
@@ -170,6 +180,12 @@ PRESETS = {
     "shakespeare-cpu": (
         dict(d_model=128, n_layers=4, n_heads=4, d_hidden=256, n_experts=8, top_k=2, max_sequence=64),
         dict(n_steps=1000, batch=12, sequence=64, learning_rate=3e-3, min_learning_rate=3e-4)),
+    "tour": (
+        dict(d_model=128, n_layers=4, n_heads=4, d_hidden=128, n_experts=8, top_k=2),
+        dict(n_steps=600, eval_every=50, eval_batches=20, record_every=5)),
+    "tour-quick": (
+        dict(d_model=32, n_layers=2, n_heads=4, d_hidden=32, n_experts=8, top_k=2),
+        dict(n_steps=100, batch=8, warmup_steps=10, eval_every=25, eval_batches=4, record_every=2)),
 }
 """Name -> (model fields, training fields) that differ from the defaults."""
 
@@ -179,6 +195,6 @@ def preset(name, model=None, train=None):
 
     Raises ValueError if there is no preset of this name.
     """
-    _require(name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
+    _require(isinstance(name, str) and name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
     model_fields, train_fields = PRESETS[name]
     return ModelConfig(**model_fields | (model or {})), TrainConfig(**train_fields | (train or {}))

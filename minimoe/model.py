@@ -20,7 +20,7 @@ from minimoe.params import Weight
 
 
 class Losses(NamedTuple):
-    """The objective and its parts.  total = ce + balance_coef * balance + z_coef * z; report ce.
+    """The objective and its parts.  total = ce + balance_coef * balance + z_coef * z (ce for one expert); report ce.
 
     ce: cross-entropy, nats per token.   balance: 1 when uniform, mean over layers.   z: nats^2, mean over layers.
     """
@@ -151,16 +151,17 @@ def objective_forward(params, tokens_BS, targets_BS, config, mask_BS=None, **opt
     balances, balance_caches = zip(*map(losses.balance_forward, routings), strict=True)
     zs, z_caches = zip(*map(losses.z_forward, routings), strict=True)
     balance, z = sum(balances) / len(routings), sum(zs) / len(routings)  # a mean over layers
-    total = ce + config.balance_coef * balance + config.z_coef * z
+    balance_coef, z_coef = config.loss_coefs
+    total = ce + balance_coef * balance + z_coef * z
     return (Losses(ce, balance, z, total), routings), (config, model_cache, ce_cache, balance_caches, z_caches)
 
 
 def objective_backward(dtotal, cache):
     """Gradients of all parameters, as a dict."""
     config, model_cache, ce_cache, balance_caches, z_caches = cache
-    share = dtotal / config.n_layers
-    dprobs = [losses.balance_backward(share * config.balance_coef, c) for c in balance_caches]
-    drouter_logits = [losses.z_backward(share * config.z_coef, c) for c in z_caches]
+    share, (balance_coef, z_coef) = dtotal / config.n_layers, config.loss_coefs
+    dprobs = [losses.balance_backward(share * balance_coef, c) for c in balance_caches]
+    drouter_logits = [losses.z_backward(share * z_coef, c) for c in z_caches]
     return model_backward(ops.cross_entropy_backward(dtotal, ce_cache), dprobs, drouter_logits, model_cache)
 
 
@@ -192,14 +193,18 @@ def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training
 
 
 def check_params(params, config):
-    """Raise ValueError unless the names and shapes of `params` are those of the config."""
+    """Raise ValueError unless `params` are arrays of numbers with the names and shapes of the config."""
     expected = weights(config)
     missing, extra = expected.keys() - params.keys(), params.keys() - expected.keys()
     if missing or extra:
         raise ValueError(f"params do not fit the config: missing {sorted(missing)}, unknown {sorted(extra)}")
     for name, weight in expected.items():
-        if params[name].shape != weight.shape:
-            raise ValueError(f"params[{name!r}] has shape {params[name].shape}, the config wants {weight.shape}")
+        array = params[name]
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"params[{name!r}] is {kind}: must be an array of floating point numbers")
+        if array.shape != weight.shape:
+            raise ValueError(f"params[{name!r}] has shape {array.shape}, the config wants {weight.shape}")
 
 
 def check_tokens(tokens_BS, config, name="tokens_BS"):

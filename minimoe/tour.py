@@ -12,7 +12,7 @@ import numpy as np
 from minimoe import generation, model
 from minimoe.analysis import comparison, plots
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL, MOE
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.training import checkpoint, corpus, data, loop, progress
 
 FOLDERS = {MOE: "moe", DENSE_ACTIVE: "dense-active", DENSE_TOTAL: "dense-total"}
@@ -44,12 +44,9 @@ class Plan:
 
 def plan(quick, seeds, vocab_size):
     """The full tour, or the quick one that shows the same in seconds on a smaller model."""
+    moe, training = preset("tour-quick" if quick else "tour", {"vocab_size": vocab_size})
     if quick:
-        moe = ModelConfig(vocab_size=vocab_size, d_model=32, n_layers=2, d_hidden=32, n_experts=8, top_k=2)
-        training = TrainConfig(n_steps=100, batch=8, warmup_steps=10, eval_every=25, eval_batches=4, record_every=2)
         return Plan(moe, training, seeds, Path("runs/quick"), Path("runs/quick/figures"))
-    moe = ModelConfig(vocab_size=vocab_size, d_hidden=128)
-    training = TrainConfig(n_steps=600, eval_every=50, eval_batches=20, record_every=5)
     return Plan(moe, training, seeds, Path("runs/tour"), Path("figures"))
 
 
@@ -144,12 +141,15 @@ def draw(tour, states, results, text):
                tour.figures / "text.png")
 
 
-def _route_pieces(state, text, layer, lines=4):
-    """Some held-out lines of each domain with the first choice of each character."""
+def _route_pieces(state, text, layer, n_contexts=5):
+    """A held-out paragraph or two of each domain, with the expert of first choice of each character."""
     pieces = []
+    line_break = state.tokenizer.characters.index("\n")
     for domain, stream in zip(text.domains, text.held_out, strict=True):
-        tokens_S = stream[:state.model_config.max_sequence * lines]
-        tokens_BS = tokens_S.reshape(lines, -1)
+        breaks = stream == line_break
+        start = np.flatnonzero(breaks[:-1] & breaks[1:])[0] + 2  # the first paragraph that is there from its start
+        tokens_S = stream[start:start + state.model_config.max_sequence * n_contexts]
+        tokens_BS = tokens_S.reshape(n_contexts, -1)
         _, routings = model.forward(state.params, tokens_BS, state.model_config)
         first = routings[layer].rank_A == 0
         pieces.append((f"{domain}, held out", state.tokenizer.decode(tokens_S), routings[layer].expert_A[first]))

@@ -19,6 +19,7 @@ class Result:
     forward_flops: float
     training_flops: float
     seconds: float
+    memory: cost.Memory
     peak: int
     ce: np.ndarray
     drop: np.ndarray
@@ -32,9 +33,11 @@ def measure(states, text):
     peak = cost.peak_bytes(lambda: loop.step_once(loop.new_state(config, training, text), text))
     history = [state.history for state in states]
     return Result(
-        counted.parameters, counted.forward_flops_per_token, counted.training_flops_per_token,
-        float(np.median([h["seconds"] for h in history])), peak, np.array([h["eval_ce"][-1] for h in history]),
-        np.array([np.mean(h["drop"]) for h in history]), np.array([np.mean(h["balance"][-50:]) for h in history]))
+        parameters=counted.parameters, forward_flops=counted.forward_flops_per_token,
+        training_flops=counted.training_flops_per_token, seconds=float(np.median([h["seconds"] for h in history])),
+        memory=cost.step_memory(config, training.batch, training.sequence), peak=peak,
+        ce=np.array([h["eval_ce"][-1] for h in history]), drop=np.array([np.mean(h["drop"]) for h in history]),
+        balance=np.array([np.mean(h["balance"][-50:]) for h in history]))
 
 
 def table(results):
@@ -48,10 +51,14 @@ def table(results):
     lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
                        enumerate(zip(row, widths, strict=True))) for row in rows]
     lines.insert(1, "  ".join("-" * w for w in widths))
-    notes = ("FLOPs: forward, counted from the matrix products that ran.  s/step: median.  peak memory: arrays of one "
-             "training step with parameters and optimiser.\nvalidation loss: nats per token on held-out text, "
-             "cross-entropy alone.  balance: 1 is an even load.")
-    return "\n".join([*lines, notes])
+    lines += ["FLOPs: forward, counted from the matrix products that ran.  s/step: median.  peak memory: most that the "
+              "arrays of one training step took at once.", "validation loss: nats per token on held-out text, "
+              "cross-entropy alone.  dropped: while training.  balance: 1 is an even load."]
+    memory = results[MOE].memory
+    lines.append("of the MoE's peak: " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in
+                                                   memory._asdict().items()) + " (kept for the backward); the rest "
+                 "comes and goes")
+    return "\n".join(lines)
 
 
 def verdict(results):

@@ -41,8 +41,22 @@ class Cost(NamedTuple):
         return self.training_flops / self.tokens
 
 
+class Product(NamedTuple):
+    """One matrix product that ran: the shapes of its factors."""
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+
+    @property
+    def flops(self):
+        """Two for each multiply-add: 2 * rows * inner * columns, times the batch."""
+        rows = np.broadcast_shapes(self.left[:-2], self.right[:-2]) + self.left[-2:-1] + self.right[-1:] * (
+            len(self.right) > 1)
+        return 2 * math.prod(rows) * self.left[-1]
+
+
 class Counted(np.ndarray):
-    """An array that adds up the FLOPs of every matrix product that it, or an array made from it, takes part in."""
+    """An array that notes every matrix product that it, or an array made from it, takes part in."""
 
     tally = None
 
@@ -58,12 +72,12 @@ class Counted(np.ndarray):
             options["out"] = tuple(a.view(np.ndarray) if isinstance(a, Counted) else a for a in out)
         result = getattr(ufunc, method)(*plain, **options)
         if ufunc is np.matmul:
-            tally.append(2 * result.size * plain[0].shape[-1])
+            tally.append(Product(plain[0].shape, plain[1].shape))
         return out[0] if out is not None else counted(result, tally)
 
 
 def counted(array, tally):
-    """The array as a Counted one.  tally: a list that the FLOPs of each matrix product are appended to."""
+    """The array as a Counted one.  tally: a list to which each matrix product is appended as a Product."""
     if not isinstance(array, np.ndarray):
         return array
     view = array.view(Counted)
@@ -76,15 +90,23 @@ def count(config, batch=1, sequence=None, seed=0):
 
     batch: sequences.  sequence: tokens each; None is config.max_sequence.
     """
-    shape = (batch, sequence or config.max_sequence)
+    sequence = sequence or config.max_sequence
+    forward, backward = products(config, batch, sequence, seed)
+    forward_flops = sum(product.flops for product in forward)
+    training_flops = forward_flops + sum(product.flops for product in backward)
+    return Cost(count_parameters(config), forward_flops, training_flops, batch * sequence)
+
+
+def products(config, batch, sequence, seed=0):
+    """The matrix products that such a batch runs, in order: a list of the forward's, and of the backward's."""
     rng, tally = np.random.default_rng(seed), []
-    tokens_BS = rng.integers(0, config.vocab_size, shape)
+    tokens_BS = rng.integers(0, config.vocab_size, (batch, sequence))
     params = {name: counted(array, tally) for name, array in model.init_params(config, seed).items()}
     (logit_TV, routings), cache = model.model_forward(params, tokens_BS, config, training=True, rng=rng)
-    forward_flops = sum(tally)
+    n_forward = len(tally)
     no_pull = [np.zeros_like(routing.prob_TE) for routing in routings]
     model.model_backward(np.ones_like(logit_TV), no_pull, no_pull, cache)
-    return Cost(count_parameters(config), forward_flops, sum(tally), math.prod(shape))
+    return tally[:n_forward], tally[n_forward:]
 
 
 def forward_flops_formula(config, batch, sequence):
@@ -111,6 +133,25 @@ def count_parameters(config):
     tables = 1 if config.tie_embeddings else 2
     without_input = active if config.tie_embeddings else active - embedding  # a tied table is also the head
     return Parameters(total, active, without_input, active - tables * embedding)
+
+
+class Memory(NamedTuple):
+    """Bytes that a training step holds: the model, its gradients, AdamW's two moments, what the forward pass keeps."""
+
+    parameters: int
+    gradients: int
+    moments: int
+    activations: int
+
+
+def step_memory(config, batch, sequence, seed=0):
+    """Memory of a training step, the activations by walking the caches of one that ran."""
+    params = model.init_params(config, seed)
+    rng = np.random.default_rng(seed)
+    tokens_BS, targets_BS = rng.integers(0, config.vocab_size, (2, batch, sequence))
+    _, cache = model.objective_forward(params, tokens_BS, targets_BS, config, training=True, rng=rng)
+    size = sum(array.nbytes for array in params.values())
+    return Memory(size, size, 2 * size, cache_bytes(cache, params))
 
 
 def cache_bytes(cache, params):

@@ -23,6 +23,12 @@ def colour(expert):
     return EXPERT_COLOURS[expert % len(EXPERT_COLOURS)]
 
 
+def ink(expert):
+    """Black or white, whichever is easier to read on the expert's colour."""
+    red, green, blue = (int(colour(expert)[i:i + 2], 16) for i in (1, 3, 5))
+    return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else "#ffffff"
+
+
 def save(figure, path):
     """Write a PNG under a temporary name and rename it; the same figure gives the same bytes."""
     path = Path(path)
@@ -50,6 +56,7 @@ def losses(curves, title):
                 axis.fill_between(x, ce.min(axis=0), ce.max(axis=0), color=shade, alpha=0.2, lw=0)
     by_step.set(xlabel="optimiser steps", ylabel="validation loss (nats per token)", title="the same steps")
     by_flops.set(xlabel="training FLOPs (matrix products, forward and backward)", title="the same FLOPs", xscale="log")
+    by_flops.xaxis.set_minor_formatter("")
     by_step.legend(frameon=False)
     for axis in (by_step, by_flops):
         _plain(axis)
@@ -111,18 +118,18 @@ def coloured_text(pieces, n_experts, title):
     pieces: list of (heading, text, expert of each character).
     """
     width = max(len(line) for _, text, _ in pieces for line in text.split("\n")) + 1
-    rows = sum(len(text.split("\n")) + 1 for _, text, _ in pieces) + 1.6
-    figure = Figure(figsize=(10, 1.2 + rows * 0.36))
-    axis = figure.add_axes((0.02, 0.01, 0.96, 0.98 - 0.5 / figure.get_figheight()))
+    rows = sum(len(text.split("\n")) + 1.2 for _, text, _ in pieces) + 1.6
+    figure = Figure(figsize=(10, 0.5 + rows * 0.36))
+    axis = figure.add_axes((0.02, 0.01, 0.96, 0.99 - 0.5 / figure.get_figheight()))
     axis.set(xlim=(0, width), ylim=(rows, 0))
     axis.axis("off")
-    y = 0.8
+    axis.text(0, 0.6, "expert", fontsize=10, color=INK, va="center")
+    for expert in range(n_experts):
+        _draw_cell(axis, 7 + 2.2 * expert, 0.6, str(expert), expert, 2)
+    y = 1.8
     for heading, text, experts in pieces:
         axis.text(0, y, heading, fontsize=10, color=INK, va="center", style="italic")
-        y = _draw_lines(axis, text, experts, y + 0.9) + 0.2
-    for expert in range(n_experts):
-        _draw_cell(axis, 1.5 * expert + 9, y, "", expert, 1.3)
-    axis.text(0, y + 0.05, "expert", fontsize=10, color=INK, va="center")
+        y = _draw_lines(axis, text, experts, y + 0.9) + 0.3
     figure.suptitle(title, color=INK, fontsize=13)
     return figure
 
@@ -132,19 +139,20 @@ def _draw_lines(axis, text, experts, y):
     x = 0
     for character, expert in zip(text, experts, strict=True):
         if character == "\n":
-            _draw_cell(axis, x, y, "↵", expert)
+            _draw_cell(axis, x, y, "↵", expert, number=True)
             x, y = 0, y + 1
         else:
-            _draw_cell(axis, x, y, character, expert)
+            _draw_cell(axis, x, y, character, expert, number=True)
             x += 1
     return y + 1
 
 
-def _draw_cell(axis, x, y, character, expert, width=1.0):
+def _draw_cell(axis, x, y, character, expert, width=1.0, number=False):
     axis.add_patch(Rectangle((x, y - 0.45), width, 0.9, facecolor=colour(expert), edgecolor="white", linewidth=0.5))
-    axis.text(x + width / 2, y - 0.12, character, ha="center", va="center", family="monospace", fontsize=10,
-              color="black")
-    axis.text(x + width / 2, y + 0.28, str(expert), ha="center", va="center", fontsize=5.5, color="black")
+    axis.text(x + width / 2, y - 0.12 * number, character, ha="center", va="center", family="monospace", fontsize=10,
+              color=ink(expert))
+    if number:
+        axis.text(x + width / 2, y + 0.28, str(expert), ha="center", va="center", fontsize=5.5, color=ink(expert))
 
 
 def _plain(axis):

@@ -38,8 +38,11 @@ def ledger(rows, text):
 
 
 def _paint(text, expert):
-    red, green, blue = (int(plots.colour(expert)[i:i + 2], 16) for i in (1, 3, 5))
-    return f"\x1b[48;2;{red};{green};{blue};38;2;0;0;0m{text}\x1b[0m"
+    return f"\x1b[48;2;{_rgb(plots.colour(expert))};38;2;{_rgb(plots.ink(expert))}m{text}\x1b[0m"
+
+
+def _rgb(colour):
+    return ";".join(str(int(colour[i:i + 2], 16)) for i in (1, 3, 5))
 
 
 def _digit(expert):

@@ -12,9 +12,10 @@ from minimoe.gradcheck import numeric
 from minimoe.moe import layer, losses
 from minimoe.nn import attention, ops
 
-SMALL = ModelConfig(vocab_size=7, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=6, n_experts=5, top_k=3,
+SMALL = ModelConfig(vocab_size=7, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=5, n_experts=3, top_k=2,
                     max_sequence=9, balance_coef=0.5, z_coef=0.3)
-"""A model with sizes that all differ and coefficients large enough to see, small enough to check every number."""
+"""A model with all that a model has: two layers, grouped heads with two wavelengths each, coefficients large enough to
+see.  Small enough to check every number."""
 
 
 def random_params(config, seed=0):
