@@ -14,12 +14,20 @@ from minimoe.config import ModelConfig, TrainConfig
 DEFAULT_RUN = "runs/tour/moe/seed0"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the list of all options before it."""
+
+    def error(self, message):
+        """Print the message and exit with status 2."""
+        self.exit(2, f"minimoe: error: {message} (see {self.prog} --help)\n")
+
+
 def main(arguments=None):
     """Run a command; returns the exit status: 0, 1 for a wrong gradient, 2 for bad input, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        if options.threads is None:
-            return options.run_command(options) or 0
+        if options.threads is not None and options.threads < 1:
+            raise ValueError(f"--threads {options.threads}: must be 1 or more")
         with threadpoolctl.threadpool_limits(options.threads):
             return options.run_command(options) or 0
     except ValueError as error:
@@ -33,8 +41,9 @@ def main(arguments=None):
         return 0
 
 
-def _parser():
-    parser = argparse.ArgumentParser(
+def parser():
+    """The parser of all commands; `run_command` of what it returns is the function to call."""
+    parser = _Parser(
         prog="python -m minimoe", description="A tiny Mixture-of-Experts transformer in NumPy. Without a command: the "
         "tour, which trains a MoE and two dense models and shows where the tokens went.")
     parser.set_defaults(run_command=_tour)

@@ -14,7 +14,7 @@ import numpy as np
 def capacity(n_assignments, n_tokens, n_experts, factor):
     """Slots an expert has: C = clip(ceil(factor * K * T / E), 1, T), with K * T the number of assignments.
 
-    The factor is read as the decimal number that was typed, so 1.1 * 20 / 2 is 11 slots, not 12 by rounding error.
+    The factor is read as the decimal number that was typed, so 1.1 * 200 / 4 is 55 slots, not 56 by rounding error.
     Switch and some ports leave K out; others round down.  factor None is dropless: returns None.
     """
     if factor is None:
@@ -48,8 +48,8 @@ def keep_backward(dgate_N, cache):
 def _queue(routing, order, rng):
     """slot_A: how many assignments of the same expert stand before this one."""
     first_A = ORDERS[order](routing, rng)
-    # int16 lets NumPy sort by radix, three times faster
-    by_expert_A = first_A[np.argsort(routing.expert_A[first_A].astype(np.int16), kind="stable")]
+    smallest = np.min_scalar_type(routing.n_experts)  # NumPy sorts small integers by radix, three times faster
+    by_expert_A = first_A[np.argsort(routing.expert_A[first_A].astype(smallest), kind="stable")]
     count_E = routing.count_E
     start_E = np.cumsum(count_E) - count_E
     slot_A = np.empty_like(by_expert_A)
@@ -58,7 +58,7 @@ def _queue(routing, order, rng):
 
 
 def _by_position(routing, rng):
-    return np.lexsort((routing.rank_A, routing.token_A))
+    return np.argsort(routing.token_A, kind="stable")
 
 
 def _by_rank(routing, rng):

@@ -1,0 +1,113 @@
+"""The experts: E SwiGLU blocks, each on its own rows."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minimoe import gradcheck
+from minimoe.config import ModelConfig
+from minimoe.moe import experts
+from minimoe.nn import ops
+
+COUNT_E = np.array([3, 0, 5, 1])  # expert 1 is idle
+
+
+def random_case(dtype=np.float64):
+    """rows_ND and weights of four experts, D = 5, F = 6."""
+    rng = np.random.default_rng(0)
+    shapes = {"w_gate_EDF": (4, 5, 6), "w_up_EDF": (4, 5, 6), "w_down_EFD": (4, 6, 5)}
+    weights = {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+    return rng.normal(size=(9, 5)).astype(dtype), weights
+
+
+def test_two_experts_by_hand():
+    # x = ln 3: sigmoid(x) = 3/4 and silu(x) = 3/4 ln 3.  With gate weight 1, out = silu(x) * up x * down.
+    weights = {"w_gate_EDF": np.ones((2, 1, 1)), "w_up_EDF": np.array([[[2.0]], [[4.0]]]),
+               "w_down_EFD": np.array([[[5.0]], [[-1.0]]])}
+    out_ND, _ = experts.experts_forward(np.full((3, 1), math.log(3)), weights, np.array([1, 2]))
+    square = math.log(3) ** 2
+    np.testing.assert_allclose(out_ND, [[7.5 * square], [-3 * square], [-3 * square]])
+
+
+def test_equals_a_loop_over_rows():
+    rows_ND, weights = random_case()
+    out_ND, _ = experts.experts_forward(rows_ND, weights, COUNT_E)
+    for row_D, out_D, e in zip(rows_ND, out_ND, [0, 0, 0, 2, 2, 2, 2, 2, 3], strict=True):
+        gate_F, up_F = row_D @ weights["w_gate_EDF"][e], row_D @ weights["w_up_EDF"][e]
+        expected_D = (gate_F / (1 + np.exp(-gate_F)) * up_F) @ weights["w_down_EFD"][e]
+        np.testing.assert_allclose(out_D, expected_D, rtol=1e-12)
+
+
+def test_gradients_with_an_idle_expert():
+    rows_ND, weights = random_case()
+
+    def forward(rows_ND, *arrays):
+        return experts.experts_forward(rows_ND, dict(zip(weights, arrays, strict=True)), COUNT_E)
+
+    def backward(dout_ND, cache):
+        drows_ND, dweights = experts.experts_backward(dout_ND, cache)
+        return drows_ND, *(dweights[name] for name in weights)
+
+    report = gradcheck.check_pair("experts", forward, backward, {"rows_ND": rows_ND} | weights)
+    assert report.ok, report
+
+
+def test_an_idle_expert_has_a_gradient_of_zeros():
+    rows_ND, weights = random_case()
+    out_ND, cache = experts.experts_forward(rows_ND, weights, COUNT_E)
+    _, dweights = experts.experts_backward(np.ones_like(out_ND), cache)
+    for name, array in weights.items():
+        assert dweights[name].shape == array.shape
+        np.testing.assert_array_equal(dweights[name].any(axis=(1, 2)), [True, False, True, True])
+
+
+def test_an_expert_works_on_its_own_rows_alone():
+    rows_ND, weights = random_case()
+    out_ND, _ = experts.experts_forward(rows_ND, weights, COUNT_E)
+    others = {name: array.copy() for name, array in weights.items()}
+    for array in others.values():
+        array[2] += 1
+    changed_ND, _ = experts.experts_forward(rows_ND, others, COUNT_E)
+    np.testing.assert_array_equal((changed_ND != out_ND).any(axis=1), [False] * 3 + [True] * 5 + [False])
+
+
+def test_one_expert_is_the_dense_block_exactly():
+    rows_ND, weights = random_case()
+    one = {name: array[:1] for name, array in weights.items()}
+    out_ND, cache = experts.experts_forward(rows_ND, one, np.array([9]))
+    dense_ND, dense_cache = ops.swiglu_forward(rows_ND, *(array[0] for array in one.values()))
+    np.testing.assert_array_equal(out_ND, dense_ND)
+    drows_ND, dweights = experts.experts_backward(out_ND, cache)
+    for got, dense in zip((drows_ND, *(dweights[n][0] for n in one)), ops.swiglu_backward(out_ND, dense_cache),
+                          strict=True):
+        np.testing.assert_array_equal(got, dense)
+
+
+def test_no_rows_give_no_output_and_zero_gradients():
+    rows_ND, weights = random_case()
+    out_ND, cache = experts.experts_forward(rows_ND[:0], weights, np.zeros(4, int))
+    drows_ND, dweights = experts.experts_backward(out_ND, cache)
+    assert out_ND.shape == drows_ND.shape == (0, 5)
+    assert not any(array.any() for array in dweights.values())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtype_stays_and_nothing_passed_in_is_changed(dtype):
+    rows_ND, weights = random_case(dtype)
+    dout_ND = np.random.default_rng(1).normal(size=rows_ND.shape).astype(dtype)
+    for array in (rows_ND, dout_ND, *weights.values()):
+        array.flags.writeable = False
+    out_ND, cache = experts.experts_forward(rows_ND, weights, COUNT_E)
+    (drows_ND, dweights), (drows_again_ND, dweights_again) = (
+        experts.experts_backward(dout_ND, cache) for _ in range(2))
+    assert {array.dtype for array in (out_ND, drows_ND, *dweights.values())} == {np.dtype(dtype)}
+    np.testing.assert_array_equal(drows_again_ND, drows_ND)
+    for name in weights:
+        np.testing.assert_array_equal(dweights_again[name], dweights[name])
+
+
+def test_weights_are_stacked_and_the_last_has_a_spread_of_its_own():
+    config = ModelConfig(d_model=6, n_heads=1, n_experts=5, d_hidden=7)
+    assert experts.weights(config, 0.25, 0.125) == {
+        "w_gate_EDF": ((5, 6, 7), 0.25), "w_up_EDF": ((5, 6, 7), 0.25), "w_down_EFD": ((5, 7, 6), 0.125)}
