@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -174,11 +175,11 @@ def _train(options):
         kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
         raise ValueError(f"{error}; {kept}; a lower --learning-rate may help") from error
     except loop.Interrupted as error:
-        raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe train --resume "
-                                f"--run {options.run}{_source_words(options)}") from error
+        again = shlex.join(["train", "--resume", "--run", options.run, *_source_words(options)])
+        raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
     print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}\n"
-          f"write with it:  python -m minimoe generate --run {options.run}\n"
-          f"look inside:    python -m minimoe route 'some text' --run {options.run}")
+          f"write with it:  python -m minimoe generate --run {shlex.quote(options.run)}\n"
+          f"look inside:    python -m minimoe route 'some text' --run {shlex.quote(options.run)}")
 
 
 def _start(options):
@@ -209,9 +210,8 @@ def _texts(options):
 
 
 def _source_words(options):
-    if options.text:
-        return f" --text {' '.join(options.text)}"
-    return " --clusters" if options.clusters else ""
+    """The options that name the text, to be typed again."""
+    return ["--text", *options.text] if options.text else ["--clusters"] if options.clusters else []
 
 
 def _load(options):

@@ -182,7 +182,7 @@ PRESETS = {
         dict(n_steps=1000, batch=12, sequence=64, learning_rate=3e-3, min_learning_rate=3e-4)),
     "tour": (
         dict(d_model=128, n_layers=4, n_heads=4, d_hidden=128, n_experts=8, top_k=2),
-        dict(n_steps=600, eval_every=50, eval_batches=20, record_every=5)),
+        dict(n_steps=600, eval_every=60, eval_batches=16, record_every=5)),
     "tour-quick": (
         dict(d_model=32, n_layers=2, n_heads=4, d_hidden=32, n_experts=8, top_k=2),
         dict(n_steps=100, batch=8, warmup_steps=10, eval_every=25, eval_batches=4, record_every=2)),

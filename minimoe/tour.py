@@ -112,33 +112,50 @@ FIGURES = ("losses", "load", "text", "domains")
 
 
 def draw(tour, states, results, text):
-    """Write the four figures."""
-    moe, first = results[MOE], states[MOE][0]
-    names = {name: f"{name} {r.ce.mean():.3f}" for name, r in results.items()}
+    """Write the four figures: the losses of all models, and what the router of the first MoE did."""
+    first = states[MOE][0]
+    by_domain = np.array(first.history["eval_load"][-1])
+    layer, moved = _most_divided_layer(by_domain)
+    english, python = text.domains[:2]
+    pictures = {
+        "losses": plots.losses(_curves(tour, states, results), "The same text and steps: " + ", ".join(
+            f"{name} {r.ce.mean():.3f}" for name, r in results.items())),
+        "load": plots.load_over_time(*_load(first), f"Expert load while training: the busiest expert ends with "
+                                     f"{_busiest(first):.1f}x an even share"),
+        "text": plots.coloured_text(_route_pieces(first, text, layer), first.model_config.n_experts,
+                                    f"Each character on the colour of its first expert in layer {layer}"),
+        "domains": plots.load_by_domain(by_domain, text.domains, f"In layer {layer}, {moved:.0%} of the assignments go "
+                                        f"to other experts in {python} than in {english}"),
+    }
+    for name, figure in pictures.items():
+        plots.save(figure, tour.figures / f"{name}.png")
+
+
+def _curves(tour, states, results):
+    """Name -> (steps, training FLOPs, losses of each seed)."""
     tokens = tour.training.batch * tour.training.sequence * tour.training.accumulate
     curves = {}
     for name, runs in states.items():
         steps = np.array(runs[0].history["eval_step"])
-        curves[names[name]] = (steps, steps * tokens * results[name].training_flops,
-                               np.array([run.history["eval_ce"] for run in runs]))
-    better = "below" if moe.ce.mean() < results[DENSE_ACTIVE].ce.mean() else "not below"
-    plots.save(plots.losses(curves, f"Step for step, the MoE is {better} the dense model that does the same work "
-                                    "per token"), tour.figures / "losses.png")
-    history = first.history
-    load = np.array(history["router_load"])
-    plots.save(plots.load_over_time(np.array(history["router_step"]), load,
-                                    f"Expert load while training: the busiest expert ends with "
-                                    f"{load[-10:].mean(axis=0).max() * load.shape[2]:.1f}x an even share"),
-               tour.figures / "load.png")
-    by_domain = np.array(history["eval_load"][-1])
-    layer = int(np.abs(by_domain[0] - by_domain[1]).sum(axis=1).argmax())
-    moved = np.abs(by_domain[0] - by_domain[1]).sum(axis=1)[layer] / 2
-    plots.save(plots.load_by_domain(by_domain, text.domains,
-                                    f"Experts take sides: in layer {layer}, {moved:.0%} of the load moves between "
-                                    f"{text.domains[0]} and {text.domains[1]}"), tour.figures / "domains.png")
-    plots.save(plots.coloured_text(_route_pieces(first, text, layer), first.model_config.n_experts,
-                                   f"Each character on the colour of its first expert in layer {layer}"),
-               tour.figures / "text.png")
+        curves[name] = (steps, steps * tokens * results[name].training_flops,
+                        np.array([run.history["eval_ce"] for run in runs]))
+    return curves
+
+
+def _load(state):
+    return np.array(state.history["router_step"]), np.array(state.history["router_load"])
+
+
+def _busiest(state):
+    """Load of the busiest expert over the last records, in multiples of an even share."""
+    _, load = _load(state)
+    return load[-10:].mean(axis=0).max() * load.shape[2]
+
+
+def _most_divided_layer(by_domain):
+    """The layer in which two domains use the experts most differently, and the share of assignments that differs."""
+    differ_L = np.abs(by_domain[0] - by_domain[1]).sum(axis=1) / 2
+    return int(differ_L.argmax()), differ_L.max()
 
 
 def _route_pieces(state, text, layer, n_contexts=5):
