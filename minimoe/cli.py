@@ -12,7 +12,7 @@ import threadpoolctl
 from minimoe import config as configs
 from minimoe.config import ModelConfig, TrainConfig
 
-DEFAULT_RUN = "runs/tour/moe/seed0"
+DEFAULT_RUN, DEFAULT_PRESET = "runs/tour/moe/seed0", "shakespeare-cpu"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,8 +34,11 @@ def main(arguments=None):
     except ValueError as error:
         print(f"minimoe: error: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"minimoe: error: not enough memory: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interruption:
-        print(f"\nminimoe: {interruption or 'interrupted'}", file=sys.stderr)
+        print(f"\nminimoe: {str(interruption) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,21 +63,20 @@ def parser():
 
 def _add_train(commands):
     parser = _command(commands, "train", _train, "train one model on the embedded corpus or on your own text")
-    parser.add_argument("--preset", choices=configs.PRESETS, default="shakespeare-cpu",
-                        help="fields to start from (default: shakespeare-cpu)")
+    parser.add_argument("--preset", choices=configs.PRESETS, help=f"fields to start from (default: {DEFAULT_PRESET})")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", metavar="FILE", help="train on these text files, one domain each")
     source.add_argument("--clusters", action="store_true", help="train on a made-up language of four known clusters")
     parser.add_argument("--run", default="runs/train", metavar="FOLDER", help="where to save (default: runs/train)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder of --run")
-    _add_fields(parser, ModelConfig, leave_out=("vocab_size",))
-    _add_fields(parser, TrainConfig)
+    _add_fields(parser, ModelConfig(), leave_out=("vocab_size",))
+    _add_fields(parser, TrainConfig())
 
 
 def _add_generate(commands):
     parser = _command(commands, "generate", _generate, "write text with a trained model")
     _add_run(parser)
-    parser.add_argument("--prompt", default="The ", help="the text to go on from (default: 'The ')")
+    parser.add_argument("--prompt", help="the text to go on from (default: 'The ', or any one character that it knows)")
     parser.add_argument("--n-tokens", type=int, default=500, metavar="N", help="characters to write (default: 500)")
     parser.add_argument("--temperature", type=float, default=0.8, help="below 1 is safer, 0 the likeliest (0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest characters only")
@@ -94,8 +96,9 @@ def _add_route(commands):
 
 
 def _add_gradcheck(commands):
+    from minimoe import gradcheck
     parser = _command(commands, "gradcheck", _gradcheck, "check every gradient in the code to rounding error")
-    _add_fields(parser, ModelConfig)
+    _add_fields(parser, gradcheck.SMALL)
 
 
 def _add_figures(commands):
@@ -114,13 +117,16 @@ def _add_run(parser):
 
 
 def _add_fields(parser, record, leave_out=()):
-    """One option a field: --d-model, --top-k, ...; only those that are given end up in the parsed options."""
-    group = parser.add_argument_group(f"{record.__name__} (defaults are the preset's)")
+    """One option a field: --d-model, --top-k, ...; only those that are given end up in the parsed options.
+
+    record: a configuration, whose values the help names as defaults.
+    """
+    group = parser.add_argument_group(type(record).__name__)
     for field in fields(record):
         if field.name in leave_out:
             continue
         name, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
-        text = f"{text} (default: {str(field.default).lower()})"
+        text = f"{text} (default: {str(getattr(record, field.name)).lower()})"
         choices = {"router": configs.ROUTERS, "drop_order": configs.DROP_ORDERS}.get(field.name)
         if "bool" in str(field.type):
             group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
@@ -165,6 +171,7 @@ def _train(options):
         if path.exists():
             raise ValueError(f"{path} exists: go on with it by --resume, or name another folder with --run")
         state, text = _start(options)
+    checkpoint.check_folder(path)
     if state.finished:
         print(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
         return
@@ -179,27 +186,37 @@ def _train(options):
         raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
     print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}\n"
           f"write with it:  python -m minimoe generate --run {shlex.quote(options.run)}\n"
-          f"look inside:    python -m minimoe route 'some text' --run {shlex.quote(options.run)}")
+          f"look inside:    python -m minimoe route {shlex.quote(_words_of(text))} --run {shlex.quote(options.run)}")
+
+
+def _words_of(text):
+    """A few characters of the text itself, on one line."""
+    start = text.tokenizer.decode(text.held_out[0][:200])
+    return max(start.split("\n"), key=len).strip()[:24] or start[:1]
 
 
 def _start(options):
     from minimoe.training import data, loop
     model_fields, train_fields = _given(options, ModelConfig), _given(options, TrainConfig)
-    model_config, train_config = configs.preset(options.preset, model_fields, train_fields)
+    model_config, train_config = configs.preset(options.preset or DEFAULT_PRESET, model_fields, train_fields)
     text = data.build(_texts(options), train_config.sequence)
     return loop.new_state(replace(model_config, vocab_size=len(text.tokenizer)), train_config, text), text
 
 
 def _resume(path, options):
     """The state of a checkpoint; options that say otherwise than it are refused."""
-    from minimoe.training import checkpoint, data
+    from minimoe.training import checkpoint, data, loop
     state = checkpoint.load(path)
+    if options.preset:
+        raise ValueError(f"--preset {options.preset}: a run goes on with its own options; leave --preset out")
     for record, have in ((ModelConfig, state.model_config), (TrainConfig, state.train_config)):
         for name, value in _given(options, record).items():
             if asdict(have)[name] != value:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: the run in {path} was started with "
                                  f"{asdict(have)[name]}; leave the option out, or start another run")
-    return state, data.build(_texts(options), state.train_config.sequence, state.tokenizer)
+    text = data.build(_texts(options), state.train_config.sequence)
+    loop.check_text(state, text)
+    return state, text
 
 
 def _texts(options):
@@ -226,13 +243,20 @@ def _load(options):
 def _generate(options):
     from minimoe import generation
     state = _load(options)
-    prompt_S = state.tokenizer.encode(options.prompt)
+    prompt = _default_prompt(state.tokenizer) if options.prompt is None else options.prompt
+    if not prompt:
+        raise ValueError("--prompt '': must be at least one character")
+    prompt_S = state.tokenizer.encode(prompt)
     tokens = generation.stream(state.params, state.model_config, prompt_S, options.n_tokens, options.temperature,
                              options.top_k, options.top_p, options.seed)
-    print(options.prompt, end="", flush=True)
+    print(prompt, end="", flush=True)
     for token in tokens:
         print(state.tokenizer.decode([token]), end="", flush=True)
     print()
+
+
+def _default_prompt(tokenizer):
+    return "The " if set("The ") <= set(tokenizer.characters) else tokenizer.characters[-1]
 
 
 def _route(options):
@@ -241,8 +265,8 @@ def _route(options):
     from minimoe.moe import telemetry
     state, text = _load(options), options.text
     config = replace(state.model_config,
-                     eval_capacity_factor=options.capacity_factor or state.model_config.eval_capacity_factor,
-                     drop_order=options.drop_order or state.model_config.drop_order)
+                     eval_capacity_factor=state.model_config.eval_capacity_factor if options.capacity_factor is None
+                     else options.capacity_factor, drop_order=options.drop_order or state.model_config.drop_order)
     layers = range(config.n_layers) if options.layer is None else [options.layer]
     if options.layer is not None and not 0 <= options.layer < config.n_layers:
         raise ValueError(f"--layer {options.layer}: the model has layers 0 to {config.n_layers - 1}")

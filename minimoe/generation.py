@@ -30,7 +30,7 @@ def stream(params, config, prompt_S, n_tokens, temperature=1.0, top_k=None, top_
     of a forward pass over the tokens in view.
     """
     check_config(config)
-    check_options(n_tokens, temperature, top_k, top_p)
+    check_options(n_tokens, temperature, top_k, top_p, seed)
     model.check_params(params, config)
     view = list(check_prompt(prompt_S, config))[-config.max_sequence:]
     return _stream(params, config, view, n_tokens, (temperature, top_k, top_p), np.random.default_rng(seed))
@@ -65,7 +65,8 @@ def sample(logit_V, temperature, top_k, top_p, rng):
     order_V = np.argsort(-logit_V, kind="stable")[:top_k]
     if temperature == 0:
         return int(order_V[0])
-    scaled_V = (logit_V[order_V] - logit_V[order_V[0]]).astype(float) / temperature
+    with np.errstate(over="ignore"):  # a temperature next to 0 gives -inf, which is a probability of 0
+        scaled_V = (logit_V[order_V] - logit_V[order_V[0]]).astype(float) / temperature
     p_V = np.exp(scaled_V)
     p_V /= p_V.sum()
     if top_p is not None:
@@ -85,14 +86,15 @@ def check_config(config):
                          "use eval_capacity_factor=None (dropless)")
 
 
-def check_options(n_tokens, temperature, top_k, top_p):
+def check_options(n_tokens, temperature, top_k, top_p, seed):
     """Raise ValueError for a sampling option out of range."""
-    if n_tokens < 0:
-        raise ValueError(f"n_tokens = {n_tokens}: must be 0 or more")
+    for name, value in (("n_tokens", n_tokens), ("seed", seed)):
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ValueError(f"{name} = {value}: must be a whole number, 0 or more")
     if not (np.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature = {temperature}: must be a finite number, 0 or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k = {top_k}: must be 1 or more tokens, or None")
+    if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
+        raise ValueError(f"top_k = {top_k}: must be a whole number of tokens, 1 or more, or None")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p}: must be above 0 and at most 1, or None")
 
@@ -102,4 +104,4 @@ def check_prompt(prompt_S, config):
     prompt_S = np.asarray(prompt_S)
     if prompt_S.ndim != 1 or len(prompt_S) == 0:
         raise ValueError(f"prompt_S has shape {prompt_S.shape}: must be one row of at least one token")
-    return model.check_tokens(prompt_S[None, -config.max_sequence:], config, "prompt_S")[0]
+    return model.check_tokens(prompt_S[:, None], config, "prompt_S")[:, 0]

@@ -77,7 +77,13 @@ def figures(say=print):
     text = data.build(corpus.embedded(), TrainConfig().sequence)
     tour = plan(False, 1, len(text.tokenizer))
     seeds = len(list((tour.runs / FOLDERS[MOE]).glob("seed*")))
-    states = {name: [checkpoint.load(tour.path(name, seed)) for seed in range(max(seeds, 1))] for name in FOLDERS}
+    paths = {name: [tour.path(name, seed) for seed in range(max(seeds, 1))] for name in FOLDERS}
+    states = {name: list(map(checkpoint.load, of_seeds)) for name, of_seeds in paths.items()}
+    for name, runs in states.items():
+        for path, state in zip(paths[name], runs, strict=True):
+            if not state.finished:
+                raise ValueError(f"{path} is at step {state.step} of {state.train_config.n_steps}: `python -m minimoe` "
+                                 "goes on with it")
     draw(tour, states, {name: comparison.measure(runs, text) for name, runs in states.items()}, text)
     say(f"wrote {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
 
@@ -93,11 +99,13 @@ def _train(tour, name, config, seed, text, fresh, say):
     else:
         state = loop.new_state(config, training, text)
     if not state.finished:
+        checkpoint.check_folder(path)
         try:
             with progress.bar(state, label) as on_step:
                 loop.train(state, text, path, on_step)
         except loop.Interrupted as error:
-            raise KeyboardInterrupt(f"{label}: {error}; the same command goes on from there") from error
+            again = "the same command without --fresh" if fresh else "the same command"
+            raise KeyboardInterrupt(f"{label}: {error}; {again} goes on from there") from error
     return state
 
 

@@ -3,6 +3,7 @@
 Each function takes plain arrays and returns a matplotlib Figure; `save` writes it.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -30,15 +31,21 @@ def ink(expert):
 
 
 def save(figure, path):
-    """Write a PNG under a temporary name and rename it; the same figure gives the same bytes."""
+    """Write a PNG under a temporary name and rename it; the same figure gives the same bytes.
+
+    Raises ValueError if the folder or the disk does not allow it.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
         os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"cannot write the figure {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def losses(curves, title):
@@ -82,7 +89,8 @@ def load_over_time(steps, load, title):
                               va="center", fontsize=9, color=INK)
         for share in np.arange(1, n_experts) / n_experts:
             axis.axhline(share, color="white", lw=0.6, ls=":")
-        axis.set(ylim=(0, 1), xlim=(steps[0], steps[-1]), ylabel=f"layer {layer}\nshare of assignments")
+        axis.margins(x=0)
+        axis.set(ylim=(0, 1), ylabel=f"layer {layer}\nshare of assignments")
         _plain(axis)
     axes[-1].set_xlabel("optimiser steps (numbers at the right: expert; dotted: an even split)")
     figure.suptitle(title, color=INK, fontsize=13)
@@ -99,14 +107,16 @@ def load_by_domain(load, domains, title):
     axes = np.atleast_1d(figure.subplots(n_layers, 1, sharex=True, sharey=True))
     width = 0.8 / len(domains)
     for layer, axis in enumerate(axes):
-        for d, domain in enumerate(domains):
+        bars = []
+        for d in range(len(domains)):
             shade, hatch = DOMAIN_STYLES[d % len(DOMAIN_STYLES)]
-            axis.bar(np.arange(n_experts) + (d - (len(domains) - 1) / 2) * width, load[d, layer], width, color=shade,
-                     hatch=hatch, edgecolor="white", label=domain)
+            bars.append(axis.bar(np.arange(n_experts) + (d - (len(domains) - 1) / 2) * width, load[d, layer], width,
+                                 color=shade, hatch=hatch, edgecolor="white"))
         axis.axhline(1 / n_experts, color=INK, lw=1, ls=":")
         axis.set(ylabel=f"layer {layer}\nshare of assignments")
         _plain(axis)
-    axes[0].legend(frameon=False, ncols=len(domains), loc="upper right")
+        if layer == 0:
+            axis.legend(bars, domains, frameon=False, ncols=len(domains), loc="upper right")
     axes[-1].set(xlabel="expert (dotted: an even split)", xticks=range(n_experts))
     figure.suptitle(title, color=INK, fontsize=13)
     return figure

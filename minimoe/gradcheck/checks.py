@@ -229,8 +229,8 @@ def _near_tie(params, batch, config, name):
     return params | {name: w_router_DE}
 
 
-def check_everything(config=SMALL, say=print):
-    """Check all that there is and print it: operations, the layer in every setting, a model of this config, flips.
+def check_everything(config, say):
+    """Check all that there is and `say` it: operations, the layer in every setting, a model of this config, flips.
 
     Returns whether every gradient is right.
     """

@@ -114,9 +114,9 @@ def by_token(expert_TK, mask_T):
 
     Returns token_A, expert_A, rank_A.
     """
-    token_N = np.flatnonzero(mask_T)
+    real = np.flatnonzero(mask_T)
     top_k = expert_TK.shape[1]
-    return np.repeat(token_N, top_k), expert_TK[token_N].ravel(), np.tile(np.arange(top_k), len(token_N))
+    return np.repeat(real, top_k), expert_TK[real].ravel(), np.tile(np.arange(top_k), len(real))
 
 
 def without_limit(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, mask_T):

@@ -47,13 +47,12 @@ def attention_forward(x_BSD, weights, rope_theta, past=None):
     start = 0 if past is None else past[0].shape[2]
     rope = rope_table(start + np.arange(x_BSD.shape[1]), weights["w_q_DHP"].shape[2], rope_theta, x_BSD.real.dtype)
     q_BHSP, q_split = split_heads_forward(x_BSD, weights["w_q_DHP"])
-    k_BGMP, k_split = split_heads_forward(x_BSD, weights["w_k_DGP"])
-    v_BGMP, v_split = split_heads_forward(x_BSD, weights["w_v_DGP"])
+    k_BGSP, k_split = split_heads_forward(x_BSD, weights["w_k_DGP"])
+    v_BGSP, v_split = split_heads_forward(x_BSD, weights["w_v_DGP"])
     q_BHSP, _ = rope_forward(q_BHSP, *rope)
-    k_BGMP, _ = rope_forward(k_BGMP, *rope)
-    if past is not None:
-        k_BGMP = np.concatenate([past[0], k_BGMP], axis=2)
-        v_BGMP = np.concatenate([past[1], v_BGMP], axis=2)
+    k_BGSP, _ = rope_forward(k_BGSP, *rope)
+    k_BGMP = k_BGSP if past is None else np.concatenate([past[0], k_BGSP], axis=2)
+    v_BGMP = v_BGSP if past is None else np.concatenate([past[1], v_BGSP], axis=2)
     mix_BHSP, attend = attend_forward(q_BHSP, k_BGMP, v_BGMP)
     y_BSD, merge = merge_heads_forward(mix_BHSP, weights["w_o_HPD"])
     splits = (q_split, k_split, v_split)
@@ -103,14 +102,14 @@ def attend_backward(dmix_BHSP, cache):
     q_BHSP, k_BGMP, v_BGMP, weight_BHSM = cache
     B, H, S, P = q_BHSP.shape
     G, M = k_BGMP.shape[1:3]
-    stacked_P, stacked_M = (B, G, H // G * S, P), (B, G, H // G * S, M)
-    dmix_stacked = dmix_BHSP.reshape(stacked_P)
-    dv_BGMP = weight_BHSM.reshape(stacked_M).swapaxes(2, 3) @ dmix_stacked  # mix = weight @ v
+    by_width, by_key = (B, G, H // G * S, P), (B, G, H // G * S, M)
+    dmix_stacked = dmix_BHSP.reshape(by_width)
+    dv_BGMP = weight_BHSM.reshape(by_key).swapaxes(2, 3) @ dmix_stacked  # mix = weight @ v
     dweight_BHSM = (dmix_stacked @ v_BGMP.swapaxes(2, 3)).reshape(B, H, S, M)
     dscore_BHSM = ops.softmax_backward(dweight_BHSM, weight_BHSM)
     dscore_BHSM *= 1 / math.sqrt(P)  # score = q @ k.T / sqrt(P)
-    dq_BHSP = (dscore_BHSM.reshape(stacked_M) @ k_BGMP).reshape(B, H, S, P)
-    dk_BGMP = dscore_BHSM.reshape(stacked_M).swapaxes(2, 3) @ q_BHSP.reshape(stacked_P)
+    dq_BHSP = (dscore_BHSM.reshape(by_key) @ k_BGMP).reshape(B, H, S, P)
+    dk_BGMP = dscore_BHSM.reshape(by_key).swapaxes(2, 3) @ q_BHSP.reshape(by_width)
     return dq_BHSP, dk_BGMP, dv_BGMP
 
 

@@ -61,7 +61,8 @@ def save(path, state):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez(file, header=_header(state), **_arrays(state))
+            arrays = _arrays(state)
+            np.savez(file, header=_header(state, arrays), **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -72,6 +73,17 @@ def save(path, state):
     finally:
         with contextlib.suppress(OSError):  # what could not be written may not be there to remove
             temporary.unlink()
+
+
+def check_folder(path):
+    """Raise CheckpointError, before any work is done, if no checkpoint could be written to `path`."""
+    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
 
 
 def load(path):
@@ -96,12 +108,12 @@ def load(path):
     return state
 
 
-def _header(state):
+def _header(state, arrays):
     header = {
         "format": FORMAT, "version": VERSION, "step": state.step, "domains": state.domains,
         "model_config": asdict(state.model_config), "train_config": asdict(state.train_config),
         "characters": state.tokenizer.characters, "data_digest": state.data_digest,
-        "rng": state.rng.bit_generator.state,
+        "rng": state.rng.bit_generator.state, "arrays": sorted(arrays),
     }
     return np.frombuffer(json.dumps(header).encode(), np.uint8)
 
@@ -116,6 +128,11 @@ def _read(path):
     """The header, and the arrays by group."""
     try:
         content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error.strerror or error}") from error
+    try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -123,13 +140,14 @@ def _read(path):
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
             _check_version(path, header)
+            differ = set(header["arrays"]) ^ (set(arrays) - {"header"})
+            if differ:
+                raise ValueError(f"missing or unknown arrays: {', '.join(sorted(differ))}")
             groups = {group: {name.removeprefix(f"{group}/"): arrays[name] for name in arrays
                               if name.startswith(f"{group}/")} for group in GROUPS}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, KeyError, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged archive can fail in any part of what reads it
         raise CheckpointError(f"{path} is not a whole checkpoint, but truncated, damaged or another file ({error})"
                               ) from error
     return header, groups
@@ -145,10 +163,9 @@ def _check_version(path, header):
 
 def _sync_folder(folder):
     """Make the rename itself last through a power cut, where the system allows a folder to be opened."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -23,8 +23,10 @@ class Corpus:
     @property
     def digest(self):
         """A short name of exactly this data, to tell a checkpoint of other data apart."""
-        streams = b"".join(s.astype("<u4").tobytes() for s in self.train + self.held_out)
-        return hashlib.sha256(self.tokenizer.characters.encode() + streams).hexdigest()[:16]
+        streams = self.train + self.held_out
+        lengths = ",".join(str(len(stream)) for stream in streams)
+        tokens = b"".join(stream.astype("<u4").tobytes() for stream in streams)
+        return hashlib.sha256(f"{self.tokenizer.characters} {lengths} ".encode() + tokens).hexdigest()[:16]
 
 
 class Batch(NamedTuple):

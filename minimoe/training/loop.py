@@ -45,8 +45,7 @@ def train(state, corpus, path=None, on_step=None):
     Raises ValueError if the corpus is not the one that the state was trained on, Diverged at the first number that is
     not finite (the checkpoint before it stays), CheckpointError if a checkpoint cannot be written.
     """
-    if state.data_digest != corpus.digest:
-        raise ValueError("the text is not the one that this run was trained on: its characters or their order differ")
+    check_text(state, corpus)
     config = state.train_config
     # what is not finite is found and reported, without NumPy's warnings
     with _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"):
@@ -59,10 +58,17 @@ def train(state, corpus, path=None, on_step=None):
                 on_step(state)
             stop = asked_to_stop.is_set()
             if path is not None and (stop or state.finished or state.step % config.checkpoint_every == 0):
+                _check_parameters(state)
                 checkpoint.save(path, state)
             if stop and not state.finished:
                 raise Interrupted(f"stopped after step {state.step}")
     return state
+
+
+def check_text(state, corpus):
+    """Raise ValueError unless the corpus is the one that the state was trained on."""
+    if state.data_digest != corpus.digest:
+        raise ValueError("the text is not the one that this run was trained on: other files, another order, or changed")
 
 
 def step_once(state, corpus):
@@ -80,8 +86,10 @@ def step_once(state, corpus):
         grads = _add(grads, model.objective_backward(1 / config.accumulate, cache))
     norm = optimizer.global_norm(grads)
     if not np.isfinite(norm):
-        raise Diverged(f"step {state.step + 1}: the gradient is {norm}; the first number that is not finite is in the "
-                       f"gradient of {_first_name(grads)}")
+        name = _first_name(grads)
+        where = (f"the first number that is not finite is in the gradient of {name}" if name else
+                 "its numbers are finite, but too large to square")
+        raise Diverged(f"step {state.step + 1}: the gradient is {norm}; {where}")
     optimizer.adamw_update(state.params, grads, state.moments, state.step, config,
                            optimizer.clip_scale(norm, config.clip_norm))
     state.step += 1
@@ -129,6 +137,13 @@ def first_not_finite(params, cache):
     return "the final norm" if not _all_finite(model_cache.norm) else "the head"
 
 
+def _check_parameters(state):
+    """A checkpoint must be one that training can go on from."""
+    name = _first_name(state.params)
+    if name is not None:
+        raise Diverged(f"step {state.step}: the parameter {name} is no longer finite")
+
+
 def _first_name(arrays):
     return next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
 
@@ -159,6 +174,9 @@ def _record_step(state, losses, norm, routings, seconds):
 
 def _record_evaluation(state, corpus):
     result = evaluate(state.params, corpus, state.model_config, state.train_config)
+    if not np.isfinite(result["ce"]):
+        _check_parameters(state)
+        raise Diverged(f"step {state.step}: the loss on the held-out text is {result['ce']}")
     for name, value in ({"step": state.step} | result).items():
         state.history.setdefault(f"eval_{name}", []).append(value)
 

@@ -49,9 +49,7 @@ def adamw_update(params, grads, moments, step, config, scale=1.0):
     means, squares = moments
     for name, array in params.items():
         decay = config.weight_decay if array.ndim > 1 else 0.0
-        flat = [a.reshape(-1) for a in (array, grads[name], means[name], squares[name])]
-        for start in range(0, array.size, CHUNK):
-            w, g, m, v = (a[start:start + CHUNK] for a in flat)
+        for w, g, m, v in _chunks(array, grads[name], means[name], squares[name]):
             g = g * scale
             m *= config.beta1
             m += (1 - config.beta1) * g
@@ -64,6 +62,14 @@ def adamw_update(params, grads, moments, step, config, scale=1.0):
             root += config.adam_eps
             w *= 1 - lr * decay
             w -= np.divide(m, root, out=root) * (lr / bias1)
+
+
+def _chunks(*arrays):
+    """Views of the same part of each array, small enough for the cache; whole arrays where there is no flat view."""
+    if not all(array.flags.c_contiguous for array in arrays):
+        return [arrays]
+    flat = [array.reshape(-1) for array in arrays]
+    return [[a[start:start + CHUNK] for a in flat] for start in range(0, flat[0].size, CHUNK)]
 
 
 def clip_scale(norm, limit):

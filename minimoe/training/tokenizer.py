@@ -23,7 +23,7 @@ class Tokenizer:
         """Text to an array of tokens.  Raises ValueError that names the characters that are not known."""
         known, asked = _code_points(self.characters), _code_points(text)
         tokens_S = np.searchsorted(known, asked)
-        found = known[np.minimum(tokens_S, len(known) - 1)] == asked
+        found = np.isin(asked, known)
         if not found.all():
             unknown = " ".join(repr(c) for c in sorted({text[i] for i in np.flatnonzero(~found)}))
             raise ValueError(f"the text has characters that the model has not seen in training: {unknown}")

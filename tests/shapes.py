@@ -1,0 +1,134 @@
+"""Suffixes lie unless checked: a tracer that compares every name like x_TD with the shape that it has while code runs.
+
+It looks at the locals of each function at each line, at what the function returns, at the entries of dicts and records
+in that, and at the shapes that the docstring promises ("Returns y_TD", "Gradients of x_TD and w_DF").
+"""
+
+import re
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+
+SUFFIX = re.compile(r"\b\w*[a-z0-9]_([A-Z1]*[A-Z][A-Z1]*)\b")
+PROMISE = re.compile(r"(?:Returns|Gradients? of)\s(.*?)(?:[.:;]\s|\.?$)", re.DOTALL)
+
+ELSEWHERE = {
+    "ops.linear": "F",  # the head writes to V, the router to E
+    "ops.softmax": "...TE",  # attention weighs M keys with it
+    "ops.silu_gate": "T", "ops.swiglu": "T",  # one expert has fewer rows than T
+    "attention.split_heads": "H", "attention.rope": "H", "attention._quarter_turn": "H",  # keys have G heads
+}
+"""Operation that is applied to other axes too -> letters that have sizes of their own in it; ... for leading axes."""
+
+
+def suffix(name):
+    """The letters of a name's shape; None of a name without."""
+    match = SUFFIX.fullmatch(name)
+    return match and match[1]
+
+
+def suffixed_locals(file):
+    """(file, first line, name) of each suffixed argument and local variable of each function in a file."""
+    codes = [compile(Path(file).read_text(), str(file), "exec")]
+    for code in codes:
+        codes += [const for const in code.co_consts if hasattr(const, "co_code")]
+    return {(str(file), code.co_firstlineno, name)
+            for code in codes for name in code.co_varnames + code.co_cellvars if suffix(name)}
+
+
+def parts(value):
+    """What a container holds, by name; nothing for anything else."""
+    if isinstance(value, dict):
+        return {str(name).rpartition(".")[2]: part for name, part in value.items()}
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return vars(value)
+    return {str(i): part for i, part in enumerate(value)} if isinstance(value, (tuple, list)) else {}
+
+
+def containers(value):
+    """The parts of a container and of all containers in it."""
+    inside = parts(value)
+    if inside:
+        yield inside
+    for part in inside.values():
+        yield from containers(part)
+
+
+def leaves(value):
+    """What nested tuples hold, in order."""
+    return [leaf for part in value for leaf in leaves(part)] if type(value) is tuple else [value]
+
+
+def lie(name, value, sizes, leading=False):
+    """What a name's suffix says wrongly, or None.  Letters met for the first time are added to `sizes`.
+
+    leading: whether the first letter may stand for several axes.
+    """
+    letters, shape = suffix(name), getattr(value, "shape", None)
+    if shape is None:
+        return f"is a {type(value).__name__}, not an array"
+    more = len(shape) - len(letters)
+    axes = (shape[:more + 1], *shape[more + 1:]) if leading and more > 0 else shape
+    if len(axes) != len(letters):
+        return f"has shape {shape}"
+    for letter, size in zip(letters, axes, strict=True):
+        expected = 1 if letter == "1" else sizes.setdefault(letter, size)
+        if size != expected:
+            return f"has shape {shape}, but {letter} = {expected}"
+    return None
+
+
+class Tracer:
+    """Within `with`, collects the lies that functions of some files tell, and what was `seen`: see `suffixed_locals`.
+
+    sizes: letter -> its size in this run.  A letter that is not in it must have one size in each call.
+    """
+
+    def __init__(self, files, sizes):
+        self.files, self.sizes = {str(file) for file in files}, sizes
+        self.lies, self.seen = {}, set()
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(self.before)
+
+    def _enter(self, frame, event, arg):
+        code = frame.f_code
+        if code.co_filename not in self.files:
+            return None
+        where = f"{Path(code.co_filename).stem}.{code.co_qualname}"
+        free = ELSEWHERE.get(re.sub("_(forward|backward)$", "", where), "")
+        sizes = {letter: size for letter, size in self.sizes.items() if letter not in free}
+
+        def check(named, place, sizes):
+            for name, value in named:
+                text = suffix(name) and lie(name, value, sizes, "..." in free)
+                if text:
+                    self.lies.setdefault(f"{place}: {name}", text)
+
+        def look(frame, event, result):
+            here = {name: value for name, value in frame.f_locals.items() if value is not None}
+            check(here.items(), where, sizes)
+            self.seen |= {(code.co_filename, code.co_firstlineno, name) for name in here if suffix(name)}
+            if event == "return" and result is not None:
+                check(_promised(code, result), f"what {where} returns", sizes)
+                for inside in containers(result):
+                    check(((n, v) for n, v in inside.items() if v is not None), f"in what {where} returns",
+                          dict(self.sizes))
+            return look
+
+        return look
+
+
+def _promised(code, result):
+    """(name, array) of each result that the function's name or docstring gives a shape."""
+    doc = next(iter(code.co_consts), None) or ""
+    promised = [[name[0] for name in SUFFIX.finditer(text)] for text in PROMISE.findall(str(doc))]
+    return [(code.co_name, result)] + [pair for names in promised
+                                       for pair in zip(names, leaves(result), strict=False)]

@@ -1,0 +1,405 @@
+"""The checker is itself checked: it passes what is right, and catches one-line bugs in every backward."""
+
+import inspect
+import re
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pkgutil import walk_packages
+
+import numpy as np
+import pytest
+
+from minimoe import gradcheck, model, moe, nn
+from minimoe.gradcheck import numeric
+from minimoe.moe import capacity, dispatch, experts, layer, losses, routing
+from minimoe.moe.routers import softmax_topk
+from minimoe.nn import attention, ops
+
+TIED = replace(gradcheck.SMALL, tie_embeddings=True)
+LAYERS = [gradcheck.layer_cases()[name] for name in ("drop by position, renormalised", "dropless, raw")]
+
+
+def cubes(arrays):
+    """sum x^3 + 5 y: by x 3 x^2, by y 5."""
+    return (arrays["x"] ** 3).sum() + 5 * arrays["y"].sum()
+
+
+ARRAYS = {"x": np.array([[1.0, 2.0], [-3.0, 0.5]]), "y": np.array([7.0])}
+GRADS = {"x": np.array([[3.0, 12.0], [27.0, 0.75]]), "y": np.array([5.0])}
+
+
+def test_the_complex_step_is_exact():
+    np.testing.assert_allclose(gradcheck.complex_step(cubes, ARRAYS, "x", range(4)), [3, 12, 27, 0.75], rtol=1e-15)
+
+
+def test_the_central_difference_is_off_by_the_step_squared():
+    """((x + h)^3 - (x - h)^3) / 2h = 3 x^2 + h^2; a larger h would show it, at 1e-5 it is 1e-10 beside rounding."""
+    np.testing.assert_allclose(gradcheck.central_difference(cubes, ARRAYS, "x", range(4)), [3, 12, 27, 0.75], atol=1e-8)
+
+
+def test_the_step_of_the_central_difference_goes_both_ways(monkeypatch):
+    """With h = 1: ((2 + 1)^3 - (2 - 1)^3) / 2 = (27 - 1) / 2 = 13 = 3 * 2^2 + 1^2."""
+    monkeypatch.setattr(numeric, "CENTRAL_STEP", 1.0)
+    assert gradcheck.central_difference(cubes, ARRAYS, "x", [1]) == [13]
+
+
+@pytest.mark.parametrize("method", [gradcheck.complex_step, gradcheck.central_difference])
+def test_entries_are_counted_row_by_row(method):
+    np.testing.assert_allclose(method(cubes, ARRAYS, "x", [2, 1]), [27, 12], rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", [gradcheck.complex_step, gradcheck.central_difference])
+def test_a_numeric_derivative_leaves_the_arrays_alone(method):
+    before = {name: array.copy() for name, array in ARRAYS.items()}
+    method(cubes, ARRAYS, "x", range(4))
+    assert all(np.array_equal(before[name], ARRAYS[name]) for name in ARRAYS)
+
+
+@pytest.mark.parametrize(("analytic", "by_number", "expected"), [
+    ([3, 4], [3, 4], 0),
+    ([3, 4], [-3, -4], 1),  # 10 / (5 + 5)
+    ([3, 0], [0, 4], 5 / 7),  # 5 / (3 + 4)
+    ([3, 4], [0, 0], 1),
+    ([0, 0], [0, 0], 0),
+    ([4e-14, 0], [-4e-14, 0], 0),  # rounding error of 0
+    ([1e-12, 0], [0, 0], 1),
+    ([np.nan, 1], [1, 1], np.nan),
+    ([1, 1], [np.nan, 1], np.nan)])
+def test_error_by_hand(analytic, by_number, expected):
+    np.testing.assert_equal(gradcheck.error(np.array(analytic, float), np.array(by_number, float)), expected)
+
+
+@pytest.mark.parametrize(("error", "ok"), [(0.0, True), (9e-13, True), (1e-12, False), (1.0, False), (np.nan, False)])
+def test_a_gradient_is_right_below_the_tolerance(error, ok):
+    assert numeric.Row("x", (2,), 2, 1.0, error, 1e-12).ok == ok
+
+
+def report(*errors):
+    return numeric.Report("f", [numeric.Row("x", (2,), 2, 1.0, error, 1e-12) for error in errors])
+
+
+def test_one_wrong_gradient_makes_a_report_wrong():
+    assert report(0.0, 1e-15).ok
+    assert not report(0.0, 1e-3, 1e-15).ok
+
+
+def test_the_worst_error_is_the_largest_and_nan_is_worse():
+    assert report(0.0, 1e-3, 1e-15).worst == 1e-3
+    assert np.isnan(report(0.0, np.nan, 1.0).worst)
+    assert not report(0.0, np.nan).ok
+
+
+def test_compare_passes_the_right_gradients():
+    found = gradcheck.compare("f", cubes, ARRAYS, GRADS)
+    assert found.ok
+    assert [(row.name, row.shape, row.checked) for row in found.rows] == [("x", (2, 2), 4), ("y", (1,), 1)]
+    assert found.rows[1].length == 5
+
+
+def test_compare_tells_which_gradient_is_wrong():
+    found = gradcheck.compare("f", cubes, ARRAYS, GRADS | {"y": np.array([6.0])})
+    assert [row.ok for row in found.rows] == [True, False]
+    np.testing.assert_allclose(found.worst, 1 / 11)  # |6 - 5| / (6 + 5)
+
+
+def test_compare_checks_at_most_so_many_entries():
+    """All but one of the entries are wrong, so any two that are looked at show it."""
+    found = gradcheck.compare("f", cubes, ARRAYS, {"x": GRADS["x"] * [[1, 2], [2, 2]], "y": GRADS["y"]}, most=2)
+    assert [(row.checked, row.ok) for row in found.rows] == [(2, False), (1, True)]
+
+
+def test_the_entries_checked_are_all_different():
+    seen = []
+
+    def method(function, arrays, name, entries):
+        seen.extend(entries)
+        return gradcheck.complex_step(function, arrays, name, entries)
+
+    gradcheck.compare("f", lambda arrays: arrays["x"].sum(), {"x": np.ones(50)}, {"x": np.ones(50)}, method, most=49)
+    assert len(set(seen)) == 49
+
+
+def test_a_report_prints_each_tensor_with_its_shape_error_and_verdict():
+    grads = {"x": np.array([[3.0, 12.0], [27.0, 0.75]]), "y": np.array([6.0])}
+    title, x, y, note = str(gradcheck.compare("cubes", cubes, ARRAYS, grads, most=3, notes=["a note"])).splitlines()
+    assert title == "cubes: WRONG"
+    assert re.fullmatch(r" +x +\(2, 2\) +3 of 4 checked +error \d\.\de[-+]\d\d \(below 1e-12\) +ok", x)
+    assert re.fullmatch(r" +y +\(1,\) +all 1 checked +error 9\.1e-02 \(below 1e-12\) +WRONG", y)
+    assert note.strip() == "a note"
+
+
+def test_a_right_report_says_so_and_tells_a_gradient_of_zero():
+    found = str(gradcheck.compare("flat", lambda arrays: 0 * cubes(arrays), ARRAYS, {"y": np.zeros(1)}))
+    assert found.splitlines()[0] == "flat: right"
+    assert found.endswith("ok, gradient is 0")
+
+
+def test_the_tolerances():
+    """What is exact must agree to 1e-12; a difference of frozen routing to 1e-7; one along a whole model to 1e-6."""
+    found = [gradcheck.check_ops()[0], gradcheck.check_flips()[1], gradcheck.check_direction()]
+    assert [report.rows[0].tolerance for report in found] == [1e-12, 1e-7, 1e-6]
+
+
+def test_the_operations_are_right():
+    for found in gradcheck.check_ops():
+        assert found.ok and found.worst < 1e-12, found
+
+
+@pytest.mark.parametrize("config", [gradcheck.SMALL, TIED, replace(gradcheck.SMALL, n_experts=1, top_k=1),
+                                    replace(gradcheck.SMALL, capacity_factor=0.7, drop_order="random")])
+def test_the_model_is_right(config):
+    found = gradcheck.check_model(config)
+    assert found.ok and found.worst < 1e-12, found
+    assert {row.name for row in found.rows} == set(model.weights(config))
+    assert all(row.checked == np.prod(row.shape) for row in found.rows)
+
+
+def test_of_a_large_model_five_thousand_entries_are_checked():
+    """Of each of the 13 tensors at most ceil(5000 / 13) = 385: of the embedding and the head, which have 4,800."""
+    config = replace(gradcheck.SMALL, n_layers=1, vocab_size=300)
+    found = gradcheck.check_model(config)
+    assert found.ok
+    assert [row.checked for row in found.rows] == [min(np.prod(row.shape), 385) for row in found.rows]
+
+
+def test_one_random_direction_is_right():
+    found = gradcheck.check_direction()
+    assert found.ok and found.worst < 1e-6
+    assert found.notes == ["0 routing flips"]
+
+
+def test_a_routing_flip_is_reported_and_frozen_routing_has_none():
+    live, frozen = gradcheck.check_flips()
+    assert not live.ok
+    assert frozen.ok and frozen.worst < 1e-7
+    flipped = int(re.match(r"(\d+) of \d+ steps changed a choice", live.notes[0])[1])
+    assert flipped > 0
+
+
+def test_the_complex_step_does_not_flip():
+    """At the same near tie where the live central difference fails."""
+    batch = gradcheck.random_batch(gradcheck.SMALL)
+    name = "layers.0.moe.w_router_DE"
+    params = gradcheck.checks._near_tie(gradcheck.random_params(gradcheck.SMALL), batch, gradcheck.SMALL, name)
+    _, grads = model.loss_and_grads(params, *batch, gradcheck.SMALL)
+    found = gradcheck.compare("", lambda p: model.objective_forward(p, *batch, gradcheck.SMALL)[0][0].total, params,
+                              {name: grads[name]})
+    assert found.ok
+
+
+def test_flips_by_hand():
+    """Two tokens, top 1 of 3.  One changes its expert, the other loses its place; in the second layer nothing."""
+    before = routing.without_limit(*routing.by_token(np.array([[0], [1]]), np.ones(2, bool)), np.ones(2),
+                                   np.zeros((2, 3)), np.full((2, 3), 1 / 3), np.ones(2, bool))
+    other_expert = replace(before, expert_A=np.array([2, 1]))
+    dropped = replace(other_expert, kept_A=np.array([True, False]))
+    assert gradcheck.flips([before, before], [before, before]) == 0
+    assert gradcheck.flips([before, before], [other_expert, before]) == 1
+    assert gradcheck.flips([before, before], [dropped, before]) == 2
+
+
+def test_no_gain_is_one():
+    params = gradcheck.random_params(gradcheck.SMALL)
+    gains = [array for name, array in params.items() if name.endswith("gain_D")]
+    assert len(gains) == 2 * gradcheck.SMALL.n_layers + 1
+    assert not any((gain == 1).any() for gain in gains)
+
+
+def test_no_two_experts_are_alike():
+    w_EDF = gradcheck.random_params(gradcheck.SMALL)["layers.0.moe.w_up_EDF"]
+    assert len(np.unique(w_EDF, axis=0)) == gradcheck.SMALL.n_experts
+
+
+def test_the_small_model_has_all_that_a_model_has():
+    config = gradcheck.SMALL
+    assert config.n_layers == 2
+    assert 1 < config.kv_heads < config.n_heads
+    assert config.d_head == 4  # two pairs, each with a wavelength of its own
+    assert 1 < config.top_k < config.n_experts
+    assert min(config.balance_coef, config.z_coef) > 0.1
+
+
+@pytest.mark.parametrize("case", gradcheck.layer_cases())
+def test_a_layer_drops_tokens_only_with_a_capacity(case):
+    config = gradcheck.layer_cases()[case]
+    found = gradcheck.check_layer(config)
+    assert found.ok and found.worst < 1e-12, found
+    dropped = int(re.match(r"(\d+) of \d+ assignments dropped", found.notes[0])[1])
+    assert (dropped > 0) == (config.capacity_factor is not None)
+
+
+BUGS = [
+    (ops, "linear_backward", "x_TD.T @ dy_TF", "x_TD.T @ dy_TF / len(dy_TF)"),
+    (ops, "linear_backward", "x_TD.T @ dy_TF", "x_TD.T @ dy_TF[::-1]"),
+    (ops, "softmax_backward", "(dp_TE - expected_T1)", "dp_TE"),
+    (ops, "softmax_backward", "(dp_TE * p_TE).sum(", "(dp_TE * p_TE).mean("),
+    (ops, "softmax_backward", "(dp_TE * p_TE).sum(", "dp_TE.mean("),
+    (ops, "softmax_backward", "return p_TE *", "return p_TE / len(p_TE) *"),
+    (ops, "rmsnorm_backward", " - unit_TD * along_T1", ""),
+    (ops, "rmsnorm_backward", "scale_T1 * (dunit_TD - unit_TD * along_T1)",
+     "gain_D * scale_T1 * (dy_TD - unit_TD * (dy_TD * unit_TD).mean(axis=-1, keepdims=True))"),
+    (ops, "rmsnorm_backward", "dunit_TD = dy_TD * gain_D", "dunit_TD = dy_TD"),
+    (ops, "rmsnorm_backward", ".mean(axis=-1", ".sum(axis=-1"),
+    (ops, "rmsnorm_backward", "dx_TD = scale_T1 *", "dx_TD ="),
+    (ops, "rmsnorm_backward", ".sum(axis=0)", ".mean(axis=0)"),
+    (ops, "silu_gate_backward", "sigmoid_TF + silu_TF * (1 - sigmoid_TF)", "sigmoid_TF"),
+    (ops, "silu_gate_backward", "silu_TF * (1 - sigmoid_TF)", "sigmoid_TF * (1 - sigmoid_TF)"),
+    (ops, "silu_gate_backward", "dh_TF * up_TF * slope_TF", "dh_TF * slope_TF"),
+    (ops, "silu_gate_backward", "dh_TF * silu_TF", "dh_TF * sigmoid_TF"),
+    (ops, "swiglu_backward", "dx_TD += dup_TF", "dx_TD = dup_TF"),
+    (ops, "swiglu_backward", "x_TD.T @ dgate_TF, x_TD.T @ dup_TF", "x_TD.T @ dup_TF, x_TD.T @ dgate_TF"),
+    (ops, "swiglu_backward", "h_TF.T @ dy_TD", "gate_cache[0].T @ dy_TD"),
+    (ops, "embedding_backward", "dw_VD[used] = np.add.reduceat(dx_TD[order_T], starts, axis=0)",
+     "dw_VD[tokens_T] += dx_TD"),
+    (ops, "embedding_backward", "dx_TD[order_T]", "dx_TD"),
+    (ops, "embedding_backward", "np.zeros_like(w_VD)", "np.ones_like(w_VD)"),
+    (ops, "cross_entropy_backward", "dloss * weight_T", "dloss * np.full(len(weight_T), 1 / len(weight_T))"),
+    (ops, "cross_entropy_backward", "dloss * weight_T", "weight_T"),
+    (ops, "cross_entropy_backward", "-= 1", "-= weight_T"),
+    (attention, "rope_backward", "- _quarter_turn", "+ _quarter_turn"),
+    (attention, "rope_backward", "dy_BHSP * cos_SP", "dy_BHSP"),
+    (attention, "attend_backward", "1 / math.sqrt(P)", "1"),
+    (attention, "attend_backward", "1 / math.sqrt(P)", "1 / P"),
+    (attention, "attend_backward", "ops.softmax_backward(dweight_BHSM, weight_BHSM)", "dweight_BHSM * weight_BHSM"),
+    (attention, "attend_backward", "q_BHSP.reshape(", "q_BHSP[:, ::-1].reshape("),
+    (attention, "attend_backward", "weight_BHSM.reshape(", "weight_BHSM[:, ::-1].reshape("),
+    (attention, "split_heads_backward", "dq_BHSP.swapaxes(1, 2)", "dq_BHSP"),
+    (attention, "split_heads_backward", "w_DHP.reshape(D, H * P).T", "w_DHP.reshape(H * P, D)"),
+    (attention, "merge_heads_backward", "dmix_BSHP.swapaxes(1, 2)", "dmix_BSHP.reshape(B, H, S, P)"),
+    (attention, "merge_heads_backward", "mix_rows.T @ dy_TD", "mix_rows.T @ dy_TD / B"),
+    (attention, "attention_backward", "dx_BSD += dx_k_BSD", "pass"),
+    (attention, "attention_backward", "dx_BSD += dx_v_BSD", "dx_BSD = dx_v_BSD"),
+    (attention, "attention_backward", "rope_backward(dq_BHSP, cache.rope)", "dq_BHSP"),
+    (attention, "attention_backward", '"w_k_DGP": dw_k_DGP', '"w_k_DGP": dw_v_DGP'),
+    (softmax_topk, "backward", "(dgate_A - _token_sum(dgate_A * result.gate_A, top_k)) / sum_A", "dgate_A / sum_A"),
+    (softmax_topk, "backward", "if sum_A is not None", "if False"),
+    (softmax_topk, "backward", "/ sum_A", "/ top_k"),
+    (softmax_topk, "backward", "dprob_TE.copy()", "np.zeros_like(dprob_TE)"),
+    (softmax_topk, "backward", "+= dgate_A", "= dgate_A"),
+    (softmax_topk, "backward", "ops.softmax_backward(dprob_TE, softmax_cache)", "dprob_TE"),
+    (softmax_topk, "backward", " + dlogit_TE", ""),
+    (capacity, "keep_backward", "dgate_A[routing.kept_N]", "dgate_A[routing.kept_A]"),
+    (capacity, "keep_backward", "np.zeros(", "np.ones("),
+    (dispatch, "dispatch_backward", "routing.row_TK", "routing.row_TK[:, :1]"),
+    (dispatch, "combine_backward", "gate_N[:, None] * dy_ND", "dy_ND"),
+    (dispatch, "combine_backward", ".sum(axis=1)", ".mean(axis=1)"),
+    (experts, "experts_backward", "dw_gate_EDF[e], dw_up_EDF[e]", "dw_up_EDF[e], dw_gate_EDF[e]"),
+    (experts, "experts_backward", "dout_ND[rows]", "dout_ND[rows][::-1]"),
+    (losses, "balance_backward", "np.outer(weight_T, pull_E)",
+     "np.outer(np.full(len(weight_T), 1 / len(weight_T)), pull_E)"),
+    (losses, "balance_backward", "dloss * ", ""),
+    (losses, "z_backward", "dloss * 2", "dloss"),
+    (losses, "z_backward", "routing.weight_T * lse_T", "routing.weight_T"),
+    (layer, "moe_backward", "dx_TD + dx_router_TD", "dx_TD"),
+    (layer, "moe_backward", "policy.backward(dgate_A, dprob_TE,", "policy.backward(dgate_A, 0 * dprob_TE,"),
+    (model, "block_backward", "dx_TD = dx_TD + dstream_TD  # x = x + moe", "dx_TD = dstream_TD  # x = x + moe"),
+    (model, "block_backward", "dx_TD = dx_TD + dstream_TD  # x = x + attention", "pass  # x = x + attention"),
+    (model, "block_backward", "cache.moe_norm", "cache.attention_norm"),
+    (model, "model_backward", "dprobs[i]", "dprobs[-1 - i]"),
+    (model, "model_backward", "drouter_logits[i]", "drouter_logits[0]"),
+    (model, "model_backward", "reversed(range(len(cache.blocks)))", "range(len(cache.blocks))"),
+    (model, "model_backward", '+= dw_head_DV.T', '= dw_head_DV.T'),
+    (model, "model_backward", '["embed.w_VD"] += dw_head_DV.T', '["embed.w_VD"] += 0'),
+    (model, "objective_backward", "share * balance_coef", "dtotal * balance_coef"),
+    (model, "objective_backward", "share * z_coef", "share * balance_coef"),
+    (model, "objective_backward", "ops.cross_entropy_backward(dtotal,", "ops.cross_entropy_backward(share,"),
+]
+"""(module, function, a piece of its text, what a bug makes of it)"""
+
+
+def is_right(module):
+    """Whether the checker finds nothing wrong in the part of the code that a module belongs to."""
+    if module in (ops, attention):
+        return all(found.ok for found in gradcheck.check_ops())
+    if module is model:
+        return all(gradcheck.check_model(config, most=3).ok for config in (TIED, gradcheck.SMALL))
+    return all(gradcheck.check_layer(config).ok for config in LAYERS)
+
+
+def put_in(monkeypatch, module, function, text, bug):
+    source = inspect.getsource(getattr(module, function))
+    assert text in source
+    space = dict(vars(module))
+    exec(source.replace(text, bug, 1), space)
+    monkeypatch.setattr(module, function, space[function])
+
+
+@pytest.mark.parametrize("module", [ops, layer, model])
+def test_without_a_bug_all_is_right(module):
+    assert is_right(module)
+
+
+@pytest.mark.parametrize(("module", "function", "text", "bug"), BUGS, ids=[f"{bug[1]}: {bug[3]}" for bug in BUGS])
+def test_a_bug_is_caught(monkeypatch, module, function, text, bug):
+    put_in(monkeypatch, module, function, text, bug)
+    assert not is_right(module)
+
+
+def test_every_backward_has_a_bug():
+    modules = [import_module(found.name) for package in (nn, moe)
+               for found in walk_packages(package.__path__, package.__name__ + ".")]
+    backwards = {(module, name) for module in [*modules, model] for name, value in vars(module).items()
+                 if re.fullmatch(r"(\w+_)?backward", name) and value.__module__ == module.__name__}
+    assert backwards == {(module, function) for module, function, _, _ in BUGS}
+
+
+def passes(pair, arrays, weight):
+    """Whether an operation passes with the objective (weight * y).sum()."""
+    forward, backward = getattr(ops, f"{pair}_forward"), getattr(ops, f"{pair}_backward")
+    grads = backward(weight, forward(*arrays.values())[1])
+    grads = dict(zip(arrays, grads if isinstance(grads, tuple) else (grads,), strict=True))
+    return gradcheck.compare(pair, lambda a: (weight * forward(*a.values())[0]).sum(), arrays, grads).ok
+
+
+@pytest.mark.parametrize(("text", "bug"), [
+    ("return p_TE *", "return p_TE / len(p_TE) *"), ("return p_TE *", "return"),
+    ("(dp_TE * p_TE).sum(", "dp_TE.mean("), ("return p_TE", "return -p_TE")])
+def test_a_plain_sum_does_not_see_a_wrong_softmax(monkeypatch, text, bug):
+    """Each row sums to 1 whatever x is, so the gradient of a plain sum is 0, and 0 in these ways too."""
+    put_in(monkeypatch, ops, "softmax_backward", text, bug)
+    rng = np.random.default_rng(0)
+    arrays = {"x_TE": rng.normal(size=(11, 4))}
+    assert passes("softmax", arrays, np.ones((11, 4)))
+    assert not passes("softmax", arrays, rng.normal(size=(11, 4)))
+
+
+def test_a_plain_sum_does_not_see_rows_out_of_order(monkeypatch):
+    """All rows of its gradient are alike."""
+    put_in(monkeypatch, ops, "linear_backward", "x_TD.T @ dy_TF", "x_TD.T @ dy_TF[::-1]")
+    rng = np.random.default_rng(0)
+    arrays = {"x_TD": rng.normal(size=(11, 5)), "w_DF": rng.normal(size=(5, 6))}
+    assert passes("linear", arrays, np.ones((11, 6)))
+    assert not passes("linear", arrays, rng.normal(size=(11, 6)))
+
+
+@pytest.mark.parametrize(("text", "bug"), [
+    ("dunit_TD = dy_TD * gain_D", "dunit_TD = dy_TD"),
+    ("scale_T1 * (dunit_TD - unit_TD * along_T1)",
+     "gain_D * scale_T1 * (dy_TD - unit_TD * (dy_TD * unit_TD).mean(axis=-1, keepdims=True))")])
+def test_a_gain_of_one_does_not_see_a_gain_in_the_wrong_place(monkeypatch, text, bug):
+    put_in(monkeypatch, ops, "rmsnorm_backward", text, bug)
+    monkeypatch.setattr(ops, "rmsnorm_forward", partial(ops.rmsnorm_forward, eps=1e-5))
+    rng = np.random.default_rng(0)
+    x_TD, weight_TD = rng.normal(size=(2, 11, 5))
+    assert passes("rmsnorm", {"x_TD": x_TD, "gain_D": np.ones(5)}, weight_TD)
+    assert not passes("rmsnorm", {"x_TD": x_TD, "gain_D": rng.normal(size=5)}, weight_TD)
+
+
+def test_the_first_weights_hide_a_gain_in_the_wrong_place(monkeypatch):
+    """A model as it is initialised passes with the gain outside the mean; with random gains it does not."""
+    put_in(monkeypatch, ops, "rmsnorm_backward", "dunit_TD = dy_TD * gain_D", "dunit_TD = dy_TD")
+    assert not gradcheck.check_model(most=2).ok
+    monkeypatch.setattr(gradcheck.checks, "random_params", lambda config, seed: model.init_params(config, seed, float))
+    assert gradcheck.check_model(most=2).ok
+
+
+def test_check_everything_prints_every_check_and_says_whether_all_are_right(monkeypatch):
+    monkeypatch.setattr(gradcheck.checks, "layer_cases", lambda: {"as it is": LAYERS[0]})
+    config, lines = replace(gradcheck.SMALL, n_layers=1), []
+    assert gradcheck.check_everything(config, lines.append)
+    text = "\n".join(lines)
+    assert all(name in text for name in ("softmax: right", "as it is", "whole model", "live routing: WRONG"))
+    assert all(objective in text for objective in gradcheck.OBJECTIVES)
+    put_in(monkeypatch, losses, "z_backward", "dloss * 2", "dloss")
+    assert not gradcheck.check_everything(config, lines.append)
