@@ -145,7 +145,8 @@ class TrainConfig:
     sequence: int = _option(64, "length of a training sequence", "tokens")
     accumulate: int = _option(1, "micro-batches whose gradients are averaged into one step", "micro-batches")
     learning_rate: float = _option(3e-3, "peak learning rate", "1/step")
-    min_learning_rate: float = _option(3e-4, "learning rate at the last step", "1/step")
+    min_learning_rate: float | None = _option(
+        None, "learning rate at the last step; none: a tenth of the peak", "1/step")
     warmup_steps: int = _option(100, "steps over which the learning rate rises from 0", "steps")
     weight_decay: float = _option(0.1, "decoupled decay of matrices; gains are left alone", "1/step per learning rate")
     beta1: float = _option(0.9, "memory of AdamW's mean gradient", "1")
@@ -162,15 +163,22 @@ class TrainConfig:
         _require_counts(self, ("n_steps", "batch", "sequence", "accumulate", "eval_every", "eval_batches",
                                "record_every", "checkpoint_every"))
         _require_numbers(self, ("learning_rate", "adam_eps", "clip_norm"), positive=True)
-        _require_numbers(self, ("min_learning_rate", "weight_decay", "warmup_steps", "beta1", "beta2"), positive=False)
+        _require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2"), positive=False)
         for name in ("warmup_steps", "seed"):
             value = getattr(self, name)
             _require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, name, value,
                      "must be a whole number, 0 or more")
         for name in ("beta1", "beta2"):
             _require(getattr(self, name) < 1, name, getattr(self, name), "must be below 1")
-        _require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", self.min_learning_rate,
-                 f"must not be above learning_rate = {self.learning_rate}")
+        if self.min_learning_rate is not None:
+            _require_numbers(self, ("min_learning_rate",), positive=False)
+            _require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", self.min_learning_rate,
+                     f"must not be above learning_rate = {self.learning_rate}")
+
+    @property
+    def last_learning_rate(self):
+        """Learning rate at the last step, with the default filled in: a tenth of the peak."""
+        return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
 
 
 PRESETS = {
@@ -179,7 +187,7 @@ PRESETS = {
         dict(n_steps=200, batch=8, sequence=32, warmup_steps=20, eval_every=50, eval_batches=10, checkpoint_every=50)),
     "shakespeare-cpu": (
         dict(d_model=128, n_layers=4, n_heads=4, d_hidden=256, n_experts=8, top_k=2, max_sequence=64),
-        dict(n_steps=1000, batch=12, sequence=64, learning_rate=3e-3, min_learning_rate=3e-4)),
+        dict(n_steps=1000, batch=12, sequence=64, learning_rate=3e-3)),
     "tour": (
         dict(d_model=128, n_layers=4, n_heads=4, d_hidden=128, n_experts=8, top_k=2),
         dict(n_steps=600, eval_every=60, eval_batches=16, record_every=5)),

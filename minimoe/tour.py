@@ -60,6 +60,7 @@ def main(quick=False, seeds=1, fresh=False, say=print):
     lengths = ", ".join(f"{name} {len(train) + len(held):,} characters"
                         for name, train, held in zip(text.domains, text.train, text.held_out, strict=True))
     say(f"Training a Mixture of Experts and two dense models on {lengths}.\n"
+        f"{DENSE_ACTIVE}: as many parameters as the MoE uses for one token.  {DENSE_TOTAL}: as many as it has in all.\n"
         f"Interrupt when you like: the same command goes on from there.\n")
     states = {name: [_train(tour, name, config, seed, text, fresh, say) for seed in range(seeds)]
               for name, config in tour.configs().items()}
@@ -70,6 +71,9 @@ def main(quick=False, seeds=1, fresh=False, say=print):
     say("\nA sample from the MoE, which began with 'The ':\n")
     say(_indent(sample(states[MOE][0])))
     say("\n" + comparison.verdict(results))
+    run = tour.path(MOE, 0).parent.as_posix()
+    say(f"\nLook at its decisions:  python -m minimoe route 'def main():' --run {run}\n"
+        f"Write more with it:     python -m minimoe generate --run {run}")
 
 
 def figures(say=print):
@@ -126,12 +130,12 @@ def draw(tour, states, results, text):
     layer, moved = _most_divided_layer(by_domain)
     english, python = text.domains[:2]
     pictures = {
-        "losses": plots.losses(_curves(tour, states, results), "The same text and steps: " + ", ".join(
+        "losses": plots.losses(_curves(tour, states, results), f"After {tour.training.n_steps} steps: " + "; ".join(
             f"{name} {r.ce.mean():.3f}" for name, r in results.items())),
         "load": plots.load_over_time(*_load(first), f"Expert load while training: the busiest expert ends with "
                                      f"{_busiest(first):.1f}x an even share"),
         "text": plots.coloured_text(_route_pieces(first, text, layer), first.model_config.n_experts,
-                                    f"Each character on the colour of its first expert in layer {layer}"),
+                                    f"Each character on the colour of the first of its experts, layer {layer}"),
         "domains": plots.load_by_domain(by_domain, text.domains, f"In layer {layer}, {moved:.0%} of the assignments go "
                                         f"to other experts in {python} than in {english}"),
     }
@@ -172,7 +176,7 @@ def _route_pieces(state, text, layer, n_contexts=5):
     line_break = state.tokenizer.characters.index("\n")
     for domain, stream in zip(text.domains, text.held_out, strict=True):
         breaks = stream == line_break
-        start = np.flatnonzero(breaks[:-1] & breaks[1:])[0] + 2  # the first paragraph that is there from its start
+        start = np.flatnonzero(breaks[:-2] & breaks[1:-1] & ~breaks[2:])[0] + 2  # a paragraph, from its beginning
         tokens_S = stream[start:start + state.model_config.max_sequence * n_contexts]
         tokens_BS = tokens_S.reshape(n_contexts, -1)
         _, routings = model.forward(state.params, tokens_BS, state.model_config)

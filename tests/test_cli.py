@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import cli, generation, gradcheck, model, tour
+from minimoe import cli, commands, generation, gradcheck, model, tour
 from minimoe import config as configs
 from minimoe.gradcheck import checks
 from minimoe.nn import ops
@@ -549,7 +549,7 @@ def test_without_a_text_the_embedded_corpus_is_trained_on(run):
 
 
 def test_the_run_that_is_looked_at_by_default_is_the_tours():
-    assert Path(cli.DEFAULT_RUN) / "checkpoint.npz" == tour.plan(False, 1, 9).path(tour.MOE, 0)
+    assert Path(commands.DEFAULT_RUN) / "checkpoint.npz" == tour.plan(False, 1, 9).path(tour.MOE, 0)
 
 
 @pytest.mark.parametrize(("command", "arguments"), [

@@ -24,7 +24,7 @@ ABOVE_ZERO = {
 }
 ZERO_OR_MORE = {
     config.ModelConfig: ("balance_coef", "z_coef"),
-    config.TrainConfig: ("min_learning_rate", "weight_decay"),
+    config.TrainConfig: ("weight_decay",),
 }
 
 IMPOSSIBLE_MODELS = [
@@ -222,3 +222,14 @@ def test_a_numpy_number_is_kept_as_a_plain_one():
 def test_with_one_expert_the_router_losses_weigh_nothing():
     assert config.ModelConfig(balance_coef=0.5, z_coef=0.3).loss_coefs == (0.5, 0.3)
     assert config.ModelConfig(balance_coef=0.5, z_coef=0.3, n_experts=1, top_k=1).loss_coefs == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [-1e-4, math.nan, "0"])
+def test_the_last_learning_rate_is_a_number_of_zero_or_more(value):
+    assert_refused(config.TrainConfig, {"min_learning_rate": value},
+                   f"min_learning_rate = {value!r}: must be a finite number of 0 or more")
+
+
+def test_the_last_learning_rate_is_a_tenth_of_the_peak_unless_it_is_given():
+    assert config.TrainConfig(learning_rate=0.5).last_learning_rate == 0.05
+    assert config.TrainConfig(learning_rate=0.5, min_learning_rate=0.2).last_learning_rate == 0.2

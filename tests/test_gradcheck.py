@@ -146,20 +146,25 @@ def test_the_operations_are_right():
         assert found.ok and found.worst < 1e-12, found
 
 
-@pytest.mark.parametrize("config", [gradcheck.SMALL, TIED, replace(gradcheck.SMALL, n_experts=1, top_k=1),
-                                    replace(gradcheck.SMALL, capacity_factor=0.7, drop_order="random")])
-def test_the_model_is_right(config):
-    found = gradcheck.check_model(config)
+def test_every_number_of_the_small_model_is_right():
+    found = gradcheck.check_model()
     assert found.ok and found.worst < 1e-12, found
-    assert {row.name for row in found.rows} == set(model.weights(config))
+    assert {row.name: row.shape for row in found.rows} == {
+        name: weight.shape for name, weight in model.weights(gradcheck.SMALL).items()}
     assert all(row.checked == np.prod(row.shape) for row in found.rows)
 
 
-def test_of_a_large_model_five_thousand_entries_are_checked():
-    """Of each of the 13 tensors at most ceil(5000 / 13) = 385: of the embedding and the head, which have 4,800."""
-    config = replace(gradcheck.SMALL, n_layers=1, vocab_size=300)
-    found = gradcheck.check_model(config)
-    assert found.ok
+@pytest.mark.parametrize("fields", [dict(tie_embeddings=True), dict(n_experts=1, top_k=1), dict(top_k=1),
+                                    dict(capacity_factor=0.7, drop_order="random")])
+def test_other_models_are_right(fields):
+    found = gradcheck.check_model(replace(gradcheck.SMALL, **fields), most=10)
+    assert found.ok and found.worst < 1e-12, found
+
+
+def test_of_a_large_model_five_thousand_entries_are_checked(monkeypatch):
+    """Of each of the 13 tensors at most ceil(5000 / 13) = 385; the objective is one that costs nothing."""
+    monkeypatch.setattr(gradcheck.checks, "_objective", lambda *_: lambda params: 0j)
+    found = gradcheck.check_model(replace(gradcheck.SMALL, n_layers=1, vocab_size=300))
     assert [row.checked for row in found.rows] == [min(np.prod(row.shape), 385) for row in found.rows]
 
 

@@ -44,7 +44,7 @@ def table(results):
     """The comparison as text, one row a model."""
     head = ("", "parameters", "active", "FLOPs/token", "s/step", "peak memory", "validation loss", "dropped", "balance")
     rows = [head] + [(
-        name, f"{r.parameters.total:,}", f"{r.parameters.active:,}", f"{r.forward_flops / 1e6:.2f} M",
+        name, f"{r.parameters.total:,}", f"{r.parameters.active:,}", f"{r.forward_flops / 1e6:.3f} M",
         f"{r.seconds:.3f}", f"{r.peak / 2**20:.0f} MiB", _mean_and_spread(r.ce), f"{r.drop.mean():.1%}",
         f"{r.balance.mean():.3f}" if name == MOE else "-") for name, r in results.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -68,7 +68,7 @@ def verdict(results):
         "What the numbers show",
         f"- The MoE uses {moe.parameters.active / moe.parameters.total:.0%} of its parameters for a token. Its forward "
         f"pass takes {total.forward_flops / moe.forward_flops:.1f}x fewer FLOPs than that of the dense model of equal "
-        f"size; its step takes {moe.seconds / total.seconds:.2f}x the time: routing, gathering rows and the optimiser, "
+        f"size; its step takes {moe.seconds / total.seconds:.2f}x the time. Routing, gathering rows and the optimiser, "
         f"which steps all parameters, cost time that FLOPs do not count.",
         f"- Against the dense model that does the same work per token, it has "
         f"{moe.parameters.total / active.parameters.total:.1f}x the parameters, its step takes "

@@ -15,7 +15,7 @@ EXPERT_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E0
 """Okabe and Ito's palette, grey in place of black so that text can stand on every one."""
 
 MODEL_STYLES = (("#D55E00", "-"), ("#0072B2", "--"), ("#009E73", ":"))
-DOMAIN_STYLES = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."), ("#CC79A7", "xxx"))
+DOMAIN_STYLES = (("#333333", ""), ("#aaaaaa", "///"), ("#777777", "..."), ("#cccccc", "xxx"))
 INK = "#222222"
 
 
@@ -87,12 +87,10 @@ def load_over_time(steps, load, title):
             if top[-1] - base[-1] > 0.03:
                 axis.annotate(str(expert), (1.005, (base[-1] + top[-1]) / 2), xycoords=("axes fraction", "data"),
                               va="center", fontsize=9, color=INK)
-        for share in np.arange(1, n_experts) / n_experts:
-            axis.axhline(share, color="white", lw=0.6, ls=":")
         axis.margins(x=0)
         axis.set(ylim=(0, 1), ylabel=f"layer {layer}\nshare of assignments")
         _plain(axis)
-    axes[-1].set_xlabel("optimiser steps (numbers at the right: expert; dotted: an even split)")
+    axes[-1].set_xlabel(f"optimiser steps (at the right: numbers of the experts; an even share is {1 / n_experts:.1%})")
     figure.suptitle(title, color=INK, fontsize=13)
     return figure
 

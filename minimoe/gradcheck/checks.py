@@ -245,7 +245,8 @@ def check_everything(config, say):
     reports += [check_model(config), check_direction(config)]
     say(f"\n{reports[-2]}\n\n{reports[-1]}")
     live, frozen = check_flips()
-    say(f"\nWhat central differences make of a near tie, which is why we use the complex step:\n{live}\n{frozen}")
+    say("\nWhat central differences make of a token between two experts. With live routing they must come out WRONG, "
+        f"since steps change the choice; that is why we use the complex step, which changes none:\n{live}\n{frozen}")
     reports.append(frozen)
     right = sum(report.ok for report in reports)
     say(f"\n{right} of {len(reports)} checks right, {sum(len(r.rows) for r in reports)} tensors, worst error of the "

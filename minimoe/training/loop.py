@@ -185,10 +185,10 @@ def _record_evaluation(state, corpus):
 def _interruptible():
     """An event that the first Ctrl-C sets; the second one interrupts as usual."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may handle signals
-        return
     before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield asked  # only the main thread may handle signals, and who ignores them, as nohup does, means it
+        return
 
     def ask(signum, frame):
         asked.set()

@@ -23,7 +23,7 @@ def learning_rate(step, config):
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / max(config.n_steps - 1 - config.warmup_steps, 1)
     cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * cosine
+    return config.last_learning_rate + (config.learning_rate - config.last_learning_rate) * cosine
 
 
 def global_norm(grads):

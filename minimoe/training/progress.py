@@ -1,6 +1,7 @@
 """A progress bar for a training run: loss, tokens a second, what is dropped, how even the load is."""
 
 import contextlib
+import sys
 
 import numpy as np
 from tqdm import tqdm
@@ -11,7 +12,9 @@ def bar(state, label):
     """An `on_step` for `loop.train` that draws the bar on standard error.  label: name of the run."""
     config = state.train_config
     tokens_per_step = config.batch * config.sequence * config.accumulate
-    with tqdm(total=config.n_steps, initial=state.step, desc=label, unit="step", dynamic_ncols=True) as progress:
+    seconds = 0.1 if sys.stderr.isatty() else 10  # a log file needs fewer lines than a screen
+    with tqdm(total=config.n_steps, initial=state.step, desc=label, unit="step", dynamic_ncols=True,
+              mininterval=seconds, maxinterval=seconds) as progress:
 
         def on_step(state):
             recent = {name: np.mean(state.history[name][-20:]) for name in ("ce", "seconds", "drop", "balance")}

@@ -1,0 +1,169 @@
+"""What each command does with its options.  What a command needs is imported when it runs: all start quickly."""
+
+import os
+import shlex
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from minimoe import config as configs
+from minimoe.config import ModelConfig, TrainConfig
+
+DEFAULT_THREADS = 2
+"""More do not make products as small as ours faster, and on a busy machine they wait for each other."""
+
+DEFAULT_RUN, DEFAULT_PRESET = "runs/tour/moe/seed0", "shakespeare-cpu"
+
+
+def _given(options, record):
+    return {f.name: getattr(options, f.name) for f in fields(record) if hasattr(options, f.name)}
+
+
+def tour(options):
+    """Train three models, compare them, draw what the router did."""
+    from minimoe import tour
+    if options.seeds < 1:
+        raise ValueError(f"--seeds {options.seeds}: must be 1 or more")
+    tour.main(options.quick, options.seeds, options.fresh)
+
+
+def figures(options):
+    """Draw the tour's figures again."""
+    from minimoe import tour
+    tour.figures()
+
+
+def train(options):
+    """Train one model, or go on with one."""
+    from minimoe.training import checkpoint, loop, progress
+    path = Path(options.run) / "checkpoint.npz"
+    if options.resume:
+        state, text = _resume(path, options)
+    else:
+        if path.exists():
+            raise ValueError(f"{path} exists: go on with it by --resume, or name another folder with --run")
+        state, text = _start(options)
+    checkpoint.check_folder(path)
+    if state.finished:
+        print(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
+        return
+    try:
+        with progress.bar(state, options.run) as on_step:
+            loop.train(state, text, path, on_step)
+    except loop.Diverged as error:
+        kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
+        raise ValueError(f"{error}; {kept}; a lower --learning-rate may help") from error
+    except loop.Interrupted as error:
+        threads = [] if options.threads == DEFAULT_THREADS else ["--threads", str(options.threads)]
+        again = shlex.join([*threads, "train", "--resume", "--run", options.run, *_source_words(options)])
+        raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
+    capacity = " --dropless" if state.model_config.eval_capacity_factor is not None else ""
+    print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}\n"
+          f"write with it:  python -m minimoe generate --run {shlex.quote(options.run)}{capacity}\n"
+          f"look inside:    python -m minimoe route {shlex.quote(_words_of(text))} --run {shlex.quote(options.run)}")
+
+
+def _words_of(text):
+    """A few characters of the text itself, on one line."""
+    start = text.tokenizer.decode(text.held_out[0][:200])
+    return max(start.split("\n"), key=len).strip()[:24] or start[:1]
+
+
+def _start(options):
+    from minimoe.training import data, loop
+    model_fields, train_fields = _given(options, ModelConfig), _given(options, TrainConfig)
+    model_config, train_config = configs.preset(options.preset or DEFAULT_PRESET, model_fields, train_fields)
+    text = data.build(_texts(options), train_config.sequence)
+    return loop.new_state(replace(model_config, vocab_size=len(text.tokenizer)), train_config, text), text
+
+
+def _resume(path, options):
+    """The state of a checkpoint; options that say otherwise than it are refused."""
+    from minimoe.training import checkpoint, data, loop
+    state = checkpoint.load(path)
+    if options.preset:
+        raise ValueError(f"--preset {options.preset}: a run goes on with its own options; leave --preset out")
+    for record, have in ((ModelConfig, state.model_config), (TrainConfig, state.train_config)):
+        for name, value in _given(options, record).items():
+            if asdict(have)[name] != value:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: the run in {path} was started with "
+                                 f"{asdict(have)[name]}; leave the option out, or start another run")
+    text = data.build(_texts(options), state.train_config.sequence)
+    loop.check_text(state, text)
+    return state, text
+
+
+def _texts(options):
+    from minimoe.training import corpus
+    if options.text:
+        return corpus.from_files(options.text)
+    return corpus.clusters() if options.clusters else corpus.embedded()
+
+
+def _source_words(options):
+    """The options that name the text, to be typed again."""
+    return ["--text", *options.text] if options.text else ["--clusters"] if options.clusters else []
+
+
+def _load(options):
+    from minimoe.training import checkpoint
+    path = Path(options.run) / "checkpoint.npz"
+    if not path.exists():
+        found = sorted(p.parent.as_posix() for p in Path("runs").rglob(path.name))
+        ways = "`python -m minimoe` or `python -m minimoe train`"
+        way_out = f"there are {', '.join(found)}: choose with --run" if found else f"make one with {ways}"
+        raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
+    return checkpoint.load(path)
+
+
+def generate(options):
+    """Write text with a trained model, as it is made."""
+    from minimoe import generation
+    state = _load(options)
+    prompt = _default_prompt(state.tokenizer) if options.prompt is None else options.prompt
+    if not prompt:
+        raise ValueError("--prompt '': must be at least one character")
+    prompt_S = state.tokenizer.encode(prompt)
+    config = replace(state.model_config, eval_capacity_factor=None) if options.dropless else state.model_config
+    tokens = generation.stream(state.params, config, prompt_S, options.n_tokens, options.temperature,
+                             options.top_k, options.top_p, options.seed)
+    print(prompt, end="", flush=True)
+    for token in tokens:
+        print(state.tokenizer.decode([token]), end="", flush=True)
+    print()
+
+
+def _default_prompt(tokenizer):
+    return "The " if set("The ") <= set(tokenizer.characters) else tokenizer.characters[-1]
+
+
+def route(options):
+    """Show which expert each character goes to, and why."""
+    from minimoe import model
+    from minimoe.analysis import terminal
+    from minimoe.moe import telemetry
+    state, text = _load(options), options.text
+    config = replace(state.model_config,
+                     eval_capacity_factor=state.model_config.eval_capacity_factor if options.capacity_factor is None
+                     else options.capacity_factor, drop_order=options.drop_order or state.model_config.drop_order)
+    layers = range(config.n_layers) if options.layer is None else [options.layer]
+    if options.layer is not None and not 0 <= options.layer < config.n_layers:
+        raise ValueError(f"--layer {options.layer}: the model has layers 0 to {config.n_layers - 1}")
+    if not 1 <= len(text) <= config.max_sequence:
+        raise ValueError(f"the text has {len(text)} characters: the model takes 1 to {config.max_sequence}")
+    _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
+    colour = options.colour == "always" or (
+        options.colour == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+    print(terminal.legend(config.n_experts, colour))
+    for layer in layers:
+        routing = routings[layer]
+        print(f"\nlayer {layer}, first choice of each character:")
+        print(terminal.coloured(text, routing.expert_A[routing.rank_A == 0], colour))
+    print("\n" + terminal.ledger([row for row in telemetry.ledger(routings) if row.layer in layers], text))
+
+
+def gradcheck(options):
+    """Check all gradients; status 1 if one is wrong."""
+    from minimoe import gradcheck
+    config = replace(gradcheck.SMALL, **_given(options, ModelConfig))
+    return 0 if gradcheck.check_everything(config, print) else 1
