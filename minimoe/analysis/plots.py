@@ -64,7 +64,7 @@ def losses(curves, title):
     by_step.set(xlabel="optimiser steps", ylabel="validation loss (nats per token)", title="the same steps")
     by_flops.set(xlabel="training FLOPs (matrix products, forward and backward)", title="the same FLOPs", xscale="log")
     by_flops.xaxis.set_minor_formatter("")
-    by_step.legend(frameon=False)
+    by_step.legend(frameon=False, title=f"mean and range of {len(ce)} seeds" if len(ce) > 1 else None)
     for axis in (by_step, by_flops):
         _plain(axis)
     figure.suptitle(title, color=INK, fontsize=13)
