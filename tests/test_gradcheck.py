@@ -204,6 +204,12 @@ def test_flips_by_hand():
     assert gradcheck.flips([before, before], [dropped, before]) == 2
 
 
+def test_a_random_batch_is_two_sequences_that_are_not_alike():
+    for array in gradcheck.random_batch(gradcheck.SMALL):
+        assert array.shape == (2, 9)
+        assert not np.array_equal(*array)
+
+
 def test_no_gain_is_one():
     params = gradcheck.random_params(gradcheck.SMALL)
     gains = [array for name, array in params.items() if name.endswith("gain_D")]
@@ -400,11 +406,13 @@ def test_the_first_weights_hide_a_gain_in_the_wrong_place(monkeypatch):
 
 
 def test_check_everything_prints_every_check_and_says_whether_all_are_right(monkeypatch):
+    """Only the layer's checks have a capacity, so only they see that a dropped assignment gets a gradient."""
     monkeypatch.setattr(gradcheck.checks, "layer_cases", lambda: {"as it is": LAYERS[0]})
-    config, lines = replace(gradcheck.SMALL, n_layers=1), []
-    assert gradcheck.check_everything(config, lines.append)
-    text = "\n".join(lines)
-    assert all(name in text for name in ("softmax: right", "as it is", "whole model", "live routing: WRONG"))
-    assert all(objective in text for objective in gradcheck.OBJECTIVES)
-    put_in(monkeypatch, losses, "z_backward", "dloss * 2", "dloss")
-    assert not gradcheck.check_everything(config, lines.append)
+    config, right, wrong = replace(gradcheck.SMALL, n_layers=1), [], []
+    assert gradcheck.check_everything(config, right.append)
+    put_in(monkeypatch, capacity, "keep_backward", "np.zeros(", "np.ones(")
+    assert not gradcheck.check_everything(config, wrong.append)
+    text = "\n".join(right)
+    assert all(name in text for name in ("softmax: right", "whole model", "live routing: WRONG", *gradcheck.OBJECTIVES))
+    assert re.search(r"as it is( +\d\.\de-\d\d){4}\n", text)
+    assert re.search(r"as it is +WRONG +WRONG +WRONG +WRONG\n", "\n".join(wrong))

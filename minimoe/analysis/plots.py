@@ -5,6 +5,7 @@ Each function takes plain arrays and returns a matplotlib Figure; `save` writes 
 
 import contextlib
 import os
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def losses(curves, title):
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     by_step, by_flops = figure.subplots(1, 2, sharey=True)
-    for (name, (steps, flops, ce)), (shade, line) in zip(curves.items(), MODEL_STYLES, strict=False):
+    for (name, (steps, flops, ce)), (shade, line) in zip(curves.items(), cycle(MODEL_STYLES), strict=False):
         ce = np.atleast_2d(ce)
         for axis, x in ((by_step, steps), (by_flops, flops)):
             axis.plot(x, ce.mean(axis=0), line, color=shade, lw=2.2, label=name)

@@ -101,6 +101,8 @@ def load(path):
             header["data_digest"], groups["params"], (groups["mean"], groups["square"]), np.random.default_rng(),
             {name: list(values) for name, values in groups["history"].items()}, header["step"])
         state.rng.bit_generator.state = header["rng"]
+        if config.vocab_size != len(state.tokenizer):
+            raise ValueError(f"vocab_size = {config.vocab_size}, but it knows {len(state.tokenizer)} characters")
         for arrays in (state.params, *state.moments):
             model.check_params(arrays, config)
     except (KeyError, TypeError, ValueError) as error:

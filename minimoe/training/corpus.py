@@ -46,7 +46,7 @@ def from_files(paths):
 def clusters(length=20_000, noise=0.1, seed=0):
     """A language that four experts fit exactly: four alphabets, each with a permutation that says what comes next.
 
-    Every line stays in one alphabet.  The next character is the permutation's with probability 1 - noise, else any of
+    Each domain is one alphabet.  The next character is the permutation's with probability 1 - noise, else any of
     the alphabet, evenly.  length: characters of each domain.  Returns {domain: text}.  A router that sends each
     alphabet to an expert of its own is the best there is; `clusters_floor` is the loss that it can reach.
     """
