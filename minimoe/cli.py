@@ -94,7 +94,7 @@ def _add_generate(subparsers):
 
 def _add_route(subparsers):
     parser = _command(subparsers, "route", commands.route, "show which experts each character goes to, and why")
-    parser.add_argument("text", help="the text to route")
+    parser.add_argument("text", nargs="+", help="the text to route, no longer than the model's context")
     _add_run(parser)
     parser.add_argument("--layer", type=int, metavar="L", help="show this layer only")
     parser.add_argument("--capacity-factor", type=float, help="limit the experts, to see who is dropped [mean loads]")
@@ -105,6 +105,7 @@ def _add_route(subparsers):
 
 def _add_gradcheck(subparsers):
     parser = _command(subparsers, "gradcheck", commands.gradcheck, "check every gradient in the code to rounding error")
+    parser.epilog = "The options change the checks of the whole model; those of its parts have sizes of their own."
     _add_fields(parser, gradcheck.SMALL)
 
 
@@ -138,9 +139,10 @@ def _add_fields(parser, record, leave_out=()):
     for field in fields(record):
         if field.name in leave_out:
             continue
-        name, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
-        text = f"{text} (default: {str(getattr(record, field.name)).lower()})"
         choices = {"router": configs.ROUTERS, "drop_order": configs.DROP_ORDERS}.get(field.name)
+        name, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
+        text += "".join(f"; {choice}: {words}" for choice, words in (choices or {}).items()).replace("%", "%%")
+        text = f"{text} (default: {str(getattr(record, field.name)).lower()})"
         if "bool" in str(field.type):
             group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:

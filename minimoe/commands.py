@@ -113,7 +113,10 @@ def _load(options):
         ways = "`python -m minimoe` or `python -m minimoe train`"
         way_out = f"there are {', '.join(found)}: choose with --run" if found else f"make one with {ways}"
         raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
-    return checkpoint.load(path)
+    state = checkpoint.load(path)
+    if not state.finished:
+        print(f"minimoe: note: {options.run} is at step {state.step} of {state.train_config.n_steps}", file=sys.stderr)
+    return state
 
 
 def generate(options):
@@ -142,7 +145,9 @@ def route(options):
     from minimoe import model
     from minimoe.analysis import terminal
     from minimoe.moe import telemetry
-    state, text = _load(options), options.text
+    state, text = _load(options), " ".join(options.text)
+    if options.capacity_factor is not None and not 0 < options.capacity_factor < float("inf"):
+        raise ValueError(f"--capacity-factor {options.capacity_factor}: must be a finite number above 0")
     config = replace(state.model_config,
                      eval_capacity_factor=state.model_config.eval_capacity_factor if options.capacity_factor is None
                      else options.capacity_factor, drop_order=options.drop_order or state.model_config.drop_order)

@@ -63,10 +63,10 @@ class ModelConfig:
     n_heads: int = _option(4, "number of attention heads", "heads")
     n_kv_heads: int | None = _option(None, "number of key and value heads; none: as many as n_heads", "heads")
     d_hidden: int = _option(256, "width of the hidden layer of one expert", "numbers")
-    n_experts: int = _option(8, "experts in a layer; 1 is a dense model", "experts")
+    n_experts: int = _option(8, "experts in a layer; 1, with top_k 1, is a dense model", "experts")
     top_k: int = _option(2, "experts that work on a token", "experts")
     router: str = _option("softmax_topk", "how tokens choose experts")
-    renormalize: bool | None = _option(None, "scale the gates of a token to sum to 1; none: yes if top_k is 2 or more")
+    renormalize: bool | None = _option(None, "scale the gates of a token to sum to 1; unsaid: if top_k is 2 or more")
     capacity_factor: float | None = _option(
         None, "room in each expert while training, in multiples of the mean load; none: dropless", "mean loads")
     eval_capacity_factor: float | None = _option(

@@ -83,7 +83,7 @@ def check_config(config):
     if config.eval_capacity_factor is not None:
         raise ValueError(f"eval_capacity_factor = {config.eval_capacity_factor} cannot generate: the room in an expert "
                          "depends on how many tokens are routed together, so a token alone would be routed otherwise; "
-                         "use eval_capacity_factor=None (dropless)")
+                         "use eval_capacity_factor=None (--dropless)")
 
 
 def check_options(n_tokens, temperature, top_k, top_p, seed):

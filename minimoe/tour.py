@@ -82,6 +82,8 @@ def figures(say=print):
     tour = plan(False, 1, len(text.tokenizer))
     seeds = len(list((tour.runs / FOLDERS[MOE]).glob("seed*")))
     paths = {name: [tour.path(name, seed) for seed in range(max(seeds, 1))] for name in FOLDERS}
+    if not paths[MOE][0].exists():
+        raise ValueError(f"there is no checkpoint {paths[MOE][0]}: `python -m minimoe` makes it")
     states = {name: list(map(checkpoint.load, of_seeds)) for name, of_seeds in paths.items()}
     for name, runs in states.items():
         for path, state in zip(paths[name], runs, strict=True):
@@ -132,12 +134,12 @@ def draw(tour, states, results, text):
     pictures = {
         "losses": plots.losses(_curves(tour, states, results), f"After {tour.training.n_steps} steps: " + "; ".join(
             f"{name} {r.ce.mean():.3f}" for name, r in results.items())),
-        "load": plots.load_over_time(*_load(first), f"Expert load while training: the busiest expert ends with "
-                                     f"{_busiest(first):.1f}x an even share"),
+        "load": plots.load_over_time(*_load(first), "Expert load while training: the busiest, expert {1} of layer {0}, "
+                                     "ends with {2:.1f}x an even share".format(*_busiest(first))),
         "text": plots.coloured_text(_route_pieces(first, text, layer), first.model_config.n_experts,
                                     f"Each character on the colour of the first of its experts, layer {layer}"),
-        "domains": plots.load_by_domain(by_domain, text.domains, f"In layer {layer}, {moved:.0%} of the assignments go "
-                                        f"to other experts in {python} than in {english}"),
+        "domains": plots.load_by_domain(by_domain, text.domains, f"{english} and {python} share out the experts "
+                                        f"differently: most in layer {layer}, by {moved:.0%} of the load"),
     }
     for name, figure in pictures.items():
         plots.save(figure, tour.figures / f"{name}.png")
@@ -159,9 +161,10 @@ def _load(state):
 
 
 def _busiest(state):
-    """Load of the busiest expert over the last records, in multiples of an even share."""
-    _, load = _load(state)
-    return load[-10:].mean(axis=0).max() * load.shape[2]
+    """Layer and number of the busiest expert over the last records, and its load in multiples of an even share."""
+    load_LE = _load(state)[1][-10:].mean(axis=0)
+    layer, expert = np.unravel_index(load_LE.argmax(), load_LE.shape)
+    return layer, expert, load_LE.max() * load_LE.shape[1]
 
 
 def _most_divided_layer(by_domain):

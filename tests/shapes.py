@@ -108,19 +108,18 @@ class Tracer:
 
         def check(named, place, sizes):
             for name, value in named:
-                text = suffix(name) and lie(name, value, sizes, "..." in free)
-                if text:
-                    self.lies.setdefault(f"{place}: {name}", text)
+                wrong = lie(name, value, sizes, "..." in free) if suffix(name) and value is not None else None
+                if wrong:
+                    self.lies.setdefault(f"{place}: {name}", wrong)
 
         def look(frame, event, result):
-            here = {name: value for name, value in frame.f_locals.items() if value is not None}
+            here = frame.f_locals
             check(here.items(), where, sizes)
-            self.seen |= {(code.co_filename, code.co_firstlineno, name) for name in here if suffix(name)}
+            self.seen |= {(code.co_filename, code.co_firstlineno, name) for name in here if here[name] is not None}
             if event == "return" and result is not None:
                 check(_promised(code, result), f"what {where} returns", sizes)
                 for inside in containers(result):
-                    check(((n, v) for n, v in inside.items() if v is not None), f"in what {where} returns",
-                          dict(self.sizes))
+                    check(inside.items(), f"in what {where} returns", dict(self.sizes))
             return look
 
         return look

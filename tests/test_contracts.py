@@ -142,7 +142,7 @@ def test_every_letter_of_a_suffix_is_in_the_key():
                 for match in shapes.SUFFIX.finditer((ROOT / file).read_text()) if not set(match[1]) <= key())
 
 
-B, S = 3, 9
+B, S, PAST = 3, 10, 1
 CONFIG = configs.ModelConfig(vocab_size=13, d_model=24, n_layers=1, n_heads=6, n_kv_heads=2, d_hidden=11, n_experts=7,
                              top_k=5, max_sequence=S, capacity_factor=0.8)
 CHANGED = {router: dict(router=router) for router in configs.ROUTERS}
@@ -161,10 +161,10 @@ def step(config, dtype=np.float64, replays=None):
 
 
 def decode(config):
-    """The last tokens of a batch, with the keys and values of the first five as their past."""
+    """The last tokens of a batch, with the keys and values of the first ones as their past."""
     params = model.init_params(config)
-    _, cache = model.model_forward(params, TOKENS_BS[:, :5], config)
-    return lambda: model.model_forward(params, TOKENS_BS[:, 5:], config, pasts=[
+    _, cache = model.model_forward(params, TOKENS_BS[:, :PAST], config)
+    return lambda: model.model_forward(params, TOKENS_BS[:, PAST:], config, pasts=[
         (block.attention.k_BGMP, block.attention.v_BGMP) for block in cache.blocks])
 
 
@@ -195,11 +195,11 @@ def runs(config):
     yield whole, lambda: model.init_params(config)
     yield whole, lambda: model.forward(params, TOKENS_BS, config, MASK_BS)
     yield whole, lambda: model.loss_and_grads(params, TOKENS_BS, TARGETS_BS, config, MASK_BS,
-                                               rng=np.random.default_rng(0))
+                                              rng=np.random.default_rng(0))
     trained = whole | assigned(routings[0]) if config.n_layers == 1 else whole
     yield trained, lambda: (step(config), step(config, replays=routings), read(routings[0]))
     if routers.POLICIES[config.router].CAUSAL:
-        yield whole | dict(S=S - 5, T=B * (S - 5)), decode(config)
+        yield whole | dict(S=S - PAST, T=B * (S - PAST)), decode(config)
         yield widths(config), lambda: generation.generate(params, config, TOKENS_BS[0, :2], 4)
 
 
@@ -216,10 +216,11 @@ def traced():
 
 
 def test_the_sizes_differ():
-    """But for M, which is S where there is no past; with one, both differ from all else too."""
+    """But for M, which is S where there is no past."""
     (_, routings), _, _ = step(CONFIG)
-    letters = widths(CONFIG) | assigned(routings[0]) | dict(B=B, S=S, T=B * S)
-    assert len(set(letters.values())) == len(letters)
+    layer = widths(CONFIG) | assigned(routings[0]) | dict(B=B)
+    for letters in (layer | dict(S=S, T=B * S), layer | dict(S=S - PAST, T=B * (S - PAST), M=S)):
+        assert len(set(letters.values())) == len(letters)
 
 
 def test_every_suffix_is_true(traced):

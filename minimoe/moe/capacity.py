@@ -30,6 +30,7 @@ def keep_forward(routing, factor, order, rng=None, replay=None):
     replay: a Routing whose slots are taken instead.  Returns a Routing, cache.  Raises ValueError for order "random"
     without rng.
     """
+    # without a limit every order keeps all, and only the rows of an expert change places
     limit = capacity(len(routing.token_A), int(routing.mask_T.sum()), routing.n_experts, factor)
     slot_A = _queue(routing, order if limit is not None else "position", rng) if replay is None else replay.slot_A
     kept_A = np.ones(len(slot_A), bool) if limit is None else slot_A < limit

@@ -1,7 +1,8 @@
 """E experts, each the SwiGLU block of a dense model, over rows sorted by expert.
 
 The weights are stacked, [E, D, F]; expert e sees the rows from start_e to start_e + count_e and no others, so the
-cost is that of the rows and not of the number of experts.
+cost is that of the rows and not of the number of experts.  (The gate in w_gate_EDF is SwiGLU's, inside an expert; the
+router's gates weigh whole experts.)
 """
 
 import numpy as np

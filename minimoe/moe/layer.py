@@ -17,8 +17,8 @@ def moe_forward(x_TD, weights, config, mask_T, training=False, rng=None, replay=
         y_t = sum over the kept experts e of t of gate_te * SwiGLU_e(x_t)       [Shazeer 2017, arXiv:1701.06538, eq. 1]
 
     mask_T: False for padding, which is not routed.  training: whether the training capacity and drop order apply.
-    rng: for drop_order "random" in training.  replay: a Routing whose decisions (choices and slots) are taken over,
-    with gates and losses computed anew.  Returns (y_TD, Routing), cache.
+    rng: for drop_order "random" in training.  replay: for checks alone, a Routing whose decisions (choices and
+    slots) are taken over, so that they cannot flip.  Returns (y_TD, Routing), cache.
     """
     factor = config.capacity_factor if training else config.eval_capacity_factor
     order = config.drop_order if training or config.drop_order != "random" else "position"

@@ -82,7 +82,11 @@ class Routing:
 
     @cached_property
     def row_TK(self):
-        """The row of a token's k-th choice in `kept_N`; N, one past the last, where it has none or was dropped."""
+        """The row of a token's k-th choice in `kept_N`; N, one past the last, where it has none or was dropped.
+
+        In the table at the top, with two more experts that are idle: kept_N = [1, 0] (expert 1's row, then expert 3's),
+        and row_TK = [[1, 0], [2, 2]]: the second token was dropped, and row 2 is the zeros that stand for nothing.
+        """
         kept = np.flatnonzero(self.kept_A)
         row_TK = np.full((self.n_tokens, self.n_ranks), len(kept))
         row_TK[self.token_A[kept], self.rank_A[kept]] = self._row(kept)

@@ -1,7 +1,8 @@
 """The arithmetic that every transformer has: each forward with its backward under it.
 
 A forward returns its output and a cache; the backward takes the gradient of the output and the cache, and returns
-gradients in the order of the forward's arguments.  Letters are explained in `minimoe/__init__.py`.
+gradients in the order of the forward's arguments.  Letters are explained in `minimoe/__init__.py`; T is any number of
+rows here, and E or F any width.
 """
 
 import numpy as np
