@@ -35,6 +35,7 @@ def figures(options):
 
 def train(options):
     """Train one model, or go on with one."""
+    from minimoe.analysis import comparison
     from minimoe.training import checkpoint, loop, progress
     path = Path(options.run) / "checkpoint.npz"
     if options.resume:
@@ -52,11 +53,12 @@ def train(options):
             loop.train(state, text, path, on_step)
     except loop.Diverged as error:
         kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
-        raise ValueError(f"{error}; {kept}; a lower --learning-rate may help") from error
+        raise ValueError(f"{error}; {kept}; start anew in another --run, with a lower --learning-rate") from error
     except loop.Interrupted as error:
         threads = [] if options.threads == DEFAULT_THREADS else ["--threads", str(options.threads)]
         again = shlex.join([*threads, "train", "--resume", "--run", options.run, *_source_words(options)])
         raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
+    print(comparison.router_words(state.history))
     capacity = " --dropless" if state.model_config.eval_capacity_factor is not None else ""
     print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}\n"
           f"write with it:  python -m minimoe generate --run {shlex.quote(options.run)}{capacity}\n"

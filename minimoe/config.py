@@ -33,6 +33,7 @@ def _require_counts(config, names):
         value = getattr(config, name)
         whole = isinstance(value, int) and not isinstance(value, bool)
         _require(whole and value >= 1, name, value, "must be a whole number, 1 or more")
+        _require(value <= 10**9, name, value, "is more than any machine can hold; 1,000,000,000 is the limit")
 
 
 def _require_numbers(config, names, positive):
@@ -84,6 +85,7 @@ class ModelConfig:
                                "max_sequence"))
         _require_numbers(self, ("balance_coef", "z_coef"), positive=False)
         _require_numbers(self, ("rope_theta", "norm_eps"), positive=True)
+        _require(self.norm_eps <= 1, "norm_eps", self.norm_eps, "must be at most 1: it would drown what it is added to")
         self._check_attention()
         self._check_routing()
 

@@ -1,7 +1,7 @@
 """Parameters are a flat dict, "layers.0.moe.w_up_EDF" -> array; gradients and moments share its keys."""
 
 import zlib
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -75,4 +75,4 @@ def arrays_in(tree):
         for part in tree:
             yield from arrays_in(part)
     elif is_dataclass(tree) and not isinstance(tree, type):
-        yield from arrays_in([getattr(tree, f.name) for f in fields(tree)])
+        yield from arrays_in(vars(tree))  # with what a record has worked out and kept

@@ -71,6 +71,7 @@ def main(quick=False, seeds=1, fresh=False, say=print):
     say("\nA sample from the MoE, which began with 'The ':\n")
     say(_indent(sample(states[MOE][0])))
     say("\n" + comparison.verdict(results))
+    say("\n" + comparison.router_words(states[MOE][0].history))
     run = tour.path(MOE, 0).parent.as_posix()
     say(f"\nLook at its decisions:  python -m minimoe route 'def main():' --run {run}\n"
         f"Write more with it:     python -m minimoe generate --run {run}")
@@ -86,7 +87,8 @@ def figures(say=print):
         raise ValueError(f"there is no checkpoint {paths[MOE][0]}: `python -m minimoe` makes it")
     states = {name: list(map(checkpoint.load, of_seeds)) for name, of_seeds in paths.items()}
     for name, runs in states.items():
-        for path, state in zip(paths[name], runs, strict=True):
+        for seed, (path, state) in enumerate(zip(paths[name], runs, strict=True)):
+            _check_kind(path, state, tour.configs()[name], replace(tour.training, seed=seed), text)
             if not state.finished:
                 raise ValueError(f"{path} is at step {state.step} of {state.train_config.n_steps}: `python -m minimoe` "
                                  "goes on with it")
@@ -94,13 +96,17 @@ def figures(say=print):
     say(f"wrote {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
 
 
+def _check_kind(path, state, config, training, text):
+    if (state.model_config, state.train_config, state.data_digest) != (config, training, text.digest):
+        raise ValueError(f"{path} is a run of another kind; train anew with --fresh")
+
+
 def _train(tour, name, config, seed, text, fresh, say):
     path, training = tour.path(name, seed), replace(tour.training, seed=seed)
     label = name if tour.seeds == 1 else f"{name}, seed {seed}"
     if path.exists() and not fresh:
         state = checkpoint.load(path)
-        if (state.model_config, state.train_config, state.data_digest) != (config, training, text.digest):
-            raise ValueError(f"{path} is a run of another kind; train anew with --fresh")
+        _check_kind(path, state, config, training, text)
         say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
     else:
         state = loop.new_state(config, training, text)

@@ -416,3 +416,20 @@ def test_check_everything_prints_every_check_and_says_whether_all_are_right(monk
     assert all(name in text for name in ("softmax: right", "whole model", "live routing: WRONG", *gradcheck.OBJECTIVES))
     assert re.search(r"as it is( +\d\.\de-\d\d){4}\n", text)
     assert re.search(r"as it is +WRONG +WRONG +WRONG +WRONG\n", "\n".join(wrong))
+
+
+def test_without_a_flip_live_and_frozen_routing_have_the_same_difference():
+    config, name = gradcheck.SMALL, "layers.0.moe.w_router_DE"
+    params, batch = gradcheck.random_params(config), gradcheck.random_batch(config)
+    seen = []
+
+    def total(arrays, replays=None):
+        (losses_, routings), _ = model.objective_forward(arrays, *batch, config, replays=replays)
+        seen.append(routings)
+        return losses_.total
+
+    total(params)
+    live = gradcheck.central_difference(total, params, name, range(params[name].size))
+    assert all(gradcheck.flips(seen[0], routings) == 0 for routings in seen)
+    frozen = gradcheck.central_difference(lambda arrays: total(arrays, seen[0]), params, name, range(params[name].size))
+    np.testing.assert_array_equal(live, frozen)

@@ -250,5 +250,5 @@ def check_everything(config, say):
     reports.append(frozen)
     right = sum(report.ok for report in reports)
     say(f"\n{right} of {len(reports)} checks right, {sum(len(r.rows) for r in reports)} tensors, worst error of the "
-        f"complex step {max(r.worst for r in reports if r.rows[0].tolerance == numeric.COMPLEX_TOLERANCE):.1e}")
+        f"complex step {np.max([r.worst for r in reports if r.rows[0].tolerance == numeric.COMPLEX_TOLERANCE]):.1e}")
     return right == len(reports)

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ import numpy as np
 from minimoe import model
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training.tokenizer import Tokenizer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FORMAT, VERSION = "minimoe checkpoint", 1
 GROUPS = ("params", "mean", "square", "history")
@@ -77,13 +83,34 @@ def save(path, state):
 
 def check_folder(path):
     """Raise CheckpointError, before any work is done, if no checkpoint could be written to `path`."""
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    folder = Path(path).parent
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        temporary.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def only_trainer(path):
+    """Hold the folder of a run while training in it, so that two processes do not write over each other.
+
+    The system lets go of it when the process ends, however it ends; Windows has no such lock on a folder.
+    Raises CheckpointError if another process holds it.
+    """
+    check_folder(path)
+    if fcntl is None:
+        yield
+        return
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise CheckpointError(f"another process is training in {Path(path).parent}") from error
+    finally:
+        os.close(folder)
 
 
 def load(path):
@@ -101,6 +128,8 @@ def load(path):
             header["data_digest"], groups["params"], (groups["mean"], groups["square"]), np.random.default_rng(),
             {name: list(values) for name, values in groups["history"].items()}, header["step"])
         state.rng.bit_generator.state = header["rng"]
+        if not isinstance(state.step, int) or not 0 <= state.step <= state.train_config.n_steps:
+            raise ValueError(f"step = {state.step!r} of n_steps = {state.train_config.n_steps}")
         if config.vocab_size != len(state.tokenizer):
             raise ValueError(f"vocab_size = {config.vocab_size}, but it knows {len(state.tokenizer)} characters")
         for arrays in (state.params, *state.moments):

@@ -46,9 +46,9 @@ def train(state, corpus, path=None, on_step=None):
     not finite (the checkpoint before it stays), CheckpointError if a checkpoint cannot be written.
     """
     check_text(state, corpus)
-    config = state.train_config
+    config, alone = state.train_config, checkpoint.only_trainer(path) if path is not None else contextlib.nullcontext()
     # what is not finite is found and reported, without NumPy's warnings
-    with _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"):
+    with alone, _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"):
         while not state.finished:
             step_once(state, corpus)
             due = state.step % config.eval_every == 0 or state.finished
@@ -129,12 +129,18 @@ def first_not_finite(params, cache):
     name = _first_name(params)
     if name is not None:
         return f"the parameter {name}"
-    model_cache = cache[1]
+    model_cache, *loss_caches = cache[1:]
     for i, block in enumerate(model_cache.blocks):
         for part in block._fields:
             if not _all_finite(getattr(block, part)):
                 return f"layer {i}, {part.replace('_', ' ')}"
-    return "the final norm" if not _all_finite(model_cache.norm) else "the head"
+    if not _all_finite(model_cache.norm):
+        return "the final norm"
+    ce_cache, _, z_caches = loss_caches
+    if not _all_finite(ce_cache):
+        return "the head"
+    z_layers = [i for i, (lse_T, _) in enumerate(z_caches) if not np.isfinite(lse_T * lse_T).all()]
+    return f"layer {z_layers[0]}, router z-loss" if z_layers else "the sum of the losses"
 
 
 def _check_parameters(state):

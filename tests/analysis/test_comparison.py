@@ -123,3 +123,11 @@ def test_a_result_is_measured_from_the_runs():
     np.testing.assert_allclose(measured.drop, [sum(history["drop"]) / 4 for history in histories])
     np.testing.assert_allclose(measured.balance, [sum(histories[0]["balance"]) / 4, 74.5], rtol=1e-6)
     assert (measured.drop > 0).all()
+
+
+def test_the_router_is_told_layer_by_layer_at_its_last_record():
+    history = {"router_step": [1, 11], "router_entropy": [[9, 9], [1.25, 0.5]], "router_margin": [[9, 9], [0.125, 0]],
+               "router_dead": [[9, 9], [0, 3]]}
+    head, *rows = comparison.router_words(history).split("\n")
+    assert head.startswith("The router at step 11 (")
+    assert rows == ["  layer 0: entropy 1.25, margin 0.125, dead 0", "  layer 1: entropy 0.50, margin 0.000, dead 3"]

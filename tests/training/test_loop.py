@@ -359,3 +359,35 @@ def test_training_works_outside_of_the_main_thread():
     thread.start()
     thread.join()
     assert numbers(state) == numbers(trained())
+
+
+def test_random_drops_draw_from_the_generator_of_the_run(monkeypatch):
+    text = data.build(corpus.clusters(length=200), 8)
+    config = ModelConfig(vocab_size=32, d_model=8, n_layers=1, n_heads=2, d_hidden=4, n_experts=3, max_sequence=8)
+    state = loop.new_state(config, TrainConfig(n_steps=1, batch=2, sequence=8), text)
+    seen, forward = [], model.objective_forward
+    monkeypatch.setattr(model, "objective_forward", lambda *a, **more: seen.append(more) or forward(*a, **more))
+    loop.step_once(state, text)
+    assert seen[0]["rng"] is state.rng
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (dict(balance_coef=1e40), "the sum of the losses"), (dict(z_coef=1e-3), "layer 0, router z-loss")])
+def test_a_loss_that_overflows_by_itself_is_told_from_the_head(change, words):
+    text = data.build(corpus.clusters(length=200), 8)
+    config = ModelConfig(vocab_size=32, d_model=8, n_layers=2, n_heads=2, d_hidden=4, n_experts=3, max_sequence=8,
+                         **change)
+    state = loop.new_state(config, TrainConfig(n_steps=1, batch=2, sequence=8), text)
+    if "z_coef" in change:
+        state.params["layers.0.moe.w_router_DE"] *= np.float32(1e22)
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(loop.Diverged, match=words):
+        loop.step_once(state, text)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with checkpoint.only_trainer(tmp_path / "checkpoint.npz"):
+        second = checkpoint.only_trainer(tmp_path / "checkpoint.npz")
+        with pytest.raises(checkpoint.CheckpointError, match="another process is training in"), second:
+            pass
+    with checkpoint.only_trainer(tmp_path / "checkpoint.npz"):
+        assert list(tmp_path.iterdir()) == []
