@@ -5,6 +5,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -405,3 +406,14 @@ def test_the_verdict_compares_the_losses_of_the_table(first):
     np.testing.assert_allclose(told, [abs(active - moe), abs(total - moe)], atol=0.0011)
     assert re.findall(r"nats (lower|higher)", first.said) == [
         "lower" if moe < other else "higher" for other in (active, total)]
+
+
+def test_the_busiest_expert_is_that_of_the_last_ten_records():
+    """Expert 0 of layer 0 at first; at last expert 2 of layer 1, with 0.6 where an even share is 1/3."""
+    load = np.full((30, 2, 3), 1 / 3)
+    load[:20, 0] = 0.9, 0.05, 0.05
+    load[20:, 1] = 0.2, 0.2, 0.6
+    state = SimpleNamespace(history={"router_step": range(30), "router_load": load})
+    layer, expert, times = tour._busiest(state)
+    assert (layer, expert) == (1, 2)
+    np.testing.assert_allclose(times, 1.8)

@@ -105,12 +105,17 @@ def only_trainer(path):
         return
     folder = os.open(Path(path).parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _hold(folder, path)
         yield
-    except BlockingIOError as error:
-        raise CheckpointError(f"another process is training in {Path(path).parent}") from error
     finally:
         os.close(folder)
+
+
+def _hold(folder, path):
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CheckpointError(f"another process is training in {Path(path).parent}") from error
 
 
 def load(path):
