@@ -13,7 +13,8 @@ Names of arrays end in their shape, one letter an axis:
 
     B batch   S sequence   T = B*S tokens   D model width   H heads   G key and value heads   P head width
     M attended keys   V vocabulary   L layers   E experts   K choices per token   F expert hidden width
-    C capacity (slots of an expert)   A assignments (token, expert)   N kept assignments   R ranks (devices)   1 one
+    J hidden width of what every token uses   C capacity (slots of an expert)   Z = E*C slots of all experts
+    A assignments (token, expert)   N kept assignments   R ranks (devices)   1 one
 
 so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx_TD, dw_DF.
 """

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import threadpoolctl
 
-from minimoe import commands, gradcheck
+from minimoe import commands, gradcheck, names
 from minimoe import config as configs
 from minimoe.config import ModelConfig, TrainConfig
 
@@ -18,6 +18,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         """Print the message and exit with status 2."""
         self.exit(2, f"minimoe: error: {message} (see {self.prog} --help)\n")
+
+
+CHOICES = {"router": {name: router.words for name, router in names.ROUTERS.items()}, "drop_order": names.DROP_ORDERS}
+"""Field -> the names that it can have, with what they mean."""
 
 
 def main(arguments=None):
@@ -50,20 +54,41 @@ def parser():
         description="A tiny Mixture-of-Experts transformer in NumPy. Without a command: the tour, which trains a MoE "
         "and two dense models and shows where the tokens went.")
     parser.set_defaults(run_command=commands.tour)
-    parser.add_argument("--quick", action="store_true", help="the tour in under 30 seconds, on a smaller model")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each model in the tour (default: 1)")
-    parser.add_argument("--fresh", action="store_true", help="train again what an earlier tour has trained")
+    _add_comparison(parser, "the tour in under 30 seconds, on a smaller model", commands.TOUR_SEEDS, default=None)
     _add_threads(parser, commands.DEFAULT_THREADS)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_train, _add_generate, _add_route, _add_gradcheck, _add_figures):
+    for add in (_add_train, _add_generate, _add_route, _add_doctor, _add_gradcheck, _add_figures,
+                _add_routers, _add_causality, _add_rosetta):
         add(subparsers)
     return parser
 
 
 def _check_tour_options(options):
-    for name, default in (("quick", False), ("seeds", 1), ("fresh", False)):
-        if options.run_command is not commands.tour and getattr(options, name) != default:
-            raise ValueError(f"--{name} belongs to the tour, which has no command after it")
+    for name in ("quick", "seeds", "fresh"):
+        if options.run_command not in (commands.tour, commands.routers) and getattr(options, name) is not None:
+            raise ValueError(f"--{name} belongs to the tour, which has no command after it, and to `routers`")
+
+
+def _add_comparison(parser, quick, seeds, default):
+    parser.add_argument("--quick", action="store_const", const=True, default=default, help=quick)
+    parser.add_argument("--seeds", type=int, default=default, metavar="N", help=f"runs of a model (default: {seeds})")
+    parser.add_argument("--fresh", action="store_const", const=True, default=default,
+                        help="train again what is there from earlier")
+
+
+def _add_routers(subparsers):
+    parser = _command(subparsers, "routers", commands.routers, "train every router on one small budget, and compare")
+    _add_comparison(parser, "to see that all works: far too short to compare", commands.ROUTERS_SEEDS,
+                    default=argparse.SUPPRESS)  # what was said before the command stands
+
+
+def _add_causality(subparsers):
+    parser = _command(subparsers, "causality", commands.causality, "measure which routers look into the future")
+    parser.add_argument("--trials", type=int, default=50, metavar="N", help="random inputs of each (default: 50)")
+
+
+def _add_rosetta(subparsers):
+    _command(subparsers, "rosetta", commands.rosetta, "show one batch under the conventions of many systems")
 
 
 def _add_train(subparsers):
@@ -73,6 +98,8 @@ def _add_train(subparsers):
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", metavar="FILE", help="train on these text files, one domain each")
     source.add_argument("--clusters", action="store_true", help="train on a made-up language of four known clusters")
+    parser.add_argument("--finer", type=int, metavar="M", help="M times as many experts, M times as narrow, M times as "
+                        "many a token: fine-grained experts, at the same cost (DeepSeekMoE)")
     parser.add_argument("--run", default="runs/train", metavar="FOLDER", help="where to save (default: runs/train)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder of --run")
     _add_fields(parser, ModelConfig(), leave_out=("vocab_size",))
@@ -98,9 +125,15 @@ def _add_route(subparsers):
     _add_run(parser)
     parser.add_argument("--layer", type=int, metavar="L", help="show this layer only")
     parser.add_argument("--capacity-factor", type=float, help="limit the experts, to see who is dropped [mean loads]")
-    parser.add_argument("--drop-order", choices=configs.DROP_ORDERS, help="who queues first, if they are limited")
+    parser.add_argument("--drop-order", choices=names.DROP_ORDERS, help="who queues first, if they are limited")
     parser.add_argument("--colour", "--color", choices=("auto", "always", "never"), default="auto",
                         help="auto: if the output is a terminal and NO_COLOR is not set")
+
+
+def _add_doctor(subparsers):
+    parser = _command(subparsers, "doctor", commands.doctor, "say whether a run's routers fail, and by what evidence")
+    parser.add_argument("run", nargs="?", default=commands.DEFAULT_RUN, metavar="RUN",
+                        help=f"the folder of a run (default: {commands.DEFAULT_RUN}, which the tour makes)")
 
 
 def _add_gradcheck(subparsers):
@@ -139,7 +172,7 @@ def _add_fields(parser, record, leave_out=()):
     for field in fields(record):
         if field.name in leave_out:
             continue
-        choices = {"router": configs.ROUTERS, "drop_order": configs.DROP_ORDERS}.get(field.name)
+        choices = CHOICES.get(field.name)
         name, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
         text += "".join(f"; {choice}: {words}" for choice, words in (choices or {}).items()).replace("%", "%%")
         text = f"{text} (default: {str(getattr(record, field.name)).lower()})"

@@ -15,6 +15,16 @@ DEFAULT_THREADS = 2
 DEFAULT_RUN, DEFAULT_PRESET = "runs/tour/moe/seed0", "shakespeare-cpu"
 
 
+TOUR_SEEDS, ROUTERS_SEEDS = 1, 3
+
+
+def _seeds(options, default):
+    seeds = default if options.seeds is None else options.seeds
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: must be 1 or more")
+    return seeds
+
+
 def _given(options, record):
     return {f.name: getattr(options, f.name) for f in fields(record) if hasattr(options, f.name)}
 
@@ -22,15 +32,33 @@ def _given(options, record):
 def tour(options):
     """Train three models, compare them, draw what the router did."""
     from minimoe import tour
-    if options.seeds < 1:
-        raise ValueError(f"--seeds {options.seeds}: must be 1 or more")
-    tour.main(options.quick, options.seeds, options.fresh)
+    tour.main(bool(options.quick), _seeds(options, TOUR_SEEDS), bool(options.fresh))
 
 
 def figures(options):
     """Draw the tour's figures again."""
     from minimoe import tour
     tour.figures()
+
+
+def routers(options):
+    """Train every router on one budget, and compare them."""
+    from minimoe import zoo
+    zoo.main(bool(options.quick), _seeds(options, ROUTERS_SEEDS), bool(options.fresh))
+
+
+def causality(options):
+    """Measure which routers look into the future."""
+    from minimoe.analysis import causality
+    if options.trials < 1:
+        raise ValueError(f"--trials {options.trials}: must be 1 or more")
+    print(causality.table(causality.study(options.trials)))
+
+
+def rosetta(options):
+    """One batch under the conventions of many systems."""
+    from minimoe.analysis import rosetta
+    print(rosetta.table(rosetta.read(rosetta.example())))
 
 
 def train(options):
@@ -58,11 +86,20 @@ def train(options):
         threads = [] if options.threads == DEFAULT_THREADS else ["--threads", str(options.threads)]
         again = shlex.join([*threads, "train", "--resume", "--run", options.run, *_source_words(options)])
         raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
-    print(comparison.router_words(state.history))
-    capacity = " --dropless" if state.model_config.eval_capacity_factor is not None else ""
-    print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}\n"
-          f"write with it:  python -m minimoe generate --run {shlex.quote(options.run)}{capacity}\n"
-          f"look inside:    python -m minimoe route {shlex.quote(_words_of(text))} --run {shlex.quote(options.run)}")
+    print(comparison.router_words(state.history, state.model_config.moe_layers))
+    print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
+    print("\n".join(_what_next(state.model_config, text, shlex.quote(options.run))))
+
+
+def _what_next(config, text, run):
+    """Commands that go on from a trained run: those that this model allows."""
+    from minimoe import generation
+    if generation.causal(config):
+        capacity = " --dropless" if config.eval_capacity_factor is not None else ""
+        yield f"write with it:  python -m minimoe generate --run {run}{capacity}"
+    if config.moe_layers:
+        yield f"look inside:    python -m minimoe route {shlex.quote(_words_of(text))} --run {run}"
+        yield f"is it healthy?  python -m minimoe doctor {run}"
 
 
 def _words_of(text):
@@ -75,6 +112,8 @@ def _start(options):
     from minimoe.training import data, loop
     model_fields, train_fields = _given(options, ModelConfig), _given(options, TrainConfig)
     model_config, train_config = configs.preset(options.preset or DEFAULT_PRESET, model_fields, train_fields)
+    if options.finer is not None:
+        model_config = model_config.finer(options.finer)
     text = data.build(_texts(options), train_config.sequence)
     return loop.new_state(replace(model_config, vocab_size=len(text.tokenizer)), train_config, text), text
 
@@ -83,8 +122,9 @@ def _resume(path, options):
     """The state of a checkpoint; options that say otherwise than it are refused."""
     from minimoe.training import checkpoint, data, loop
     state = checkpoint.load(path)
-    if options.preset:
-        raise ValueError(f"--preset {options.preset}: a run goes on with its own options; leave --preset out")
+    for name in ("preset", "finer"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} {getattr(options, name)}: a run goes on with its options; leave it out")
     for record, have in ((ModelConfig, state.model_config), (TrainConfig, state.train_config)):
         for name, value in _given(options, record).items():
             if asdict(have)[name] != value:
@@ -107,13 +147,14 @@ def _source_words(options):
     return ["--text", *options.text] if options.text else ["--clusters"] if options.clusters else []
 
 
-def _load(options):
+def _load(options, how="with --run"):
     from minimoe.training import checkpoint
     path = Path(options.run) / "checkpoint.npz"
     if not path.exists():
         found = sorted(p.parent.as_posix() for p in Path("runs").rglob(path.name))
         ways = "`python -m minimoe` or `python -m minimoe train`"
-        way_out = f"there are {', '.join(found)}: choose with --run" if found else f"make one with {ways}"
+        more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+        way_out = f"there are {', '.join(found[:6])}{more}: choose {how}" if found else f"make one with {ways}"
         raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
     state = checkpoint.load(path)
     if not state.finished:
@@ -153,20 +194,29 @@ def route(options):
     config = replace(state.model_config,
                      eval_capacity_factor=state.model_config.eval_capacity_factor if options.capacity_factor is None
                      else options.capacity_factor, drop_order=options.drop_order or state.model_config.drop_order)
-    layers = range(config.n_layers) if options.layer is None else [options.layer]
-    if options.layer is not None and not 0 <= options.layer < config.n_layers:
-        raise ValueError(f"--layer {options.layer}: the model has layers 0 to {config.n_layers - 1}")
+    if not config.moe_layers:
+        raise ValueError(f"{options.run} has no layer that assigns tokens to experts: there is nothing to show")
+    layers = config.moe_layers if options.layer is None else [options.layer]
+    if options.layer is not None and options.layer not in config.moe_layers:
+        raise ValueError(f"--layer {options.layer}: the layers with a router are "
+                         f"{', '.join(map(str, config.moe_layers))}")
     if not 1 <= len(text) <= config.max_sequence:
         raise ValueError(f"the text has {len(text)} characters: the model takes 1 to {config.max_sequence}")
     _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
     colour = options.colour == "always" or (
         options.colour == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
     print(terminal.legend(config.n_experts, colour))
-    for layer in layers:
-        routing = routings[layer]
+    shown = {layer: r for layer, r in zip(config.moe_layers, routings, strict=True) if layer in layers}
+    for layer, routing in shown.items():
         print(f"\nlayer {layer}, first choice of each character:")
-        print(terminal.coloured(text, routing.expert_A[routing.rank_A == 0], colour))
-    print("\n" + terminal.ledger([row for row in telemetry.ledger(routings) if row.layer in layers], text))
+        print(terminal.coloured(text, telemetry.first_choice(routing), colour))
+    print("\n" + terminal.ledger(telemetry.ledger(list(shown.values()), list(shown)), text))
+
+
+def doctor(options):
+    """Name the ways in which a run's routers fail, with the evidence."""
+    from minimoe.analysis import doctor
+    print(doctor.report(_load(options, "one of them")))
 
 
 def gradcheck(options):

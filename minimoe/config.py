@@ -5,22 +5,17 @@ The command line makes its options from these fields, so a default or an explana
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
-ROUTERS = {"softmax_topk": "softmax over all experts, the top_k best take the token (Mixtral, OLMoE)"}
-"""Name -> what it is.  A name is also a file in moe/routers/; a new router adds its file and one line here."""
-
-DROP_ORDERS = {
-    "position": "earlier tokens first: causal (Switch, Mixtral ports)",
-    "rank": "all first choices, then all second choices (GShard)",
-    "priority": "first choices first, and among them the surest tokens (V-MoE)",
-    "random": "a random order in training, by position in evaluation",
-}
-"""Who queues first for an expert whose capacity is too small.  All but "position" let later tokens push out earlier."""
+from minimoe.names import DROP_ORDERS, LOSSES, PRESETS, ROUTERS
 
 
 def _option(default, text, unit=""):
     return field(default=default, metadata={"help": f"{text} [{unit}]" if unit else text})
+
+
+def _loss(name):
+    return _option(None, f"weight in the objective: {LOSSES[name]}; unsaid: what the router is used with", "1")
 
 
 def _require(condition, name, value, reason):
@@ -28,11 +23,11 @@ def _require(condition, name, value, reason):
         raise ValueError(f"{name} = {value!r}: {reason}")
 
 
-def _require_counts(config, names):
+def _require_counts(config, names, least=1):
     for name in names:
         value = getattr(config, name)
         whole = isinstance(value, int) and not isinstance(value, bool)
-        _require(whole and value >= 1, name, value, "must be a whole number, 1 or more")
+        _require(whole and value >= least, name, value, f"must be a whole number, {least} or more")
         _require(value <= 10**9, name, value, "is more than any machine can hold; 1,000,000,000 is the limit")
 
 
@@ -53,7 +48,7 @@ def _require_name(config, name, known):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a Mixture-of-Experts transformer.  `n_experts=1, top_k=1` is the dense model.
+    """The shape of a Mixture-of-Experts transformer.  `n_experts=1, top_k=1`, with a softmax, is the dense model.
 
     Raises ValueError with the field, its value and the reason for any value that cannot work.
     """
@@ -65,7 +60,12 @@ class ModelConfig:
     n_kv_heads: int | None = _option(None, "number of key and value heads; none: as many as n_heads", "heads")
     d_hidden: int = _option(256, "width of the hidden layer of one expert", "numbers")
     n_experts: int = _option(8, "experts in a layer; 1, with top_k 1, is a dense model", "experts")
-    top_k: int = _option(2, "experts that work on a token", "experts")
+    top_k: int = _option(2, "experts that work on a token; their mean number, for expert_choice and soft", "experts")
+    n_shared_experts: int = _option(0, "experts that work on every token, beside the top_k", "experts")
+    first_dense_layers: int = _option(0, "first layers that are dense instead of a mixture of experts", "layers")
+    moe_every: int = _option(1, "of the layers after them, every n-th is a mixture of experts: n", "layers")
+    d_dense: int | None = _option(
+        None, "width of the hidden layer of a dense layer; none: of the experts of a token together", "numbers")
     router: str = _option("softmax_topk", "how tokens choose experts")
     renormalize: bool | None = _option(None, "scale the gates of a token to sum to 1; unsaid: if top_k is 2 or more")
     capacity_factor: float | None = _option(
@@ -73,8 +73,21 @@ class ModelConfig:
     eval_capacity_factor: float | None = _option(
         None, "the same while evaluating; generation needs none", "mean loads")
     drop_order: str = _option("position", "who queues first for an expert that is full")
-    balance_coef: float = _option(0.01, "weight of the load-balancing loss in the objective", "1")
-    z_coef: float = _option(0.001, "weight of the router z-loss in the objective", "1")
+    jitter: float = _option(0.01, "spread of the factors on the router's input in training, around 1", "1")
+    bias_rate: float = _option(0.001, "how far the bias of an expert moves after a step, by its load", "score a step")
+    n_groups: int = _option(1, "groups (nodes) that the experts are in", "groups")
+    top_groups: int = _option(1, "groups in which a token may have experts", "groups")
+    gate_scale: float = _option(1.0, "factor on the gates", "1")
+    balance_coef: float | None = _loss("balance")
+    z_coef: float | None = _loss("z")
+    importance_coef: float | None = _loss("importance")
+    load_coef: float | None = _loss("load")
+    sequence_coef: float | None = _loss("sequence")
+    device_coef: float | None = _loss("device")
+    entropy_coef: float | None = _loss("entropy")
+    n_devices: int = _option(1, "devices over which the device loss spreads the experts", "devices")
+    global_balance: bool = _option(
+        False, "count the loads of the balance loss over all micro-batches of a step, not in each (Qwen3)")
     rope_theta: float = _option(10_000.0, "base of the rotary wavelengths", "1")
     norm_eps: float = _option(1e-5, "added to the mean square in RMSNorm", "square of the activation's unit")
     tie_embeddings: bool = _option(False, "use the input embedding as the output head too")
@@ -82,12 +95,15 @@ class ModelConfig:
 
     def __post_init__(self):
         _require_counts(self, ("vocab_size", "d_model", "n_layers", "n_heads", "d_hidden", "n_experts", "top_k",
-                               "max_sequence"))
-        _require_numbers(self, ("balance_coef", "z_coef"), positive=False)
-        _require_numbers(self, ("rope_theta", "norm_eps"), positive=True)
+                               "max_sequence", "moe_every", "n_groups", "top_groups", "n_devices"))
+        _require_counts(self, ("n_shared_experts", "first_dense_layers"), least=0)
+        _require_numbers(self, ("rope_theta", "norm_eps", "gate_scale"), positive=True)
+        _require_numbers(self, ("jitter", "bias_rate"), positive=False)
         _require(self.norm_eps <= 1, "norm_eps", self.norm_eps, "must be at most 1: it would drown what it is added to")
         self._check_attention()
         self._check_routing()
+        self._check_router()
+        self._check_losses()
 
     def _check_attention(self):
         _require(self.d_model % self.n_heads == 0, "d_model", self.d_model,
@@ -113,6 +129,44 @@ class ModelConfig:
         for name in ("capacity_factor", "eval_capacity_factor"):
             if getattr(self, name) is not None:
                 _require_numbers(self, (name,), positive=True)
+        _require(self.first_dense_layers <= self.n_layers, "first_dense_layers", self.first_dense_layers,
+                 f"there are only n_layers = {self.n_layers}")
+        if self.d_dense is not None:
+            _require_counts(self, ("d_dense",))
+
+    def _check_router(self):
+        router = ROUTERS[self.router]
+        _require(router.top_k is None or self.top_k == min(router.top_k, self.n_experts), "top_k", self.top_k,
+                 f"router {self.router!r} always takes {router.top_k}")
+        own = {name for other in ROUTERS.values() for name in other.options} - set(router.options)
+        for option in fields(self):
+            users = [name for name, other in ROUTERS.items() if option.name in other.options]
+            _require(option.name not in own or getattr(self, option.name) == option.default, option.name,
+                     getattr(self, option.name), f"router {self.router!r} has no use for it; {', '.join(users)} would")
+        _require(self.jitter < 1, "jitter", self.jitter, "must be below 1, since factors are from 1 - jitter")
+        _require(self.n_experts % self.n_groups == 0, "n_groups", self.n_groups,
+                 f"must divide n_experts = {self.n_experts}")
+        _require(self.top_groups <= self.n_groups, "top_groups", self.top_groups,
+                 f"there are only n_groups = {self.n_groups}")
+        room = self.top_groups * self.n_experts // self.n_groups
+        _require(self.top_k <= room, "top_groups", self.top_groups,
+                 f"so few groups have {room} experts, fewer than top_k = {self.top_k}")
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            _require(not router.soft or getattr(self, name) is None, name, getattr(self, name),
+                     f"router {self.router!r} has no assignments to limit")
+
+    def _check_losses(self):
+        for name in LOSSES:
+            if getattr(self, f"{name}_coef") is not None:
+                _require_numbers(self, (f"{name}_coef",), positive=False)
+        router = ROUTERS[self.router]
+        _require("load" in router.losses or not self.load_coef, "load_coef", self.load_coef,
+                 f"the expected load is a matter of noise, which router {self.router!r} has none of; noisy_topk has")
+        _require(self.n_experts % self.n_devices == 0, "n_devices", self.n_devices,
+                 f"must divide n_experts = {self.n_experts}")
+        _require(self.n_devices > 1 or not self.device_coef or self.n_experts == 1, "n_devices", self.n_devices,
+                 "the device loss of one device is 1 whatever the router does; use 2 or more, or device_coef 0")
+        _require(isinstance(self.global_balance, bool), "global_balance", self.global_balance, "must be True or False")
 
     @property
     def d_head(self):
@@ -126,8 +180,40 @@ class ModelConfig:
 
     @property
     def loss_coefs(self):
-        """Weights of the balance and z-loss in the objective; 0 with one expert, where there is nothing to route."""
-        return (self.balance_coef, self.z_coef) if self.n_experts > 1 else (0.0, 0.0)
+        """Name -> weight of each auxiliary loss in the objective; all 0 where there is nothing to route."""
+        routed = self.n_experts > 1 and len(self.moe_layers) > 0
+        said = {name: getattr(self, f"{name}_coef") for name in LOSSES}
+        usual = ROUTERS[self.router].losses
+        return {name: (usual.get(name, 0.0) if coef is None else coef) * routed for name, coef in said.items()}
+
+    @property
+    def layer_kinds(self):
+        """What the feed-forward part of each layer is: "dense", "moe" or "soft"."""
+        kind = "soft" if ROUTERS[self.router].soft else "moe"
+        places = range(1 - self.first_dense_layers, self.n_layers - self.first_dense_layers + 1)
+        return tuple(kind if place > 0 and place % self.moe_every == 0 else "dense" for place in places)
+
+    @property
+    def moe_layers(self):
+        """Numbers of the layers that have a router, and so a Routing."""
+        return tuple(i for i, kind in enumerate(self.layer_kinds) if kind == "moe")
+
+    @property
+    def dense_width(self):
+        """Width of the hidden layer of a dense layer, with the default filled in: that of a token's experts."""
+        return self.d_dense or (self.top_k + self.n_shared_experts) * self.d_hidden
+
+    def finer(self, parts):
+        """The same with fine-grained experts: `parts` times as many, `parts` times as narrow, `parts` times as many a
+        token.  Parameters and FLOPs of the experts stay; the ways to combine them grow.
+
+                                                        [DeepSeekMoE, arXiv:2401.06066, sec. 3.1]
+        Raises ValueError if the width cannot be divided so.
+        """
+        whole = isinstance(parts, int) and parts >= 1
+        _require(whole and self.d_hidden % parts == 0, "parts", parts, f"must divide d_hidden = {self.d_hidden}")
+        return replace(self, n_experts=self.n_experts * parts, top_k=self.top_k * parts,
+                       n_shared_experts=self.n_shared_experts * parts, d_hidden=self.d_hidden // parts)
 
     @property
     def gates_sum_to_one(self):
@@ -183,23 +269,6 @@ class TrainConfig:
         return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
 
 
-PRESETS = {
-    "tiny": (
-        dict(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=32, n_experts=4, top_k=2, max_sequence=32),
-        dict(n_steps=200, batch=8, sequence=32, warmup_steps=20, eval_every=50, eval_batches=10, checkpoint_every=50)),
-    "shakespeare-cpu": (
-        dict(d_model=128, n_layers=4, n_heads=4, d_hidden=256, n_experts=8, top_k=2, max_sequence=64),
-        dict(n_steps=1000, batch=12, sequence=64, learning_rate=3e-3)),
-    "tour": (
-        dict(d_model=128, n_layers=4, n_heads=4, d_hidden=128, n_experts=8, top_k=2),
-        dict(n_steps=600, eval_every=60, eval_batches=16, record_every=5)),
-    "tour-quick": (
-        dict(d_model=32, n_layers=2, n_heads=4, d_hidden=32, n_experts=8, top_k=2),
-        dict(n_steps=100, batch=8, warmup_steps=10, eval_every=25, eval_batches=4, record_every=2)),
-}
-"""Name -> (model fields, training fields) that differ from the defaults."""
-
-
 def preset(name, model=None, train=None):
     """The named preset's (ModelConfig, TrainConfig); `model` and `train` are dicts of fields that override it.
 
@@ -207,4 +276,6 @@ def preset(name, model=None, train=None):
     """
     _require(isinstance(name, str) and name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
     model_fields, train_fields = PRESETS[name]
-    return ModelConfig(**model_fields | (model or {})), TrainConfig(**train_fields | (train or {}))
+    router = ROUTERS.get((model or {}).get("router"))
+    only = {"top_k": router.top_k} if router and router.top_k else {}
+    return ModelConfig(**model_fields | only | (model or {})), TrainConfig(**train_fields | (train or {}))

@@ -75,12 +75,18 @@ def sample(logit_V, temperature, top_k, top_p, rng):
     return int(order_V[rng.choice(len(p_V), p=p_V / p_V.sum())])
 
 
+def causal(config):
+    """Whether what becomes of a token in evaluation depends on itself and earlier tokens alone, experts' room aside."""
+    kinds = set(config.layer_kinds)
+    return "soft" not in kinds and ("moe" not in kinds or routers.POLICIES[config.router].CAUSAL_IN_EVALUATION)
+
+
 def check_config(config):
     """Raise ValueError unless a cached step of this model equals the full forward pass."""
-    if not routers.POLICIES[config.router].CAUSAL:
+    if not causal(config):
         raise ValueError(f"router = {config.router!r} cannot generate: it is not causal, so the tokens to come would "
-                         "decide where earlier tokens go")
-    if config.eval_capacity_factor is not None:
+                         "decide what becomes of earlier tokens")
+    if config.eval_capacity_factor is not None and config.moe_layers:
         raise ValueError(f"eval_capacity_factor = {config.eval_capacity_factor} cannot generate: the room in an expert "
                          "depends on how many tokens are routed together, so a token alone would be routed otherwise; "
                          "use eval_capacity_factor=None (--dropless)")

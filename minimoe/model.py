@@ -5,7 +5,8 @@
     x = x + moe(rmsnorm(x))              }
     logits = rmsnorm(x) W_head
 
-The block is that of today's open MoE models (RMSNorm before, rotary grouped-query attention, SwiGLU experts).
+The block is that of today's open MoE models (RMSNorm before, rotary grouped-query attention, SwiGLU experts).  In place
+of the MoE a layer can have one dense feed-forward block, or a Soft MoE; neither has a Routing.
 """
 
 import math
@@ -14,21 +15,32 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import params as parameters
-from minimoe.moe import layer, losses
+from minimoe.moe import feed_forward, losses, routers
+from minimoe.moe import tokens as token_records
 from minimoe.nn import attention, ops
 from minimoe.params import Weight
 
 
 class Losses(NamedTuple):
-    """The objective and its parts.  total = ce + balance_coef * balance + z_coef * z (ce for one expert); report ce.
+    """The objective and its parts.  total = ce + sum of coef * auxiliary loss; report ce.
 
-    ce: cross-entropy, nats per token.   balance: 1 when uniform, mean over layers.   z: nats^2, mean over layers.
+    ce: cross-entropy, nats per token.   auxiliary: name -> mean over layers, of each loss that has a weight, and of
+    "balance" (1 when uniform) and "z" (nats^2) always; empty without routers.
     """
 
     ce: float
-    balance: float
-    z: float
+    auxiliary: dict
     total: float
+
+    @property
+    def balance(self):
+        """The load-balancing loss; 0 without routers."""
+        return self.auxiliary.get("balance", 0.0)
+
+    @property
+    def z(self):
+        """The router z-loss; 0 without routers."""
+        return self.auxiliary.get("z", 0.0)
 
 
 class BlockCache(NamedTuple):
@@ -36,8 +48,8 @@ class BlockCache(NamedTuple):
 
     attention_norm: tuple
     attention: attention.AttentionCache
-    moe_norm: tuple
-    moe: tuple
+    feed_forward_norm: tuple
+    feed_forward: tuple
 
 
 class ModelCache(NamedTuple):
@@ -60,10 +72,11 @@ def weights(config):
     std = 1 / math.sqrt(config.d_model)
     out_std = std / math.sqrt(2 * config.n_layers)
     result = {"embed.w_VD": Weight((config.vocab_size, config.d_model), std)}
-    for i in range(config.n_layers):
+    for i, kind in enumerate(config.layer_kinds):
         gain = {"gain_D": Weight((config.d_model,), None)}
         result |= parameters.unscope(gain | attention.weights(config, std, out_std), f"layers.{i}.attention.")
-        result |= parameters.unscope(gain | layer.weights(config, std, out_std), f"layers.{i}.moe.")
+        own = feed_forward.weights(config, kind, std, out_std)
+        result |= parameters.unscope(gain | own, f"layers.{i}.{kind}.")
     result["final.gain_D"] = Weight((config.d_model,), None)
     if not config.tie_embeddings:
         result["head.w_DV"] = Weight((config.d_model, config.vocab_size), std)
@@ -75,63 +88,70 @@ def init_params(config, seed=0, dtype=np.float32):
     return parameters.init(weights(config), seed, dtype)
 
 
-def block_forward(x_TD, weights, config, batch, mask_T, past=None, **routing_options):
+def block_forward(x_TD, weights, config, kind, tokens, past=None, **routing_options):
     """One block: attention, then experts, each on a normalised copy and added to the stream.
 
-    weights: dict with the names "attention.*" and "moe.*".  batch: number of sequences in the T tokens.
-    past, routing_options: see `attention_forward`, `moe_forward`.  Returns (x_TD, Routing), cache.
+    weights: dict with the names "attention.*" and those of the kind, "moe.*" or "dense.*" or "soft.*".
+    tokens: Tokens.  past, routing_options: see `attention_forward`, `moe_forward`.
+    Returns (x_TD, Routing or None), cache.
     """
-    for_attention, for_moe = parameters.scope(weights, "attention."), parameters.scope(weights, "moe.")
+    for_attention, for_experts = parameters.scope(weights, "attention."), parameters.scope(weights, f"{kind}.")
     normed_TD, attention_norm = ops.rmsnorm_forward(x_TD, for_attention["gain_D"], config.norm_eps)
-    normed_BSD = normed_TD.reshape(batch, -1, x_TD.shape[1])
+    normed_BSD = normed_TD.reshape(tokens.n_sequences, -1, x_TD.shape[1])
     mixed_BSD, attended = attention.attention_forward(normed_BSD, for_attention, config.rope_theta, past)
     x_TD = x_TD + mixed_BSD.reshape(x_TD.shape)
-    normed_TD, moe_norm = ops.rmsnorm_forward(x_TD, for_moe["gain_D"], config.norm_eps)
-    (y_TD, routing), routed = layer.moe_forward(normed_TD, for_moe, config, mask_T, **routing_options)
-    return (x_TD + y_TD, routing), BlockCache(attention_norm, attended, moe_norm, routed)
+    normed_TD, norm = ops.rmsnorm_forward(x_TD, for_experts["gain_D"], config.norm_eps)
+    (y_TD, routing), done = feed_forward.kind_forward(normed_TD, for_experts, config, kind, tokens, **routing_options)
+    return (x_TD + y_TD, routing), BlockCache(attention_norm, attended, norm, done)
 
 
-def block_backward(dx_TD, dprob_TE, dlogit_TE, cache, batch):
-    """Gradients of x_TD and, as a dict, of the weights.  What was added to the stream passes its gradient on."""
-    dnormed_TD, dmoe = layer.moe_backward(dx_TD, dprob_TE, dlogit_TE, cache.moe)
-    dstream_TD, dmoe["gain_D"] = ops.rmsnorm_backward(dnormed_TD, cache.moe_norm)
+def block_backward(dx_TD, grad, cache, batch):
+    """Gradients of x_TD and, as a dict, of the weights.  What was added to the stream passes its gradient on.
+
+    grad: RoutingGrad of the auxiliary losses; None in a block without a router.  batch: number of sequences.
+    """
+    dnormed_TD, dexperts = feed_forward.kind_backward(dx_TD, grad, cache.feed_forward)
+    dstream_TD, dexperts["gain_D"] = ops.rmsnorm_backward(dnormed_TD, cache.feed_forward_norm)
     dx_TD = dx_TD + dstream_TD  # x = x + moe(norm(x))
     dmixed_BSD = dx_TD.reshape(batch, -1, dx_TD.shape[1])
     dnormed_BSD, dattention = attention.attention_backward(dmixed_BSD, cache.attention)
     dstream_TD, dattention["gain_D"] = ops.rmsnorm_backward(dnormed_BSD.reshape(dx_TD.shape), cache.attention_norm)
     dx_TD = dx_TD + dstream_TD  # x = x + attention(norm(x))
-    return dx_TD, parameters.unscope(dattention, "attention.") | parameters.unscope(dmoe, "moe.")
+    kind = cache.feed_forward[0]
+    return dx_TD, parameters.unscope(dattention, "attention.") | parameters.unscope(dexperts, f"{kind}.")
 
 
 def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=None, **routing_options):
     """Logits of the next token after each token.
 
-    mask_BS: False for padding, which must come after the text.  pasts, replays: one a layer, see `attention_forward`
-    and `moe_forward`.  Returns (logit_TV, list of one Routing a layer), cache.
+    mask_BS: False for padding, which must come after the text.  pasts: one a layer, see `attention_forward`.
+    replays: one a layer that has a router, see `moe_forward`.
+    Returns (logit_TV, list of one Routing a layer that has a router), cache.
     """
-    batch, n_layers = len(tokens_BS), config.n_layers
-    mask_T = np.ones(tokens_BS.size, bool) if mask_BS is None else mask_BS.ravel()
-    x_TD, embed = ops.embedding_forward(tokens_BS.ravel(), params["embed.w_VD"])
+    n_past = 0 if pasts is None else pasts[0][0].shape[2]
+    tokens = token_records.of_batch(tokens_BS, mask_BS, n_past)
+    x_TD, embed = ops.embedding_forward(tokens.id_T, params["embed.w_VD"])
     routings, blocks = [], []
-    for i, past, replay in zip(range(n_layers), pasts or [None] * n_layers, replays or [None] * n_layers, strict=True):
-        (x_TD, routing), block = block_forward(
-            x_TD, parameters.scope(params, f"layers.{i}."), config, batch, mask_T, past, replay=replay,
-            **routing_options)
-        routings.append(routing)
+    replay_of = dict(zip(config.moe_layers, replays or [], strict=False))
+    for i, (kind, past) in enumerate(zip(config.layer_kinds, pasts or [None] * config.n_layers, strict=True)):
+        (x_TD, routing), block = block_forward(x_TD, parameters.scope(params, f"layers.{i}."), config, kind, tokens,
+                                               past, replay=replay_of.get(i), **routing_options)
+        routings += [] if routing is None else [routing]
         blocks.append(block)
     normed_TD, norm = ops.rmsnorm_forward(x_TD, params["final.gain_D"], config.norm_eps)
     w_head_DV = params["embed.w_VD"].T if config.tie_embeddings else params["head.w_DV"]
     logit_TV, head = ops.linear_forward(normed_TD, w_head_DV)
-    return (logit_TV, routings), ModelCache(embed, blocks, norm, head, config.tie_embeddings, batch)
+    return (logit_TV, routings), ModelCache(embed, blocks, norm, head, config.tie_embeddings, tokens.n_sequences)
 
 
-def model_backward(dlogit_TV, dprobs, drouter_logits, cache):
-    """Gradients of all parameters, as a dict.  dprobs, drouter_logits: dprob_TE and dlogit_TE of each layer."""
+def model_backward(dlogit_TV, grads_of_routings, cache):
+    """Gradients of all parameters, as a dict.  grads_of_routings: one RoutingGrad a layer that has a router."""
     dnormed_TD, dw_head_DV = ops.linear_backward(dlogit_TV, cache.head)
     dx_TD, dgain_D = ops.rmsnorm_backward(dnormed_TD, cache.norm)
-    grads = {"final.gain_D": dgain_D}
+    grads, pulls = {"final.gain_D": dgain_D}, list(grads_of_routings)
     for i in reversed(range(len(cache.blocks))):
-        dx_TD, dblock = block_backward(dx_TD, dprobs[i], drouter_logits[i], cache.blocks[i], cache.batch)
+        pull = pulls.pop() if cache.blocks[i].feed_forward[0] == "moe" else None
+        dx_TD, dblock = block_backward(dx_TD, pull, cache.blocks[i], cache.batch)
         grads |= parameters.unscope(dblock, f"layers.{i}.")
     grads["embed.w_VD"] = ops.embedding_backward(dx_TD, cache.embed)
     if cache.tied:
@@ -141,35 +161,68 @@ def model_backward(dlogit_TV, dprobs, drouter_logits, cache):
     return grads
 
 
-def objective_forward(params, tokens_BS, targets_BS, config, mask_BS=None, **options):
-    """What training lowers: total = ce + balance_coef * balance + z_coef * z.
+def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, load_LE=None):
+    """What training lowers, from what the model said: total = ce + sum over losses of coef * mean over layers of loss.
 
-    options: training, rng, replays of `model_forward`.  Returns (Losses, list of one Routing a layer), cache.
+    load_LE: for `global_balance`, each layer's load in the whole step; None is that of the routings.
+    Returns Losses, cache.
+    """
+    mask_T = np.ones(targets_BS.size, bool) if mask_BS is None else mask_BS.ravel()
+    weight_T = (mask_T / max(mask_T.sum(), 1)).astype(logit_TV.real.dtype)
+    ce, ce_cache = ops.cross_entropy_forward(logit_TV, targets_BS.ravel(), weight_T)
+    loads = [None] * len(routings) if load_LE is None else load_LE
+    layers = [losses.auxiliary_forward(r, config, load_E) for r, load_E in zip(routings, loads, strict=True)]
+    names = layers[0][0] if layers else ()
+    auxiliary = {name: sum(values[name] for values, _ in layers) / len(layers) for name in names}
+    total = ce + sum(config.loss_coefs[name] * loss for name, loss in auxiliary.items())
+    return Losses(ce, auxiliary, total), (config, ce_cache, [cache for _, cache in layers], names)
+
+
+def losses_backward(dtotal, cache):
+    """Gradients of logit_TV, and of each Routing."""
+    config, ce_cache, caches, names = cache
+    dlosses = {name: dtotal / len(caches) * config.loss_coefs[name] for name in names}
+    return (ops.cross_entropy_backward(dtotal, ce_cache),
+            [losses.auxiliary_backward(dlosses, layer_cache) for layer_cache in caches])
+
+
+def objective_forward(params, tokens_BS, targets_BS, config, mask_BS=None, **options):
+    """The losses of one batch.
+
+    options: training, rng, replays of `model_forward`.
+    Returns (Losses, list of one Routing a layer that has a router), cache.
     """
     (logit_TV, routings), model_cache = model_forward(params, tokens_BS, config, mask_BS, **options)
-    ce, ce_cache = ops.cross_entropy_forward(logit_TV, targets_BS.ravel(), routings[0].weight_T)
-    balances, balance_caches = zip(*map(losses.balance_forward, routings), strict=True)
-    zs, z_caches = zip(*map(losses.z_forward, routings), strict=True)
-    balance, z = sum(balances) / len(routings), sum(zs) / len(routings)  # a mean over layers
-    balance_coef, z_coef = config.loss_coefs
-    total = ce + balance_coef * balance + z_coef * z
-    return (Losses(ce, balance, z, total), routings), (config, model_cache, ce_cache, balance_caches, z_caches)
+    result, losses_cache = losses_forward(logit_TV, routings, targets_BS, config, mask_BS)
+    return (result, routings), (model_cache, losses_cache)
 
 
 def objective_backward(dtotal, cache):
     """Gradients of all parameters, as a dict."""
-    config, model_cache, ce_cache, balance_caches, z_caches = cache
-    share, (balance_coef, z_coef) = dtotal / config.n_layers, config.loss_coefs
-    dprobs = [losses.balance_backward(share * balance_coef, c) for c in balance_caches]
-    drouter_logits = [losses.z_backward(share * z_coef, c) for c in z_caches]
-    return model_backward(ops.cross_entropy_backward(dtotal, ce_cache), dprobs, drouter_logits, model_cache)
+    model_cache, losses_cache = cache
+    return model_backward(*losses_backward(dtotal, losses_cache), model_cache)
+
+
+def after_step(params, count_LE, config):
+    """The parameters that change after an optimiser step without a gradient, such as a router's bias; often none.
+
+    count_LE: the step's assignments to each expert, before capacity, of each layer that has a router.
+    Returns a dict with new arrays for some keys of params.
+    """
+    policy = routers.POLICIES.get(config.router)
+    changed = {}
+    if hasattr(policy, "after_step"):
+        for i, count_E in zip(config.moe_layers, count_LE, strict=True):
+            weights = parameters.scope(params, f"layers.{i}.moe.")
+            changed |= parameters.unscope(policy.after_step(weights, count_E, config), f"layers.{i}.moe.")
+    return changed
 
 
 def forward(params, tokens_BS, config, mask_BS=None):
     """Evaluate the model: logits of the next token, and what each layer's router decided.
 
     params: dict of arrays, of `init_params` or a checkpoint.  tokens_BS: whole numbers in [0, V).
-    mask_BS: False for padding after the text.  Returns logits_BSV and a list of one Routing a layer.
+    mask_BS: False for padding after the text.  Returns logits_BSV and a list of one Routing a layer that has a router.
     Raises ValueError if params, tokens or mask do not fit the config.
     """
     tokens_BS, mask_BS = _check_inputs(params, config, tokens_BS, mask_BS)
@@ -181,7 +234,8 @@ def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training
     """The losses of one batch, and their gradients for every parameter.
 
     targets_BS: the token that follows each token.  training: whether training capacity and drop order apply.
-    rng: numpy.random.Generator, for drop_order "random" alone.  Returns Losses and a dict with the keys of params.
+    rng: numpy.random.Generator, for what is left to chance in training: jitter, noise, lots.
+    Returns Losses and a dict with the keys of params.
     Raises ValueError if params, tokens, targets or mask do not fit the config.
     """
     tokens_BS, mask_BS = _check_inputs(params, config, tokens_BS, mask_BS)

@@ -13,7 +13,8 @@ from minimoe import generation, model
 from minimoe.analysis import comparison, plots
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL, MOE
 from minimoe.config import ModelConfig, TrainConfig, preset
-from minimoe.training import checkpoint, corpus, data, loop, progress
+from minimoe.moe import telemetry
+from minimoe.training import checkpoint, corpus, data, runs
 
 FOLDERS = {MOE: "moe", DENSE_ACTIVE: "dense-active", DENSE_TOTAL: "dense-total"}
 
@@ -64,14 +65,14 @@ def main(quick=False, seeds=1, fresh=False, say=print):
         f"Interrupt when you like: the same command goes on from there.\n")
     states = {name: [_train(tour, name, config, seed, text, fresh, say) for seed in range(seeds)]
               for name, config in tour.configs().items()}
-    results = {name: comparison.measure(runs, text) for name, runs in states.items()}
+    results = {name: comparison.measure(of_seeds, text) for name, of_seeds in states.items()}
     draw(tour, states, results, text)
     say("\n" + comparison.table(results))
     say(f"\nPictures: {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
     say("\nA sample from the MoE, which began with 'The ':\n")
     say(_indent(sample(states[MOE][0])))
     say("\n" + comparison.verdict(results))
-    say("\n" + comparison.router_words(states[MOE][0].history))
+    say("\n" + comparison.router_words(states[MOE][0].history, tour.moe.moe_layers))
     run = tour.path(MOE, 0).parent.as_posix()
     say(f"\nLook at its decisions:  python -m minimoe route 'def main():' --run {run}\n"
         f"Write more with it:     python -m minimoe generate --run {run}")
@@ -86,39 +87,19 @@ def figures(say=print):
     if not paths[MOE][0].exists():
         raise ValueError(f"there is no checkpoint {paths[MOE][0]}: `python -m minimoe` makes it")
     states = {name: list(map(checkpoint.load, of_seeds)) for name, of_seeds in paths.items()}
-    for name, runs in states.items():
-        for seed, (path, state) in enumerate(zip(paths[name], runs, strict=True)):
-            _check_kind(path, state, tour.configs()[name], replace(tour.training, seed=seed), text)
+    for name, of_seeds in states.items():
+        for seed, (path, state) in enumerate(zip(paths[name], of_seeds, strict=True)):
+            runs.check_kind(path, state, tour.configs()[name], replace(tour.training, seed=seed), text)
             if not state.finished:
                 raise ValueError(f"{path} is at step {state.step} of {state.train_config.n_steps}: `python -m minimoe` "
                                  "goes on with it")
-    draw(tour, states, {name: comparison.measure(runs, text) for name, runs in states.items()}, text)
+    draw(tour, states, {name: comparison.measure(of_seeds, text) for name, of_seeds in states.items()}, text)
     say(f"wrote {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
 
 
-def _check_kind(path, state, config, training, text):
-    if (state.model_config, state.train_config, state.data_digest) != (config, training, text.digest):
-        raise ValueError(f"{path} is a run of another kind; train anew with --fresh")
-
-
 def _train(tour, name, config, seed, text, fresh, say):
-    path, training = tour.path(name, seed), replace(tour.training, seed=seed)
     label = name if tour.seeds == 1 else f"{name}, seed {seed}"
-    if path.exists() and not fresh:
-        state = checkpoint.load(path)
-        _check_kind(path, state, config, training, text)
-        say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
-    else:
-        state = loop.new_state(config, training, text)
-    if not state.finished:
-        checkpoint.check_folder(path)
-        try:
-            with progress.bar(state, label) as on_step:
-                loop.train(state, text, path, on_step)
-        except loop.Interrupted as error:
-            again = "the same command without --fresh" if fresh else "the same command"
-            raise KeyboardInterrupt(f"{label}: {error}; {again} goes on from there") from error
-    return state
+    return runs.finish(tour.path(name, seed), label, config, replace(tour.training, seed=seed), text, fresh, say)
 
 
 def sample(state, n_tokens=300):
@@ -155,10 +136,10 @@ def _curves(tour, states, results):
     """Name -> (steps, training FLOPs, losses of each seed)."""
     tokens = tour.training.batch * tour.training.sequence * tour.training.accumulate
     curves = {}
-    for name, runs in states.items():
-        steps = np.array(runs[0].history["eval_step"])
+    for name, of_seeds in states.items():
+        steps = np.array(of_seeds[0].history["eval_step"])
         curves[name] = (steps, steps * tokens * results[name].training_flops,
-                        np.array([run.history["eval_ce"] for run in runs]))
+                        np.array([state.history["eval_ce"] for state in of_seeds]))
     return curves
 
 
@@ -189,8 +170,8 @@ def _route_pieces(state, text, layer, n_contexts=5):
         tokens_S = stream[start:start + state.model_config.max_sequence * n_contexts]
         tokens_BS = tokens_S.reshape(n_contexts, -1)
         _, routings = model.forward(state.params, tokens_BS, state.model_config)
-        first = routings[layer].rank_A == 0
-        pieces.append((f"{domain}, held out", state.tokenizer.decode(tokens_S), routings[layer].expert_A[first]))
+        experts = telemetry.first_choice(routings[layer])
+        pieces.append((f"{domain}, held out", state.tokenizer.decode(tokens_S), experts))
     return pieces
 
 

@@ -15,7 +15,10 @@ PROMISE = re.compile(r"(?:Returns|Gradients? of)\s(.*?)(?:[.:;]\s|\.?$)", re.DOT
 ELSEWHERE = {
     "ops.linear": "F",  # the head writes to V, the router to E
     "ops.softmax": "...TE",  # attention weighs M keys with it
-    "ops.silu_gate": "T", "ops.swiglu": "T",  # one expert has fewer rows than T
+    "ops.sigmoid": "...TE",  # SiLU has it of F hidden numbers
+    "ops.silu_gate": "TF", "ops.swiglu": "TF",  # one expert has fewer rows than T; a dense block is J wide
+    "soft.unit": "...T",  # slots are scaled too
+    "base.balanced": "T", "base._prices": "T", "base._moves": "T", "sinkhorn.plan": "T",  # of real tokens alone
     "attention.split_heads": "H", "attention.rope": "H", "attention._quarter_turn": "H",  # keys have G heads
 }
 """Operation that is applied to other axes too -> letters that have sizes of their own in it; ... for leading axes."""

@@ -1,6 +1,7 @@
 """The command line as its user meets it: what works says what it did, and what cannot work is refused in one line."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import cli, commands, generation, gradcheck, model, tour
+from minimoe import cli, commands, generation, gradcheck, model, names, tour
 from minimoe import config as configs
 from minimoe.gradcheck import checks
 from minimoe.nn import ops
@@ -122,8 +123,8 @@ IMPOSSIBLE = {
     "train --d-model none": ["d-model", "none", "int"],
     "train --sequence 65": ["sequence", "65", "max-sequence = 64"],
     "train --preset huge": ["preset", "huge", "tiny", "shakespeare-cpu"],
-    "train --router magic": ["router", "magic", *configs.ROUTERS],
-    "train --drop-order last": ["drop-order", "last", *configs.DROP_ORDERS],
+    "train --router magic": ["router", "magic", *names.ROUTERS],
+    "train --drop-order last": ["drop-order", "last", *names.DROP_ORDERS],
     "train --text words.txt --clusters": ["text", "clusters", "not allowed"],
     "train --no-such-option 1": ["no-such-option"],
     "train --preset tiny --n-steps 1 --text words.txt --vocab-size 9": ["vocab-size"],
@@ -136,17 +137,31 @@ IMPOSSIBLE = {
     "generate --run run --top-p 1.5": ["top-p", "1.5", "at most 1"],
     "generate --run run --n-tokens -1": ["n-tokens", "-1", "0 or more"],
     "generate --run run --seed -1": ["seed", "-1", "0 or more"],
-    "route --run run cat --layer 99": ["layer", "99", "0 to 1"],
-    "route --run run cat --layer 2": ["layer", "2", "0 to 1"],
-    "route --run run cat --layer -1": ["layer", "-1", "0 to 1"],
+    "route --run run cat --layer 99": ["layer", "99", "with a router are 0, 1"],
+    "route --run run cat --layer 2": ["layer", "2", "with a router are 0, 1"],
+    "route --run run cat --layer -1": ["layer", "-1", "with a router are 0, 1"],
     "route --run run cat --capacity-factor 0": ["capacity-factor", "0", "above 0"],
     "route --run run cat --capacity-factor nan": ["capacity-factor", "nan", "finite"],
-    "route --run run cat --drop-order last": ["drop-order", "last", *configs.DROP_ORDERS],
+    "route --run run cat --drop-order last": ["drop-order", "last", *names.DROP_ORDERS],
     "route --run run cat --colour red": ["colour", "red", "auto", "always", "never"],
     "--seeds 0": ["seeds", "0", "1 or more"],
+    "--quick train --clusters": ["quick", "belongs to the tour"],
+    "--seeds 2 figures": ["seeds", "belongs to the tour"],
+    "routers --seeds 0": ["seeds", "0", "1 or more"],
+    "causality --trials 0": ["trials", "0", "1 or more"],
+    "train --finer 0": ["parts", "0", "divide d-hidden = 256"],
+    "train --finer 3": ["parts", "3", "divide d-hidden = 256"],
+    "train --router gshard --finer 2": ["top-k", "4", "gshard", "always takes 2"],
+    "train --router gshard --top-k 1": ["top-k", "1", "gshard", "always takes 2"],
+    "train --jitter 0.1": ["jitter", "0.1", "softmax-topk", "no use", "switch"],
+    "train --load-coef 0.1": ["load-coef", "0.1", "noise", "noisy-topk"],
+    "train --router soft --capacity-factor 1": ["capacity-factor", "1", "soft", "no assignments"],
+    "train --first-dense-layers 5": ["first-dense-layers", "5", "n-layers = 4"],
+    "train --n-devices 3": ["n-devices", "3", "divide n-experts = 8"],
     "--threads 0 route --run run cat": ["threads", "0", "1 or more"],
     "--threads -3 route --run run cat": ["threads", "-3", "1 or more"],
-    "dance": ["dance", "train", "generate", "route", "gradcheck", "figures"],
+    "dance": ["dance", "train", "generate", "route", "doctor", "gradcheck", "figures", "routers", "causality",
+              "rosetta"],
 }
 
 
@@ -361,29 +376,51 @@ def test_a_validation_loss_that_is_not_finite_is_no_success(run):
     assert "step 1" in err.splitlines()[-1]
 
 
-NUMBERS_AND_NAMES = dict(
-    d_model=24, n_layers=1, n_heads=6, n_kv_heads=3, d_hidden=5, n_experts=3, top_k=1, router="softmax_topk",
-    capacity_factor=1.5, eval_capacity_factor=2.5, drop_order="rank", balance_coef=0.5, z_coef=0.25, rope_theta=100.0,
-    norm_eps=1e-4, max_sequence=48,
+FOR_ALL = dict(
+    d_model=24, n_layers=3, n_heads=6, n_kv_heads=3, d_hidden=5, n_experts=6, top_k=1, n_shared_experts=2,
+    first_dense_layers=1, moe_every=2, d_dense=7, capacity_factor=1.5, eval_capacity_factor=2.5, drop_order="rank",
+    balance_coef=0.5, z_coef=0.25, importance_coef=0.125, sequence_coef=0.375, device_coef=0.625, entropy_coef=0.75,
+    n_devices=3, global_balance=True, rope_theta=100.0, norm_eps=1e-4, tie_embeddings=True, max_sequence=48,
     n_steps=2, batch=3, sequence=16, accumulate=2, learning_rate=1e-4, min_learning_rate=1e-5, warmup_steps=1,
     weight_decay=0.2, beta1=0.8, beta2=0.98, adam_eps=1e-7, clip_norm=2.0, eval_every=2, eval_batches=1, record_every=3,
     checkpoint_every=4, seed=5)
+OWN = [dict(router="softmax_topk", renormalize=False), dict(router="switch", jitter=0.5),
+       dict(router="noisy_topk", load_coef=0.875),
+       dict(router="sigmoid_bias", bias_rate=0.5, n_groups=3, top_groups=2, gate_scale=2.5)]
+"""Fields of one router each."""
+
+DEFAULTS = asdict(configs.ModelConfig()) | asdict(configs.TrainConfig())
 
 
-def test_every_field_has_an_option_that_sets_it(run):
-    options = " ".join(f"{OPTION[name]} {value}" for name, value in NUMBERS_AND_NAMES.items())
-    assert run(f"train --text words.txt --run new --no-renormalize --tie-embeddings {options}")[0] == 0
+def option(name, value):
+    """What sets a field on the command line."""
+    if isinstance(value, bool):
+        return OPTION[name] if value else OPTION[name].replace("--", "--no-")
+    return f"{OPTION[name]} {value}"
+
+
+@pytest.mark.parametrize("own", OWN, ids=lambda own: own["router"])
+def test_an_option_sets_its_field(run, own):
+    fields = FOR_ALL | own
+    assert run(" ".join(["train --text words.txt --run new", *(option(*field) for field in fields.items())]))[0] == 0
     state = checkpoint.load("new/checkpoint.npz")
-    switches_and_text = dict(renormalize=False, tie_embeddings=True, vocab_size=17)
-    assert asdict(state.model_config) | asdict(state.train_config) == NUMBERS_AND_NAMES | switches_and_text
+    assert asdict(state.model_config) | asdict(state.train_config) == DEFAULTS | fields | dict(vocab_size=17)
+
+
+def test_every_field_has_an_option_that_changes_it():
+    changed = {name for own in OWN for name, value in (FOR_ALL | own).items() if value != DEFAULTS[name]}
+    assert changed == DEFAULTS.keys() - {"vocab_size"}  # which comes from the text
 
 
 def test_optional_fields_take_none(run):
     """The preset has n_kv_heads = 2."""
-    assert run("train --preset tiny --n-steps 1 --text words.txt --run new --n-kv-heads none --capacity-factor None "
-               "--eval-capacity-factor NONE")[0] == 0
+    optional = ["n_kv_heads", "d_dense", "capacity_factor", "eval_capacity_factor", "min_learning_rate"]
+    optional += [f"{name}_coef" for name in names.LOSSES]
+    nones = [f"{OPTION[name]} {none}" for name, none in zip(optional, itertools.cycle(["none", "None", "NONE"]))]
+    assert run(f"train --preset tiny --n-steps 1 --text words.txt --run new {' '.join(nones)}")[0] == 0
     config = checkpoint.load("new/checkpoint.npz").model_config
-    assert (config.n_kv_heads, config.capacity_factor, config.eval_capacity_factor) == (None, None, None)
+    training = checkpoint.load("new/checkpoint.npz").train_config
+    assert {getattr(training if name == "min_learning_rate" else config, name) for name in optional} == {None}
 
 
 def test_options_that_are_not_given_are_those_of_the_preset(run):
@@ -523,12 +560,47 @@ def test_colours_are_for_terminals_and_as_asked(run, monkeypatch, terminal, vari
     assert (status, ESCAPE in out) == (0, coloured)
 
 
-@pytest.mark.parametrize("options", ["--text words.txt --run new", "--text words.txt --run 'my run'",
-                                     "--text other.txt --run new", "--clusters --run new"])
-def test_the_commands_that_train_prints_work(run, options):
+def test_layers_are_shown_by_their_number_in_the_model(run):
+    run("train --preset tiny --n-steps 1 --clusters --run new --first-dense-layers 1")
+    status, out, _ = run("route --run new aceg")
+    assert status == 0
+    assert re.findall(r"^layer (\d),", out, re.MULTILINE) == ["1"]
+    assert {line.split()[0] for line in out.splitlines() if "kept" in line and "token" not in line} == {"1"}
+    status, _, err = run("route --run new aceg --layer 0")
+    assert status == 2 and not missing(err, ["layer", "0", "with a router are 1"])
+
+
+@pytest.mark.parametrize("options", ["--first-dense-layers 2", "--router soft"])
+def test_a_model_that_assigns_nothing_has_nothing_to_show(run, options):
+    run(f"train --preset tiny --n-steps 1 --clusters --run new {options}")
+    status, _, err = run("route --run new aceg")
+    assert status == 2 and not missing(err, ["new has no layer that assigns tokens to experts"])
+
+
+@pytest.mark.parametrize("router", ["expert_choice", "soft"])
+def test_a_model_that_looks_into_the_future_writes_nothing(run, router):
+    run(f"train --preset tiny --n-steps 1 --clusters --run new --router {router}")
+    status, _, err = run("generate --run new")
+    assert status == 2 and not missing(err, ["router", router, "cannot generate", "not causal"])
+
+
+def test_finer_experts_are_those_of_the_configuration(run):
+    run("train --preset tiny --n-steps 1 --clusters --run new --finer 4")
+    expected = configs.preset("tiny", dict(vocab_size=32))[0].finer(4)
+    assert checkpoint.load("new/checkpoint.npz").model_config == expected
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ("--text words.txt --run new", "generate route doctor"),
+    ("--text words.txt --run 'my run'", "generate route doctor"),
+    ("--text other.txt --run new", "generate route doctor"), ("--clusters --run new", "generate route doctor"),
+    ("--clusters --first-dense-layers 1", "generate route doctor"), ("--clusters --first-dense-layers 2", "generate"),
+    ("--clusters --router expert_choice", "route doctor"), ("--clusters --router soft", ""),
+    ("--clusters --router gshard --eval-capacity-factor 1", "generate route doctor")])
+def test_the_commands_that_train_prints_work(run, options, expected):
     _, out, _ = run(f"train --preset tiny --n-steps 2 {options}")
     commands = re.findall(r"python -m minimoe (.*)", out)
-    assert [command.split()[0] for command in commands] == ["generate", "route"]
+    assert [command.split()[0] for command in commands] == expected.split()
     for command in commands:
         status, out, err = run(command)
         assert (status, err) == (0, "")

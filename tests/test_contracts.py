@@ -4,6 +4,7 @@ the truth, what keeps its type, and what nobody does."""
 import ast
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,9 +16,9 @@ import shapes
 
 import minimoe
 from minimoe import config as configs
-from minimoe import generation, gradcheck, model
+from minimoe import generation, gradcheck, model, names
 from minimoe import params as parameters
-from minimoe.moe import routers, telemetry
+from minimoe.moe import routers, soft, telemetry, tokens
 
 ROOT = Path(minimoe.__file__).parent
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
@@ -25,8 +26,9 @@ CORE = [name for name in TREES if name.startswith(("nn/", "moe/")) or name == "m
 FUNCTIONS = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree)
              if isinstance(node, ast.FunctionDef)]
 
-FLOORS = {"config": 0, "params": 0, "nn": 1, "moe": 2, "model": 3, "gradcheck": 4, "generation": 4, "training": 4,
-          "sparsity": 5, "analysis": 5, "": 5.5, "course": 6, "tour": 6, "commands": 7, "cli": 8, "__main__": 9}
+FLOORS = {"names": 0, "params": 0, "config": 0.5, "nn": 1, "moe": 2, "model": 3, "gradcheck": 4, "generation": 4,
+          "training": 4, "sparsity": 5, "analysis": 5, "": 5.5, "course": 6, "tour": 6, "zoo": 6, "commands": 7,
+          "cli": 8, "__main__": 9}
 """A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""
 
 
@@ -97,7 +99,8 @@ def test_a_name_that_is_no_module_comes_from_the_face():
 
 @pytest.mark.parametrize(("file", "target", "up"), [
     ("nn/ops.py", "moe/layer.py", True), ("nn/ops.py", "nn/attention.py", False), ("model.py", "nn/ops.py", False),
-    ("config.py", "params.py", True), ("model.py", "__init__.py", True), ("tour.py", "__init__.py", False),
+    ("params.py", "names.py", True), ("params.py", "config.py", True), ("config.py", "names.py", False),
+    ("model.py", "__init__.py", True), ("tour.py", "__init__.py", False),
     ("__init__.py", "generation.py", False), ("__init__.py", "cli.py", True)])
 def test_up_and_down_are_told_apart(file, target, up):
     assert goes_up(file, target) == up
@@ -121,11 +124,70 @@ def test_a_backward_stands_directly_beneath_its_forward():
         assert [names[names.index(name) + 1] for name in forwards] == backwards, file
 
 
-def test_a_router_has_the_four_names():
-    for path in (ROOT / "moe/routers").glob("[!_]*.py"):
-        names = vars(routers.POLICIES[path.stem])
-        assert isinstance(names["CAUSAL"], bool), path.stem
-        assert all(callable(names[name]) for name in ("weights", "forward", "backward")), path.stem
+def test_a_router_is_a_file_and_a_line_in_the_table_of_names():
+    files = {path.stem for path in (ROOT / "moe/routers").glob("[!_]*.py")}
+    assert files == {name for name, router in names.ROUTERS.items() if not router.soft} == routers.POLICIES.keys()
+
+
+@pytest.mark.parametrize("policy", routers.POLICIES.values(), ids=routers.POLICIES)
+def test_a_router_says_what_it_sees_and_has_its_three_functions(policy):
+    assert {type(getattr(policy, name)) for name in ("CAUSAL", "CAUSAL_IN_EVALUATION", "NEEDS_TOKEN_IDS")} == {bool}
+    assert policy.CAUSAL_IN_EVALUATION or not policy.CAUSAL  # evaluation looks at no more than training
+    assert isinstance(policy.EVALUATION, str) and policy.EVALUATION
+    assert all(callable(getattr(policy, name)) for name in ("weights", "forward", "backward"))
+
+
+MADE_UP = '''
+"""Made up: the K experts with the lowest scores, their gates the probabilities."""
+
+from minimoe.moe import assign, routing
+from minimoe.moe.routers import softmax_topk
+from minimoe.nn import ops
+
+CAUSAL = True
+CAUSAL_IN_EVALUATION = True
+NEEDS_TOKEN_IDS = False
+EVALUATION = "the same as in training"
+
+weights = softmax_topk.weights
+
+
+def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
+    """Returns a Routing, cache."""
+    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    expert_TK = routing.best(-logit_TE, config.top_k, replay)
+    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    return (routing.without_limit(*assigned, logit_TE, prob_TE, tokens), (linear_cache, softmax_cache, assign_cache))
+
+
+def backward(grad, cache):
+    """Gradients of x_TD and, as a dict, of the weights."""
+    return softmax_topk.backward(grad, cache)
+'''
+MADE_UP_LINE = '    "made_up": Router("the lowest scores", dict(balance=0.01)),\n'
+USE_IT = """
+from minimoe import cli, gradcheck
+from minimoe.moe import routers
+from minimoe.training import checkpoint
+
+assert cli.main(["train", "--router", "made_up", "--clusters", "--preset", "tiny", "--n-steps", "2"]) == 0
+assert checkpoint.load("runs/train/checkpoint.npz").model_config.router == "made_up"
+assert cli.main(["generate", "--run", "runs/train", "--n-tokens", "5"]) == 0
+made_up = [config for config in gradcheck.layer_cases().values() if config.router == "made_up"]
+assert len(made_up) == 15  # K of 1, 2 and all, each with and without capacity, which has four drop orders
+assert all(gradcheck.check_layer(config).ok for config in made_up)
+assert gradcheck.check_layer(made_up[5], one_by_one=True).rows[-1].length > 0
+"""
+
+
+def test_a_new_router_needs_its_file_and_its_line_alone(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "minimoe", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "minimoe/moe/routers/made_up.py").write_text(MADE_UP)
+    head, table, rest = (tmp_path / "minimoe/names.py").read_text().partition("ROUTERS = {\n")
+    (tmp_path / "minimoe/names.py").write_text(head + table + MADE_UP_LINE + rest)
+    run = subprocess.run([sys.executable, "-c", USE_IT], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def key():
@@ -134,7 +196,7 @@ def key():
 
 
 def test_the_key_is_found():
-    assert set("BSTDHGPMVLEKFCANR1") <= key()
+    assert set("BSTDHGPMVLEKFJCZANR1") == key()
 
 
 def test_every_letter_of_a_suffix_is_in_the_key():
@@ -145,9 +207,32 @@ def test_every_letter_of_a_suffix_is_in_the_key():
 B, S, PAST = 3, 10, 1
 CONFIG = configs.ModelConfig(vocab_size=13, d_model=24, n_layers=1, n_heads=6, n_kv_heads=2, d_hidden=11, n_experts=7,
                              top_k=5, max_sequence=S, capacity_factor=0.8)
-CHANGED = {router: dict(router=router) for router in configs.ROUTERS}
-CHANGED |= {"two layers": dict(n_layers=2), "tied": dict(tie_embeddings=True), "dense": dict(n_experts=1, top_k=1)}
-CASES = gradcheck.layer_cases() | {name: dataclasses.replace(CONFIG, **fields) for name, fields in CHANGED.items()}
+CHANGED = {f"drop by {order}": dict(drop_order=order) for order in names.DROP_ORDERS} | {
+    "dropless": dict(capacity_factor=None),
+    "raw gates": dict(renormalize=False),
+    "one expert a token": dict(top_k=1),
+    "two layers": dict(n_layers=2),
+    "tied": dict(tie_embeddings=True),
+    "dense": dict(n_experts=1, top_k=1),
+    "shared experts": dict(n_shared_experts=2),
+    "first layer dense": dict(n_layers=2, first_dense_layers=1, d_dense=15),
+    "every second layer": dict(n_layers=2, moe_every=2),
+    "every layer dense": dict(first_dense_layers=1, d_dense=15),
+    "no jitter": dict(router="switch", top_k=1, jitter=0),
+    "groups": dict(router="sigmoid_bias", n_groups=7, top_groups=5, gate_scale=2.5),
+}
+
+
+def with_all_losses(router):
+    """The fields of a router with each loss that it can have."""
+    fields = {f"{name}_coef": 0.1 for name in names.LOSSES if name != "load" or router == "noisy_topk"}
+    fields |= dict(router=router, top_k=names.ROUTERS[router].top_k or CONFIG.top_k, n_devices=7)
+    return fields | (dict(capacity_factor=None, top_k=4) if names.ROUTERS[router].soft else {})
+
+
+CHANGED |= {router: with_all_losses(router) for router in names.ROUTERS}
+CASES = {name: dataclasses.replace(CONFIG, **fields) for name, fields in CHANGED.items()}
+"""Name -> ModelConfig: every router, with every loss, and every option of the layer."""
 TOKENS_BS, TARGETS_BS = np.random.default_rng(0).integers(0, 7, (2, B, S))
 MASK_BS = np.arange(S) < np.array([[S - 2], [S], [S]])
 
@@ -172,19 +257,40 @@ def read(routing):
     """All that can be read from a Routing; eight times the same one, as if from eight layers."""
     telemetry.summarize([routing] * 8)
     telemetry.count_by_label(routing, np.arange(routing.n_tokens) % 2, 2)
+    telemetry.drop_by_label(routing, np.arange(routing.n_tokens) % 2, 2)
+    telemetry.churn(telemetry.chosen(routing), telemetry.chosen(routing))
+    telemetry.coactivation(routing)
+    telemetry.first_choice(routing)
     routing.one_hot()
 
 
 def widths(config):
     """The letters that have one size in a model."""
-    return dict(D=config.d_model, H=config.n_heads, G=config.kv_heads, P=config.d_head, V=config.vocab_size,
-                E=config.n_experts, K=config.top_k, F=config.d_hidden)
+    letters = dict(D=config.d_model, H=config.n_heads, G=config.kv_heads, P=config.d_head, V=config.vocab_size,
+                   E=config.n_experts, F=config.d_hidden)
+    if names.ROUTERS[config.router].soft:
+        C = soft.slots_per_expert(config)
+        letters |= dict(C=C, Z=config.n_experts * C)
+    elif config.router != "expert_choice":  # where a token has as many experts as want it
+        letters |= dict(K=config.top_k)
+    if "dense" in config.layer_kinds:
+        letters |= dict(J=config.dense_width)
+    return letters | (dict(J=config.n_shared_experts * config.d_hidden) if config.n_shared_experts else {})
 
 
 def assigned(routing):
     """The letters that have one size in a layer."""
-    letters = dict(A=len(routing.kept_A), N=int(routing.kept_A.sum()), C=routing.capacity, L=8)
+    letters = dict(A=len(routing.kept_A), N=int(routing.kept_A.sum()), C=routing.capacity, K=routing.n_ranks, L=8)
     return {letter: size for letter, size in letters.items() if size is not None}
+
+
+def share(config, routings):
+    """What is done once a step, not once a micro-batch: loads of all, and weights that no gradient moves."""
+    count_LE = np.array([r.count_E for r in routings])
+    model.after_step(model.init_params(config), count_LE, config)
+    (logit_TV, _), _ = model.model_forward(model.init_params(config), TOKENS_BS, config, MASK_BS)
+    load_LE = count_LE / count_LE.sum(axis=1, keepdims=True)
+    model.losses_forward(logit_TV, routings, TARGETS_BS, config, MASK_BS, load_LE)
 
 
 def runs(config):
@@ -196,9 +302,10 @@ def runs(config):
     yield whole, lambda: model.forward(params, TOKENS_BS, config, MASK_BS)
     yield whole, lambda: model.loss_and_grads(params, TOKENS_BS, TARGETS_BS, config, MASK_BS,
                                               rng=np.random.default_rng(0))
-    trained = whole | assigned(routings[0]) if config.n_layers == 1 else whole
-    yield trained, lambda: (step(config), step(config, replays=routings), read(routings[0]))
-    if routers.POLICIES[config.router].CAUSAL:
+    trained = whole | assigned(routings[0]) if len(routings) == 1 else whole
+    yield trained, lambda: (step(config), step(config, replays=routings), [read(r) for r in routings[:1]])
+    yield whole, lambda: (tokens.nameless(MASK_BS.ravel()), share(config, routings) if routings else None)
+    if not names.ROUTERS[config.router].soft and routers.POLICIES[config.router].CAUSAL_IN_EVALUATION:
         yield whole | dict(S=S - PAST, T=B * (S - PAST)), decode(config)
         yield widths(config), lambda: generation.generate(params, config, TOKENS_BS[0, :2], 4)
 
@@ -218,8 +325,9 @@ def traced():
 def test_the_sizes_differ():
     """But for M, which is S where there is no past."""
     (_, routings), _, _ = step(CONFIG)
-    layer = widths(CONFIG) | assigned(routings[0]) | dict(B=B)
-    for letters in (layer | dict(S=S, T=B * S), layer | dict(S=S - PAST, T=B * (S - PAST), M=S)):
+    layer = widths(CASES["shared experts"]) | assigned(routings[0]) | dict(B=B)
+    whole = dict(S=S, T=B * S)
+    for letters in (layer | whole, layer | dict(S=S - PAST, T=B * (S - PAST), M=S), widths(CASES["soft"]) | whole):
         assert len(set(letters.values())) == len(letters)
 
 
@@ -272,6 +380,11 @@ def test_the_operations_used_elsewhere_exist():
     assert_none(name for name in shapes.ELSEWHERE if not {name, f"{name}_forward"} & names)
 
 
+OF_A_KIND = {"moe": {"gate_A", "prob_TE", "balance", "z", "w_up_EDF"}, "dense": {"w_up_DJ"},
+             "soft": {"w_slot_DEC", "w_up_EDF"}}
+"""What must be among all that a step with such a layer makes."""
+
+
 def floating(value):
     """(name, array or number) of each that is not whole, in nested containers."""
     return [(name, part) for inside in shapes.containers(value) for name, part in inside.items()
@@ -281,8 +394,10 @@ def floating(value):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", CASES)
 def test_the_type_of_the_parameters_is_the_type_of_everything(case, dtype):
-    found = floating(step(CASES[case], dtype))
-    assert {"total", "ce", "gate_A", "prob_TE", "k_BGMP", "w_up_EDF", "gain_D"} <= {name for name, _ in found}
+    config = CASES[case]
+    found = floating(step(config, dtype))
+    expected = {"total", "ce", "k_BGMP", "gain_D"}.union(*(OF_A_KIND[kind] for kind in config.layer_kinds))
+    assert expected <= {name for name, _ in found}
     assert_none(f"{name} is {part.dtype}" for name, part in found if part.dtype != dtype)
 
 
@@ -293,7 +408,8 @@ def test_complex_numbers_pass_through_the_forward(case):
     plain, still, turned = (
         model.objective_forward({name: w * factor for name, w in params.items()}, TOKENS_BS, TARGETS_BS, config)[0][0]
         for factor in (1, 1 + 0j, 1 + 1e-20j))
-    np.testing.assert_allclose(still, plain, rtol=1e-12)
+    plain, still_too = ([losses.ce, *losses.auxiliary.values(), losses.total] for losses in (plain, still))
+    np.testing.assert_allclose(still_too, plain, rtol=1e-12)
     assert np.imag(still.total) == 0
     assert np.imag(turned.total) != 0
 
@@ -302,11 +418,43 @@ NOT_ANALYTIC = {"abs", "absolute", "fabs", "maximum", "minimum", "fmax", "fmin",
                 "angle", "conj", "conjugate", "vdot"}
 
 
+OF_REAL_NUMBERS = {
+    "moe/routers/sigmoid_bias.py": {"after_step"},
+    "moe/routers/base.py": {"balanced", "_prices", "_moves", "_shortest_paths"},
+    "moe/routers/sinkhorn.py": {"plan"},
+}
+"""Functions that choose or count, and so get real numbers alone: no gradient flows through them."""
+
+
 def test_the_forward_is_analytic():
-    """Telemetry only reads a Routing."""
+    """But for functions that get real numbers alone; and telemetry, which only reads a Routing."""
     assert_none(f"{file}:{node.lineno}: {name}" for file in CORE if file != "moe/telemetry.py"
-                for node in ast.walk(TREES[file]) if isinstance(node, ast.Call)
+                for part in TREES[file].body if getattr(part, "name", None) not in OF_REAL_NUMBERS.get(file, ())
+                for node in ast.walk(part) if isinstance(node, ast.Call)
                 if (name := ast.unparse(node.func).split(".")[-1]) in NOT_ANALYTIC)
+
+
+def test_functions_of_real_numbers_get_no_complex_ones():
+    seen, given = set(), []
+
+    def profile(frame, event, _):
+        name = frame.f_code.co_name, frame.f_code.co_filename
+        if event == "call" and name in functions:
+            seen.add(name)
+            given.extend(name for array in parameters.arrays_in(dict(frame.f_locals)) if array.dtype.kind == "c")
+
+    functions = {(name, str(ROOT / file)) for file, of_file in OF_REAL_NUMBERS.items() for name in of_file}
+    for config in CASES.values():
+        params = {name: w * (1 + 1e-20j) for name, w in gradcheck.random_params(config).items()}
+        sys.setprofile(profile)
+        try:
+            (_, routings), _ = model.objective_forward(params, TOKENS_BS, TARGETS_BS, config, MASK_BS, training=True,
+                                                       rng=np.random.default_rng(0))
+            model.after_step(gradcheck.random_params(config), [r.count_E for r in routings], config)
+        finally:
+            sys.setprofile(None)
+    assert_none(map(str, given))
+    assert seen == functions
 
 
 def test_nothing_that_is_passed_in_is_changed():
@@ -391,7 +539,7 @@ def test_no_function_writes_to_its_module():
 
 
 def test_only_the_programs_print():
-    programs = {"cli.py", "commands.py", "tour.py", "__main__.py"}
+    programs = {"cli.py", "commands.py", "tour.py", "zoo.py", "__main__.py"}
     assert_none(where for where, node in nodes(ast.Name, TREES.keys() - programs) if node.id == "print")
 
 

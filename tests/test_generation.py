@@ -7,7 +7,8 @@ import pytest
 
 from minimoe import generation, model
 from minimoe.config import ModelConfig
-from minimoe.moe.routers import softmax_topk
+from minimoe.moe import routers
+from minimoe.names import ROUTERS
 
 CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=6, n_experts=4, top_k=2,
                      max_sequence=7)
@@ -19,6 +20,14 @@ VARIANTS = {
     "tied": replace(CONFIG, tie_embeddings=True),
     "a context of one": replace(CONFIG, max_sequence=1),
 }
+VARIANTS |= {
+    f"router {name}": replace(CONFIG, router=name, top_k=ROUTERS[name].top_k or 2)
+    for name, policy in routers.POLICIES.items() if policy.CAUSAL_IN_EVALUATION and name != "softmax_topk"}
+VARIANTS |= {
+    "first layer dense": replace(CONFIG, first_dense_layers=1),
+    "every second layer": replace(CONFIG, moe_every=2, n_shared_experts=1),
+}
+LOOKING_AHEAD = ["expert_choice", "soft"]
 each_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 
 LOGITS = 3 + np.log([0.125, 0.5, 0.125, 0.25])
@@ -206,10 +215,15 @@ def test_a_capacity_in_evaluation_is_refused_with_the_reason():
         generate(config=replace(CONFIG, eval_capacity_factor=2.0))
 
 
-def test_a_router_that_is_not_causal_is_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr(softmax_topk, "CAUSAL", False)
-    with pytest.raises(ValueError, match="router = 'softmax_topk' cannot generate: it is not causal"):
-        generate()
+@pytest.mark.parametrize("router", LOOKING_AHEAD)
+def test_a_router_that_is_not_causal_is_refused_with_the_reason(router):
+    with pytest.raises(ValueError, match=f"router = '{router}' cannot generate: it is not causal"):
+        generate(config=replace(CONFIG, router=router))
+
+
+@pytest.mark.parametrize("router", LOOKING_AHEAD)
+def test_a_router_without_a_layer_does_not_matter(router):
+    assert len(generate(n_tokens=3, config=replace(CONFIG, router=router, first_dense_layers=2))) == 5
 
 
 def test_a_stream_refuses_before_its_first_token_is_asked_for():

@@ -12,12 +12,33 @@ import pytest
 
 from minimoe import gradcheck, model, moe, nn
 from minimoe.gradcheck import numeric
-from minimoe.moe import capacity, dispatch, experts, layer, losses, routing
-from minimoe.moe.routers import softmax_topk
+from minimoe.moe import assign, capacity, dense, dispatch, experts, feed_forward, layer, losses, routing, soft, tokens
+from minimoe.moe.losses import balance, scores, variation
+from minimoe.moe.routers import (
+    base,
+    expert_choice,
+    gshard,
+    noisy_topk,
+    sigmoid_bias,
+    sinkhorn,
+    softmax_topk,
+    st_moe,
+    switch,
+    uniform,
+)
+from minimoe.moe.routers import hash as hashing
+from minimoe.moe.routers import random as lots
+from minimoe.names import DROP_ORDERS, LOSSES, ROUTERS
 from minimoe.nn import attention, ops
 
 TIED = replace(gradcheck.SMALL, tie_embeddings=True)
-LAYERS = [gradcheck.layer_cases()[name] for name in ("drop by position, renormalised", "dropless, raw")]
+LAYERS = [gradcheck.layer_cases()[name] for name in (
+    "softmax_topk, K=2, drop by position", "softmax_topk, K=2, raw, dropless", "softmax_topk, 2 shared experts",
+    "dense", "soft, K=2", "switch, K=1, drop by position", "noisy_topk, K=2, drop by position",
+    "gshard, K=2, drop by position", "st_moe, K=2, raw, drop by position", "sigmoid_bias, 1 group of 2",
+    "expert_choice, K=2, dropless", "sinkhorn, K=2, drop by position", "base, K=1, drop by position",
+    "hash, K=2, dropless", "random, K=2, dropless", "uniform, K=2, dropless")]
+"""Few set-ups that use every backward in moe/."""
 
 
 def cubes(arrays):
@@ -42,6 +63,12 @@ def test_the_step_of_the_central_difference_goes_both_ways(monkeypatch):
     """With h = 1: ((2 + 1)^3 - (2 - 1)^3) / 2 = (27 - 1) / 2 = 13 = 3 * 2^2 + 1^2."""
     monkeypatch.setattr(numeric, "CENTRAL_STEP", 1.0)
     assert gradcheck.central_difference(cubes, ARRAYS, "x", [1]) == [13]
+
+
+def test_a_slope_along_a_direction_by_hand():
+    # 3 x^2 = 3, 12, 27, 0.75: 3 * 1 + 12 * -2 + 0 + 0.75 * 4 = -18, and 27
+    directions = np.array([[[1.0, -2.0], [0.0, 4.0]], [[0.0, 0.0], [1.0, 0.0]]])
+    np.testing.assert_allclose(numeric.complex_directions(cubes, ARRAYS, "x", directions), [-18, 27], rtol=1e-15)
 
 
 @pytest.mark.parametrize("method", [gradcheck.complex_step, gradcheck.central_difference])
@@ -103,6 +130,33 @@ def test_compare_tells_which_gradient_is_wrong():
     np.testing.assert_allclose(found.worst, 1 / 11)  # |6 - 5| / (6 + 5)
 
 
+def test_random_directions_pass_the_right_gradients():
+    found = numeric.compare_directions("f", cubes, ARRAYS, GRADS, notes=["a note"])
+    assert found.ok
+    assert [(row.name, row.shape, row.checked) for row in found.rows] == [("x", (2, 2), 4), ("y", (1,), 1)]
+    assert found.rows[1].length == 5
+    assert found.notes == ["a note"]
+
+
+@pytest.mark.parametrize("entry", range(4))
+def test_random_directions_see_one_wrong_number(entry):
+    wrong = {name: grad.copy() for name, grad in GRADS.items()}
+    wrong["x"].flat[entry] *= 1 + 1e-9
+    assert [row.ok for row in numeric.compare_directions("f", cubes, ARRAYS, wrong).rows] == [False, True]
+
+
+def test_the_random_directions_are_all_different():
+    """Three right slopes do not make up for a gradient that is wrong across them: no direction is used twice."""
+    seen = []
+
+    def total(arrays):
+        seen.append(arrays["x"].imag.tobytes())
+        return arrays["x"].sum()
+
+    numeric.compare_directions("f", total, {"x": np.ones(3)}, {"x": np.ones(3)}, count=5)
+    assert len(set(seen)) == 5
+
+
 def test_compare_checks_at_most_so_many_entries():
     """All but one of the entries are wrong, so any two that are looked at show it."""
     found = gradcheck.compare("f", cubes, ARRAYS, {"x": GRADS["x"] * [[1, 2], [2, 2]], "y": GRADS["y"]}, most=2)
@@ -154,8 +208,15 @@ def test_every_number_of_the_small_model_is_right():
     assert all(row.checked == np.prod(row.shape) for row in found.rows)
 
 
-@pytest.mark.parametrize("fields", [dict(tie_embeddings=True), dict(n_experts=1, top_k=1), dict(top_k=1),
-                                    dict(capacity_factor=0.7, drop_order="random")])
+ALL_LOSSES = {f"{name}_coef": 0.1 * (i + 1) for i, name in enumerate(LOSSES)} | dict(n_devices=3)
+
+
+@pytest.mark.parametrize("fields", [
+    dict(tie_embeddings=True), dict(n_experts=1, top_k=1), dict(top_k=1),
+    dict(capacity_factor=0.7, drop_order="random"), dict(n_layers=3, first_dense_layers=1, n_shared_experts=1),
+    dict(n_layers=3, moe_every=2, d_dense=3), dict(router="soft", first_dense_layers=1),
+    dict(router="noisy_topk", capacity_factor=0.7) | ALL_LOSSES,
+    *(dict(router=name, top_k=router.top_k or 2) for name, router in ROUTERS.items() if name != "softmax_topk")])
 def test_other_models_are_right(fields):
     found = gradcheck.check_model(replace(gradcheck.SMALL, **fields), most=10)
     assert found.ok and found.worst < 1e-12, found
@@ -196,7 +257,7 @@ def test_the_complex_step_does_not_flip():
 def test_flips_by_hand():
     """Two tokens, top 1 of 3.  One changes its expert, the other loses its place; in the second layer nothing."""
     before = routing.without_limit(*routing.by_token(np.array([[0], [1]]), np.ones(2, bool)), np.ones(2),
-                                   np.zeros((2, 3)), np.full((2, 3), 1 / 3), np.ones(2, bool))
+                                   np.zeros((2, 3)), np.full((2, 3), 1 / 3), tokens.nameless(np.ones(2, bool)))
     other_expert = replace(before, expert_A=np.array([2, 1]))
     dropped = replace(other_expert, kept_A=np.array([True, False]))
     assert gradcheck.flips([before, before], [before, before]) == 0
@@ -236,8 +297,36 @@ def test_a_layer_drops_tokens_only_with_a_capacity(case):
     config = gradcheck.layer_cases()[case]
     found = gradcheck.check_layer(config)
     assert found.ok and found.worst < 1e-12, found
-    dropped = int(re.match(r"(\d+) of \d+ assignments dropped", found.notes[0])[1])
-    assert (dropped > 0) == (config.capacity_factor is not None)
+    dropped = [int(re.match(r"(\d+) of \d+ assignments dropped", note)[1]) for note in found.notes]
+    assert len(dropped) == len(config.moe_layers)
+    assert any(dropped) == (config.capacity_factor is not None)
+
+
+def test_the_layer_cases_have_every_router_gate_and_drop_order():
+    cases = gradcheck.layer_cases().values()
+    for name, router in ROUTERS.items():
+        own = [config for config in cases if config.router == name]
+        orders = set() if router.soft else DROP_ORDERS.keys()
+        assert {config.drop_order for config in own if config.capacity_factor is not None} == orders
+        assert {config.top_k for config in own} >= ({router.top_k} if router.top_k else {1, 2, 4})
+        gates = {True, False} if "renormalize" in router.options else {own[0].gates_sum_to_one}
+        assert {config.gates_sum_to_one for config in own} >= gates
+    assert {config.layer_kinds[0] for config in cases} == {"moe", "soft", "dense"}
+    assert any(config.n_shared_experts for config in cases)
+    assert any(config.top_groups < config.n_groups for config in cases)
+
+
+def test_the_objectives_are_the_task_each_loss_and_all_together():
+    assert list(gradcheck.OBJECTIVES) == ["task", *LOSSES, "all together"]
+    assert gradcheck.OBJECTIVES["all together"].keys() == {"task", *LOSSES}
+    assert len(set(gradcheck.OBJECTIVES["all together"].values())) == 1 + len(LOSSES)  # weights that tell them apart
+
+
+@pytest.mark.parametrize(("case", "without"), [
+    ("noisy_topk, K=2, dropless", set()), ("softmax_topk, K=2, dropless", {"load"}),
+    ("soft, K=2", {*LOSSES, "all together"}), ("dense", {*LOSSES, "all together"})])
+def test_a_layer_has_the_objectives_that_make_sense(case, without):
+    assert set(gradcheck.checks.objectives_of(gradcheck.layer_cases()[case])) == gradcheck.OBJECTIVES.keys() - without
 
 
 BUGS = [
@@ -247,6 +336,12 @@ BUGS = [
     (ops, "softmax_backward", "(dp_TE * p_TE).sum(", "(dp_TE * p_TE).mean("),
     (ops, "softmax_backward", "(dp_TE * p_TE).sum(", "dp_TE.mean("),
     (ops, "softmax_backward", "return p_TE *", "return p_TE / len(p_TE) *"),
+    (ops, "sigmoid_backward", " * (1 - s_TE)", ""),
+    (ops, "sigmoid_backward", "1 - s_TE", "1 - s_TE * s_TE"),
+    (ops, "softplus_backward", "sigmoid_forward(x_TE)[0]", "(x_TE > 0)"),
+    (ops, "softplus_backward", "sigmoid_forward(x_TE)[0]", "softplus_forward(x_TE)[0]"),
+    (ops, "normal_cdf_backward", "np.exp(-0.5 *", "np.exp(-"),
+    (ops, "normal_cdf_backward", " * (1 / math.sqrt(2 * math.pi))", ""),
     (ops, "rmsnorm_backward", " - unit_TD * along_T1", ""),
     (ops, "rmsnorm_backward", "scale_T1 * (dunit_TD - unit_TD * along_T1)",
      "gain_D * scale_T1 * (dy_TD - unit_TD * (dy_TD * unit_TD).mean(axis=-1, keepdims=True))"),
@@ -283,13 +378,54 @@ BUGS = [
     (attention, "attention_backward", "dx_BSD += dx_v_BSD", "dx_BSD = dx_v_BSD"),
     (attention, "attention_backward", "rope_backward(dq_BHSP, cache.rope)", "dq_BHSP"),
     (attention, "attention_backward", '"w_k_DGP": dw_k_DGP', '"w_k_DGP": dw_v_DGP'),
-    (softmax_topk, "backward", "(dgate_A - _token_sum(dgate_A * result.gate_A, top_k)) / sum_A", "dgate_A / sum_A"),
-    (softmax_topk, "backward", "if sum_A is not None", "if False"),
-    (softmax_topk, "backward", "/ sum_A", "/ top_k"),
-    (softmax_topk, "backward", "dprob_TE.copy()", "np.zeros_like(dprob_TE)"),
-    (softmax_topk, "backward", "+= dgate_A", "= dgate_A"),
+    (assign, "assign_backward", "if sum_T1 is not None", "if False"),
+    (assign, "assign_backward", "dgate_TK -= (dgate_TK * gate_TK)", "0 * (dgate_TK * gate_TK)"),
+    (assign, "assign_backward", ".sum(axis=1", ".mean(axis=1"),
+    (assign, "assign_backward", "dgate_TK /= sum_T1", "dgate_TK /= dgate_TK.shape[1]"),
+    (assign, "assign_backward", "expert_TK, dgate_TK", "expert_TK, dgate_TK[:, ::-1]"),
+    (assign, "assign_backward", "np.zeros_like(score_TE)", "np.ones_like(score_TE)"),
+    (softmax_topk, "backward", "grad.dprob_TE + assign", "assign"),
+    (softmax_topk, "backward", "grad.dprob_TE + assign.assign_backward(grad.dgate_A, assign_cache)", "grad.dprob_TE"),
     (softmax_topk, "backward", "ops.softmax_backward(dprob_TE, softmax_cache)", "dprob_TE"),
-    (softmax_topk, "backward", " + dlogit_TE", ""),
+    (softmax_topk, "backward", "grad.dlogit_TE + ", ""),
+    (switch, "backward", "dx_TD * factor_TD", "dx_TD"),
+    (switch, "backward", "dx_TD * factor_TD", "dx_TD / factor_TD"),
+    (noisy_topk, "backward", "grad.dprob_TE + assign", "assign"),
+    (noisy_topk, "backward", "grad.dlogit_TE + ", ""),
+    (noisy_topk, "backward", "dlogit_TE = dlogit_TE + dthreshold_TE", "pass"),
+    (noisy_topk, "backward", "dclean_TE = dclean_TE + dlogit_TE", "dclean_TE = dlogit_TE"),
+    (noisy_topk, "backward", "dspread_TE + noise_TE * dlogit_TE", "noise_TE * dlogit_TE"),
+    (noisy_topk, "backward", "dspread_TE + noise_TE * dlogit_TE", "dspread_TE + dlogit_TE"),
+    (noisy_topk, "backward", "dspread_TE + noise_TE * dlogit_TE", "dspread_TE"),
+    (noisy_topk, "backward", "np.split(dw_both,", "np.split(dw_both[:, ::-1],"),
+    (noisy_topk, "chance_backward", "return dclean_TE, -z_TE", "return dclean_TE, z_TE"),
+    (noisy_topk, "chance_backward", " / spread_TE  #", "  #"),
+    (noisy_topk, "chance_backward", "ops.normal_cdf_backward(dchance_TE, phi_cache)", "dchance_TE"),
+    (noisy_topk, "chance_backward", "last_T1, -np.where(chosen_TE, 0,", "next_T1, -np.where(chosen_TE, 0,"),
+    (noisy_topk, "chance_backward", "next_T1, -np.where", "next_T1, np.where"),
+    (noisy_topk, "chance_backward", "(dlogit_TE, next_T1", "(dclean_TE, next_T1"),
+    (gshard, "backward", "topk.backward(grad,", "topk.backward(grad._replace(dgate_A=grad.dgate_A / 2),"),
+    (st_moe, "backward", "gshard.backward(grad,", "gshard.backward(grad._replace(dlogit_TE=0 * grad.dlogit_TE),"),
+    (sigmoid_bias, "backward", "gate_scale * grad.dgate_A", "grad.dgate_A"),
+    (sigmoid_bias, "backward", "grad.dprob_TE - expected_T1", "grad.dprob_TE"),
+    (sigmoid_bias, "backward", " / sum_T1", ""),
+    (sigmoid_bias, "backward", "dscore_TE += (", "dscore_TE = ("),
+    (sigmoid_bias, "backward", "ops.sigmoid_backward(dscore_TE, sigmoid_cache)", "dscore_TE"),
+    (sigmoid_bias, "backward", "grad.dlogit_TE + ", ""),
+    (sigmoid_bias, "backward", "np.zeros_like(dlogit_TE[0])", "dlogit_TE.sum(axis=0)"),
+    (expert_choice, "backward", "+= grad.dgate_A", "= grad.dgate_A"),
+    (expert_choice, "backward", "grad.dprob_TE.copy()", "np.zeros_like(grad.dprob_TE)"),
+    (expert_choice, "backward", "[token_A, expert_A] += grad.dgate_A", "[token_A, expert_A] += grad.dgate_A[::-1]"),
+    (expert_choice, "backward", "grad.dlogit_TE + ", ""),
+    (sinkhorn, "backward", "topk.backward(grad,", "topk.backward(grad._replace(dprob_TE=0 * grad.dprob_TE),"),
+    (base, "backward", "grad.dlogit_TE + ", ""),
+    (base, "backward", "ops.softmax_backward(grad.dprob_TE, softmax_cache)", "grad.dprob_TE"),
+    (base, "backward", "dlogit_TE = dlogit_TE + ops.sigmoid", "dlogit_TE = ops.sigmoid"),
+    (base, "backward", "ops.sigmoid_backward(dscore_TE, sigmoid_cache)",
+     "ops.softmax_backward(dscore_TE, softmax_cache)"),
+    (hashing, "backward", "np.zeros_like(x_TD)", "np.ones_like(x_TD)"),
+    (lots, "backward", "hashing.backward(grad, cache)", "(cache, {})"),
+    (uniform, "backward", "hashing.backward(grad, cache)", "(cache, {})"),
     (capacity, "keep_backward", "dgate_A[routing.kept_N]", "dgate_A[routing.kept_A]"),
     (capacity, "keep_backward", "np.zeros(", "np.ones("),
     (dispatch, "dispatch_backward", "routing.row_TK", "routing.row_TK[:, :1]"),
@@ -297,24 +433,54 @@ BUGS = [
     (dispatch, "combine_backward", ".sum(axis=1)", ".mean(axis=1)"),
     (experts, "experts_backward", "dw_gate_EDF[e], dw_up_EDF[e]", "dw_up_EDF[e], dw_gate_EDF[e]"),
     (experts, "experts_backward", "dout_ND[rows]", "dout_ND[rows][::-1]"),
-    (losses, "balance_backward", "np.outer(weight_T, pull_E)",
+    (dense, "dense_backward", "zip(NAMES, dweights", "zip((NAMES[1], NAMES[0], NAMES[2]), dweights"),
+    (dense, "dense_backward", "return dx_TD,", "return dy_TD,"),
+    (soft, "soft_backward", "dlogit_BSZ += ops", "dlogit_BSZ = ops"),
+    (soft, "soft_backward", "scale_1 * dlogit_BSZ", "dlogit_BSZ"),
+    (soft, "soft_backward", "dx_BSD += unit", "dx_BSD = unit"),
+    (soft, "soft_backward", "unit_backward(dunit_ZD, slot_cache)", "dunit_ZD"),
+    (soft, "soft_backward", "(dlogit_BSZ * cosine_BSZ).sum()", "(dlogit_BSZ * cosine_BSZ).mean()"),
+    (soft, "soft_backward", "reshape(B, E, C, D).swapaxes(0, 1).reshape(-1, D)", "reshape(-1, D)"),
+    (soft, "soft_backward", "x_BSD.swapaxes(1, 2), dispatch_BZS", "x_BSD.swapaxes(1, 2), dispatch_BZS[:, ::-1]"),
+    (soft, "unit_backward", " - unit_TD * along_T1", ""),
+    (soft, "unit_backward", "scale_T1 * (", "("),
+    (soft, "unit_backward", ".sum(axis=-1", ".mean(axis=-1"),
+    (balance, "balance_backward", "np.outer(weight_T, pull_E)",
      "np.outer(np.full(len(weight_T), 1 / len(weight_T)), pull_E)"),
-    (losses, "balance_backward", "dloss * ", ""),
-    (losses, "z_backward", "dloss * 2", "dloss"),
-    (losses, "z_backward", "routing.weight_T * lse_T", "routing.weight_T"),
+    (balance, "balance_backward", "dloss * ", ""),
+    (balance, "sequence_backward", "dloss * ", ""),
+    (balance, "sequence_backward", "* pull_TE", "* pull_TE[::-1]"),
+    (balance, "device_backward", "balance_backward(dloss,", "balance_backward(dloss / 2,"),
+    (scores, "z_backward", "dloss * 2", "dloss"),
+    (scores, "z_backward", "routing.weight_T * lse_T", "routing.weight_T"),
+    (scores, "entropy_backward", "(log_TE + 1)", "np.exp(log_TE)"),
+    (scores, "entropy_backward", "dloss * weight_T", "-dloss * weight_T"),
+    (variation, "variation_backward", " - along", ""),
+    (variation, "variation_backward", "dloss * 2", "dloss"),
+    (variation, "variation_backward", " * mean)", ")"),
+    (variation, "importance_backward", "[expert_A]", "[expert_A[::-1]]"),
+    (variation, "load_backward", "mask_T[:, None] *", "np.ones_like(mask_T)[:, None] *"),
+    (losses, "auxiliary_backward", "total[of] + ", ""),
+    (losses, "auxiliary_backward", "if dloss != 0", "if name in ALWAYS"),
+    (feed_forward, "kind_backward", "moe_backward(dy_TD", "moe_backward(2 * dy_TD"),
+    (feed_forward, "kind_backward", "dense_backward(dy_TD", "dense_backward(2 * dy_TD"),
     (layer, "moe_backward", "dx_TD + dx_router_TD", "dx_TD"),
-    (layer, "moe_backward", "policy.backward(dgate_A, dprob_TE,", "policy.backward(dgate_A, 0 * dprob_TE,"),
+    (layer, "moe_backward", "grad.dgate_A + dgate_A", "dgate_A"),
+    (layer, "moe_backward", "grad._replace(", "grad._replace(dprob_TE=0 * grad.dprob_TE, "),
+    (layer, "moe_backward", "return dx_TD + dx_shared_TD", "return dx_TD"),
+    (layer, "moe_backward", "dense_backward(dy_TD", "dense_backward(dx_TD"),
     (model, "block_backward", "dx_TD = dx_TD + dstream_TD  # x = x + moe", "dx_TD = dstream_TD  # x = x + moe"),
     (model, "block_backward", "dx_TD = dx_TD + dstream_TD  # x = x + attention", "pass  # x = x + attention"),
-    (model, "block_backward", "cache.moe_norm", "cache.attention_norm"),
-    (model, "model_backward", "dprobs[i]", "dprobs[-1 - i]"),
-    (model, "model_backward", "drouter_logits[i]", "drouter_logits[0]"),
+    (model, "block_backward", "cache.feed_forward_norm", "cache.attention_norm"),
+    (model, "model_backward", "pulls.pop()", "pulls.pop(0)"),
+    (model, "model_backward", "pulls.pop()", "pulls[0]"),
     (model, "model_backward", "reversed(range(len(cache.blocks)))", "range(len(cache.blocks))"),
     (model, "model_backward", '+= dw_head_DV.T', '= dw_head_DV.T'),
     (model, "model_backward", '["embed.w_VD"] += dw_head_DV.T', '["embed.w_VD"] += 0'),
-    (model, "objective_backward", "share * balance_coef", "dtotal * balance_coef"),
-    (model, "objective_backward", "share * z_coef", "share * balance_coef"),
-    (model, "objective_backward", "ops.cross_entropy_backward(dtotal,", "ops.cross_entropy_backward(share,"),
+    (model, "losses_backward", "dtotal / len(caches) *", "dtotal *"),
+    (model, "losses_backward", "config.loss_coefs[name]", 'config.loss_coefs["balance"]'),
+    (model, "losses_backward", "ops.cross_entropy_backward(dtotal,", "ops.cross_entropy_backward(dtotal / 2,"),
+    (model, "objective_backward", "losses_backward(dtotal,", "losses_backward(2 * dtotal,"),
 ]
 """(module, function, a piece of its text, what a bug makes of it)"""
 
@@ -333,7 +499,7 @@ def put_in(monkeypatch, module, function, text, bug):
     assert text in source
     space = dict(vars(module))
     exec(source.replace(text, bug, 1), space)
-    monkeypatch.setattr(module, function, space[function])
+    monkeypatch.setattr(getattr(module, function), "__code__", space[function].__code__)  # wherever it is used
 
 
 @pytest.mark.parametrize("module", [ops, layer, model])
@@ -413,9 +579,11 @@ def test_check_everything_prints_every_check_and_says_whether_all_are_right(monk
     put_in(monkeypatch, capacity, "keep_backward", "np.zeros(", "np.ones(")
     assert not gradcheck.check_everything(config, wrong.append)
     text = "\n".join(right)
-    assert all(name in text for name in ("softmax: right", "whole model", "live routing: WRONG", *gradcheck.OBJECTIVES))
-    assert re.search(r"as it is( +\d\.\de-\d\d){4}\n", text)
-    assert re.search(r"as it is +WRONG +WRONG +WRONG +WRONG\n", "\n".join(wrong))
+    assert all(name in text for name in ("softmax: right", "whole model", "live routing: WRONG", *LOSSES))
+    objectives = len(gradcheck.checks.objectives_of(LAYERS[0]))
+    assert objectives == len(gradcheck.OBJECTIVES) - 1  # without noise no load
+    assert re.search(rf"as it is( +\d\.\de[-+]\d\d){{{objectives}}}\n", text)
+    assert re.search(rf"as it is( +WRONG){{{objectives}}}\n", "\n".join(wrong))
 
 
 def test_without_a_flip_live_and_frozen_routing_have_the_same_difference():

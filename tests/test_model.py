@@ -9,7 +9,10 @@ import pytest
 
 from minimoe import gradcheck, model
 from minimoe import params as parameters
-from minimoe.config import DROP_ORDERS, ModelConfig
+from minimoe.config import ModelConfig
+from minimoe.moe import routing as records
+from minimoe.moe import tokens
+from minimoe.names import DROP_ORDERS, LOSSES, ROUTERS
 from minimoe.nn import attention, ops
 
 CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, d_hidden=6, n_experts=4, top_k=2,
@@ -21,12 +24,34 @@ VARIANTS = {
     "one expert a token": replace(CONFIG, top_k=1),
     "dense": replace(CONFIG, n_experts=1, top_k=1),
     "room for all": replace(CONFIG, capacity_factor=100, eval_capacity_factor=100),
+    "shared experts": replace(CONFIG, n_shared_experts=2),
+    "first layer dense": replace(CONFIG, first_dense_layers=1, d_dense=5),
+    "every second layer": replace(CONFIG, moe_every=2),
 } | {f"drop by {order}": replace(CONFIG, capacity_factor=0.6, eval_capacity_factor=0.6, drop_order=order)
      for order in DROP_ORDERS}
 DROPLESS = [name for name, config in VARIANTS.items() if config.capacity_factor is None]
 
-each_variant = pytest.mark.parametrize("config", [pytest.param(config, id=name) for name, config in VARIANTS.items()])
-each_dropless = pytest.mark.parametrize("config", [pytest.param(VARIANTS[name], id=name) for name in DROPLESS])
+
+def with_router(name):
+    """CONFIG with another router, with little room, and with every loss that it can have."""
+    coefs = {f"{loss}_coef": 0.2 for loss in LOSSES if loss != "load" or name == "noisy_topk"}
+    room = {} if ROUTERS[name].soft else dict(capacity_factor=0.6, eval_capacity_factor=0.6)
+    return replace(CONFIG, router=name, top_k=ROUTERS[name].top_k or 2, n_devices=2, **coefs, **room)
+
+
+VARIANTS |= {f"router {name}": with_router(name) for name in ROUTERS}
+NOISY = {"switch", "noisy_topk", "gshard", "st_moe", "random"}
+"""Routers that draw numbers for each token of a batch in training, so that padding changes who gets which."""
+
+
+def parameters_of(names):
+    return [pytest.param(VARIANTS[name], id=name) for name in names]
+
+
+each_variant = pytest.mark.parametrize("config", parameters_of(VARIANTS))
+each_dropless = pytest.mark.parametrize("config", parameters_of(DROPLESS))
+each_quiet = pytest.mark.parametrize(
+    "config", parameters_of(name for name, config in VARIANTS.items() if config.router not in NOISY))
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -37,6 +62,11 @@ def batch_of(config=CONFIG, sequences=3, length=7, seed=0):
 
 def step(params, tokens_BS, targets_BS, config, mask_BS=None):
     return model.loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS, rng=np.random.default_rng(0))
+
+
+def numbers(losses):
+    """ce, the auxiliary losses by name, total."""
+    return [losses.ce, *(loss for _, loss in sorted(losses.auxiliary.items())), losses.total]
 
 
 def assert_close(left, right, tolerance=1e-12):
@@ -61,17 +91,28 @@ def rows_of_past(cache):
 
 
 def slow_logits(params, tokens_S, config):
-    """One sequence through the model, its tokens through their experts one at a time."""
+    """One sequence through the model, its tokens through the experts that work on them one at a time."""
     x_SD = params["embed.w_VD"][tokens_S]
     for i in range(config.n_layers):
         w = parameters.scope(params, f"layers.{i}.")
         normed_SD, _ = ops.rmsnorm_forward(x_SD, w["attention.gain_D"], config.norm_eps)
         mixed, _ = attention.attention_forward(normed_SD[None], parameters.scope(w, "attention."), config.rope_theta)
         x_SD = x_SD + mixed[0]
-        normed_SD, _ = ops.rmsnorm_forward(x_SD, w["moe.gain_D"], config.norm_eps)
-        x_SD = x_SD + np.array([slow_experts(x_D, w, config) for x_D in normed_SD])
+        kind = config.layer_kinds[i]
+        normed_SD, _ = ops.rmsnorm_forward(x_SD, w[f"{kind}.gain_D"], config.norm_eps)
+        x_SD = x_SD + np.array([slow_feed_forward(x_D, w, config, kind) for x_D in normed_SD])
     normed_SD, _ = ops.rmsnorm_forward(x_SD, params["final.gain_D"], config.norm_eps)
     return normed_SD @ (params["embed.w_VD"].T if config.tie_embeddings else params["head.w_DV"])
+
+
+def slow_feed_forward(x_D, w, config, kind):
+    """A token's experts, and what every token uses."""
+    always = {"moe": "moe.shared.", "dense": "dense."}[kind]
+    y_D = slow_experts(x_D, w, config) if kind == "moe" else np.zeros_like(x_D)
+    if always + "w_up_DJ" in w:
+        names = ("w_gate_DJ", "w_up_DJ", "w_down_JD")
+        y_D = y_D + ops.swiglu_forward(x_D[None], *(w[always + name] for name in names))[0][0]
+    return y_D
 
 
 def slow_experts(x_D, w, config):
@@ -134,6 +175,23 @@ def test_the_weights_of_a_model_have_their_shapes_and_spreads():
     assert model.weights(replace(config, tie_embeddings=True)) == expected
 
 
+def test_the_names_of_a_layer_tell_its_kind():
+    """Of four layers the first is dense; of the others every second one is a mixture: the third."""
+    config = replace(CONFIG, n_layers=4, first_dense_layers=1, moe_every=2)
+    kinds = {tuple(name.split(".")[1:3]) for name in model.weights(config) if name.startswith("layers.")}
+    assert kinds == {(str(i), kind) for i in range(4) for kind in ("attention", "moe" if i == 2 else "dense")}
+    soft = model.weights(replace(CONFIG, router="soft", first_dense_layers=1))
+    assert {name.split(".")[2] for name in soft if name.startswith("layers.")} == {"attention", "dense", "soft"}
+
+
+def test_there_is_one_routing_for_each_layer_that_has_a_router():
+    config = replace(CONFIG, n_layers=5, first_dense_layers=1, moe_every=2)
+    _, routings = model.forward(gradcheck.random_params(config), batch_of()[0], config)
+    assert len(routings) == 2
+    config = VARIANTS["router soft"]
+    assert model.forward(gradcheck.random_params(config), batch_of()[0], config)[1] == []
+
+
 def test_models_that_differ_in_their_experts_start_with_the_same_attention():
     few, many = (model.init_params(replace(CONFIG, n_experts=n), seed=5) for n in (2, 4))
     name = "layers.1.attention."
@@ -164,7 +222,7 @@ def test_every_loss_by_hand():
     params["layers.1.moe.w_router_DE"][0] = 0.5
     losses, _ = model.loss_and_grads(params, *batch_of(config), config)
     z = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
-    np.testing.assert_allclose(losses, [math.log(5), 1, z, math.log(5) + 0.25 + 0.5 * z], 1e-14)
+    np.testing.assert_allclose(numbers(losses), [math.log(5), 1, z, math.log(5) + 0.25 + 0.5 * z], 1e-14)
 
 
 def test_layers_collapsed_onto_opposite_experts_are_not_balanced():
@@ -202,8 +260,9 @@ def test_the_objective_is_the_weighted_sum_of_what_is_reported(balance_coef, z_c
     params, batch = gradcheck.random_params(CONFIG), batch_of()
     losses, _ = model.loss_and_grads(params, *batch, replace(CONFIG, balance_coef=balance_coef, z_coef=z_coef))
     plain, _ = model.loss_and_grads(params, *batch, CONFIG)
-    assert losses[:3] == plain[:3]
-    assert losses.total == losses.ce + balance_coef * losses.balance + z_coef * losses.z
+    assert numbers(losses)[:3] == numbers(plain)[:3]
+    assert losses.total == losses.ce + (balance_coef * losses.balance + z_coef * losses.z)
+    assert losses.auxiliary == {"balance": losses.balance, "z": losses.z}
 
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])
@@ -216,6 +275,50 @@ def test_every_gradient_is_that_of_the_complex_step(tie_embeddings, capacity_fac
     (_, routings), _ = model.objective_forward(
         gradcheck.random_params(config), *gradcheck.random_batch(config), config, training=True)
     assert all(routing.kept_A.all() == (capacity_factor is None) for routing in routings)
+
+
+@pytest.mark.parametrize("fields", [dict(router="soft"), dict(first_dense_layers=2)])
+def test_without_a_router_there_is_no_loss_but_the_cross_entropy(fields):
+    config = replace(CONFIG, **fields)
+    losses, _ = step(gradcheck.random_params(config), *batch_of(), config)
+    assert losses.auxiliary == {}
+    assert (losses.balance, losses.z, losses.total) == (0, 0, losses.ce)
+
+
+def test_a_dense_layer_counts_in_no_mean_over_layers():
+    """Of two layers one has a router: the mean is that one's loss, not half of it."""
+    config = VARIANTS["first layer dense"]
+    losses, _ = step(gradcheck.random_params(config), *batch_of(), config)
+    _, [routing] = model.forward(gradcheck.random_params(config), batch_of()[0], config)
+    lse_T = np.log(np.exp(routing.logit_TE).sum(axis=1))
+    assert math.isclose(losses.z, (lse_T ** 2).mean(), rel_tol=1e-13)
+
+
+def test_a_load_of_the_whole_step_takes_the_place_of_each_layers_own():
+    """balance = mean over layers of E * sum f P; with f = (0, 1, 0, 0) that is E times the mean probability of 1."""
+    (logit_TV, routings), _ = model.model_forward(gradcheck.random_params(CONFIG), batch_of()[0], CONFIG)
+    load_LE = np.array([[0.0, 1.0, 0.0, 0.0]] * 2)
+    losses, _ = model.losses_forward(logit_TV, routings, batch_of()[1], CONFIG, load_LE=load_LE)
+    expected = np.mean([4 * routing.prob_TE[:, 1].mean() for routing in routings])
+    assert math.isclose(losses.balance, expected, rel_tol=1e-13)
+
+
+def test_after_a_step_the_biases_of_layers_with_a_router_move_by_their_own_loads():
+    """Loads of 4, 1, 1, 2 have a mean of 2: down, up, up, as it is."""
+    config = replace(VARIANTS["router sigmoid_bias"], n_layers=3, moe_every=2, bias_rate=0.25)
+    params = model.init_params(config) | {"layers.1.moe.bias_E": np.array([1, 2, 3, 4], np.float32)}
+    changed = model.after_step(params, np.array([[4, 1, 1, 2]]), config)
+    assert {name: array.tolist() for name, array in changed.items()} == {
+        "layers.1.moe.bias_E": [0.75, 2.25, 3.25, 4]}
+    assert params["layers.1.moe.bias_E"].tolist() == [1, 2, 3, 4]
+    assert changed["layers.1.moe.bias_E"].dtype == np.float32
+
+
+@pytest.mark.parametrize("config", parameters_of(name for name, config in VARIANTS.items()
+                                                 if config.router != "sigmoid_bias"))
+def test_after_a_step_nothing_else_moves(config):
+    count_LE = np.ones((len(config.moe_layers), config.n_experts), int)
+    assert model.after_step(model.init_params(config), count_LE, config) == {}
 
 
 def test_the_gradient_is_a_multiple_of_that_of_the_objective():
@@ -245,8 +348,9 @@ def test_one_expert_is_exactly_a_dense_block():
     config = VARIANTS["dense"]
     weights = parameters.scope(gradcheck.random_params(config), "layers.0.")
     x_TD, dy_TD = np.random.default_rng(0).normal(size=(2, 3 * 5, config.d_model))
-    (y_TD, _), cache = model.block_forward(x_TD, weights, config, batch=3, mask_T=np.ones(15, bool))
-    dx_TD, grads = model.block_backward(dy_TD, np.zeros((15, 1)), np.zeros((15, 1)), cache, batch=3)
+    of_batch = tokens.of_batch(np.zeros((3, 5), int))
+    (y_TD, routing), cache = model.block_forward(x_TD, weights, config, "moe", of_batch)
+    dx_TD, grads = model.block_backward(dy_TD, records.no_gradient(routing), cache, batch=3)
     dense_y_TD, dense_dx_TD, dense_grads = dense_block(x_TD, weights, config, 3, dy_TD)
     np.testing.assert_array_equal(y_TD, dense_y_TD)
     np.testing.assert_array_equal(dx_TD, dense_dx_TD)
@@ -290,18 +394,18 @@ def test_the_order_of_the_batch_does_not_matter(config):
     np.testing.assert_allclose(permuted_BSV, logits_BSV[order_B], atol=1e-12)
     losses, grads = model.loss_and_grads(params, tokens_BS, targets_BS, config)
     permuted_losses, permuted_grads = model.loss_and_grads(params, tokens_BS[order_B], targets_BS[order_B], config)
-    np.testing.assert_allclose(permuted_losses, losses, 1e-13)
+    np.testing.assert_allclose(numbers(permuted_losses), numbers(losses), 1e-13)
     assert_close(permuted_grads, grads)
 
 
-@each_variant
+@each_quiet
 def test_padding_changes_no_loss_and_no_gradient(config):
     """Appended and masked tokens also fill no expert: who is dropped stays the same."""
     params, batch = gradcheck.random_params(config), batch_of(config)
     mask_BS = padded(np.ones(batch[0].shape, bool), False)
     losses, grads = step(params, *batch, config)
     padded_losses, padded_grads = step(params, *(padded(array_BS, 4) for array_BS in batch), config, mask_BS)
-    np.testing.assert_allclose(padded_losses, losses, 1e-13)
+    np.testing.assert_allclose(numbers(padded_losses), numbers(losses), 1e-13)
     assert_close(padded_grads, grads)
 
 
@@ -380,7 +484,7 @@ def test_the_dtype_stays(config, dtype):
     params, batch = model.init_params(config, dtype=dtype), batch_of(config)
     logits_BSV, routings = model.forward(params, batch[0], config)
     losses, grads = step(params, *batch, config)
-    seen = [logits_BSV, *losses, *grads.values()]
+    seen = [logits_BSV, *numbers(losses), *grads.values()]
     seen += [array for r in routings for array in (r.gate_A, r.prob_TE, r.logit_TE, r.weight_T)]
     assert {array.dtype for array in seen} == {np.dtype(dtype)}
 
@@ -421,8 +525,9 @@ def test_a_replay_of_its_own_decisions_changes_nothing(config):
     np.testing.assert_array_equal(replayed_TV, logit_TV)
 
 
-def test_a_replay_takes_over_the_decisions_of_another_model():
-    config, (tokens_BS, _) = VARIANTS["drop by position"], batch_of()
+@pytest.mark.parametrize("config", parameters_of(["drop by position", "first layer dense", "every second layer"]))
+def test_a_replay_takes_over_the_decisions_of_another_model(config):
+    tokens_BS, _ = batch_of()
     (_, routings), (_, others) = (model.forward(gradcheck.random_params(config, seed), tokens_BS, config)
                                   for seed in (0, 1))
     (_, replayed), _ = model.model_forward(gradcheck.random_params(config, 1), tokens_BS, config, replays=routings)

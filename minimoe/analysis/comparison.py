@@ -95,14 +95,18 @@ def _on_seeds(n):
     return f"Means of {n} seeds: a comparison on which the seeds do not agree shows nothing."
 
 
-def router_words(history):
-    """What the router did at the last record of a run, layer by layer."""
+def router_words(history, layers=None):
+    """What the router did at the last record of a run, layer by layer.
+
+    layers: the numbers of the layers that have a router; None counts from 0.
+    """
     entropy, margin, dead = (history[f"router_{name}"][-1] for name in ("entropy", "margin", "dead"))
+    if len(entropy) == 0:
+        return "No layer has a router that assigns tokens."
     head = (f"The router at step {history['router_step'][-1]} (entropy: nats, 0 is sure; margin: probability by which "
             "the last chosen expert is ahead; dead: experts without a token)")
-    rows = zip(entropy, margin, dead, strict=True)
-    return "\n".join([head, *(f"  layer {i}: entropy {h:.2f}, margin {m:.3f}, dead {d}" for i, (h, m, d) in
-                              enumerate(rows))])
+    rows = zip(layers or range(len(entropy)), entropy, margin, dead, strict=True)
+    return "\n".join([head, *(f"  layer {i}: entropy {h:.2f}, margin {m:.3f}, dead {d}" for i, h, m, d in rows)])
 
 
 def _mean_and_spread(values):

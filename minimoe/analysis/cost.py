@@ -11,6 +11,7 @@ import numpy as np
 
 from minimoe import model
 from minimoe import params as parameters
+from minimoe.moe.routing import no_gradient
 
 
 class Parameters(NamedTuple):
@@ -104,26 +105,30 @@ def products(config, batch, sequence, seed=0):
     params = {name: counted(array, tally) for name, array in model.init_params(config, seed).items()}
     (logit_TV, routings), cache = model.model_forward(params, tokens_BS, config, training=True, rng=rng)
     n_forward = len(tally)
-    no_pull = [np.zeros_like(routing.prob_TE) for routing in routings]
-    model.model_backward(np.ones_like(logit_TV), no_pull, no_pull, cache)
+    model.model_backward(np.ones_like(logit_TV), [no_gradient(routing) for routing in routings], cache)
     return tally[:n_forward], tally[n_forward:]
 
 
 def forward_flops_formula(config, batch, sequence):
     """FLOPs of a dropless forward pass by formula, to hold against the count.
 
-    The scores of all S * S pairs are computed, the masked half too.
+    The scores of all S * S pairs are computed, the masked half too.  The router is taken to be one product of D x E.
+    Raises ValueError for Soft MoE, which this formula does not know.
     """
+    if "soft" in config.layer_kinds:
+        raise ValueError(f"router = {config.router!r}: the formula knows layers that assign tokens, and dense ones")
     D, H, G, P, S = config.d_model, config.n_heads, config.kv_heads, config.d_head, sequence
     attention = 2 * D * (H + 2 * G) * P + 4 * H * P * S + 2 * H * P * D
-    moe = 2 * D * config.n_experts + config.top_k * 3 * 2 * D * config.d_hidden
-    return batch * S * (config.n_layers * (attention + moe) + 2 * D * config.vocab_size)
+    experts = (config.top_k + config.n_shared_experts) * 3 * 2 * D * config.d_hidden
+    feed_forward = {"moe": 2 * D * config.n_experts + experts, "dense": 3 * 2 * D * config.dense_width}
+    layers = sum(attention + feed_forward[kind] for kind in config.layer_kinds)
+    return batch * S * (layers + 2 * D * config.vocab_size)
 
 
 def count_parameters(config):
     """Total and active parameters.
 
-        active = total - (1 - K/E) * parameters of the experts
+        active = total - (1 - K/E) * parameters of the experts that tokens are sent to
     """
     weights = model.weights(config)
     total = parameters.count(weights)

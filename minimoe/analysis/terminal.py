@@ -8,7 +8,7 @@ from minimoe.analysis import plots
 def coloured(text, experts, colour=True):
     """The text with each character on the colour of its expert; without colour, the experts' numbers beneath.
 
-    experts: the expert of each character.  Returns lines to print.
+    experts: the expert of each character, -1 for none.  Returns lines to print.
     """
     lines = []
     start = 0
@@ -38,6 +38,8 @@ def ledger(rows, text):
 
 
 def _paint(text, expert):
+    if expert < 0:
+        return text
     return f"\x1b[48;2;{_rgb(plots.colour(expert))};38;2;{_rgb(plots.ink(expert))}m{text}\x1b[0m"
 
 
@@ -46,4 +48,4 @@ def _rgb(colour):
 
 
 def _digit(expert):
-    return "0123456789abcdefghijklmnopqrstuvwxyz"[expert % 36]
+    return "-" if expert < 0 else "0123456789abcdefghijklmnopqrstuvwxyz"[expert % 36]

@@ -7,9 +7,11 @@ import numpy as np
 
 from minimoe import model
 from minimoe import params as parameters
-from minimoe.config import DROP_ORDERS, ModelConfig
+from minimoe.config import ModelConfig
 from minimoe.gradcheck import numeric
-from minimoe.moe import layer, losses
+from minimoe.moe import feed_forward, losses
+from minimoe.moe import tokens as token_records
+from minimoe.names import DROP_ORDERS, LOSSES, ROUTERS
 from minimoe.nn import attention, ops
 
 SMALL = ModelConfig(vocab_size=7, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=5, n_experts=3, top_k=2,
@@ -45,11 +47,15 @@ def check_ops():
     x_TD, dx = rng.normal(size=(T, D)), {"x_TD": rng.normal(size=(T, D))}
     w_DF, w_FD = rng.normal(size=(D, F)), rng.normal(size=(F, D))
     tokens_T, weight_T = rng.integers(0, V - 1, T), rng.dirichlet(np.ones(T))
+    score, z = {"x_TE": rng.normal(size=(T, E))}, {"z_TE": 2 * rng.normal(size=(T, E))}
     gate = {"gate_TF": rng.normal(size=(T, F)), "up_TF": rng.normal(size=(T, F))}
     swiglu = {"x_TD": x_TD, "w_gate_DF": w_DF, "w_up_DF": rng.normal(size=(D, F)), "w_down_FD": w_FD}
     return [
         check_pair("linear", ops.linear_forward, ops.linear_backward, {"x_TD": x_TD, "w_DF": w_DF}),
-        check_pair("softmax", ops.softmax_forward, ops.softmax_backward, {"x_TE": rng.normal(size=(T, E))}),
+        check_pair("softmax", ops.softmax_forward, ops.softmax_backward, score),
+        check_pair("sigmoid", ops.sigmoid_forward, ops.sigmoid_backward, score),
+        check_pair("softplus", ops.softplus_forward, ops.softplus_backward, score),
+        check_pair("normal CDF", ops.normal_cdf_forward, ops.normal_cdf_backward, z),
         check_pair("RMSNorm", lambda x, gain: ops.rmsnorm_forward(x, gain, 1e-5), ops.rmsnorm_backward,
                    dx | {"gain_D": rng.normal(size=D)}),
         check_pair("SiLU gate", ops.silu_gate_forward, ops.silu_gate_backward, gate),
@@ -90,49 +96,85 @@ def _check_attention(rng):
     ]
 
 
+ROOM = {"dropless": dict(capacity_factor=None)} | {
+    f"drop by {order}": dict(capacity_factor=0.6, drop_order=order) for order in DROP_ORDERS}
+"""Name -> fields of every way to limit the experts."""
+
+
 def layer_cases():
-    """Name -> ModelConfig of every way that a MoE layer can be set up: capacity and drop order x gates and K."""
-    gates = {"renormalised": dict(top_k=2), "raw": dict(top_k=2, renormalize=False), "K=1": dict(top_k=1),
-             "K=E": dict(top_k=4)}
-    room = {"dropless": dict(capacity_factor=None)}
-    room |= {f"drop by {order}": dict(capacity_factor=0.6, drop_order=order) for order in DROP_ORDERS}
-    base = ModelConfig(vocab_size=7, d_model=10, n_heads=1, n_layers=1, d_hidden=6, n_experts=4)
-    return {f"{r}, {g}": replace(base, **room[r], **gates[g]) for r in room for g in gates}
+    """Name -> ModelConfig of every way that a MoE layer can be set up: router x gates and K x capacity and drop order;
+    and each option of a router or a layer."""
+    base = dict(vocab_size=7, d_model=10, n_heads=1, n_layers=1, d_hidden=6, n_experts=4)
+    cases = {}
+    for name, router in ROUTERS.items():
+        choices = {"K=1": dict(top_k=1), "K=2": dict(top_k=2), "K=E": dict(top_k=4)}
+        if router.top_k:
+            choices = {f"K={router.top_k}": dict(top_k=router.top_k)}
+        if "renormalize" in router.options:
+            choices |= {f"{k}, raw": fields | dict(renormalize=False) for k, fields in choices.items()
+                        if fields["top_k"] > 1}
+        room = {"": {}} if router.soft else ROOM
+        cases |= {", ".join(filter(None, (name, k, r))): ModelConfig(**base, router=name, **choices[k], **room[r])
+                  for k in choices for r in room}
+    options = {
+        "switch, without jitter": dict(router="switch", top_k=1, jitter=0),
+        "sigmoid_bias, 1 group of 2": dict(router="sigmoid_bias", n_groups=2, top_groups=1, gate_scale=2.5),
+        "softmax_topk, 2 shared experts": dict(n_shared_experts=2, capacity_factor=0.6),
+        "dense": dict(first_dense_layers=1, d_dense=7),
+    }
+    return cases | {name: ModelConfig(**base, **fields) for name, fields in options.items()}
 
 
-OBJECTIVES = {"task": (1, 0, 0), "balance": (0, 1, 0), "z": (0, 0, 1), "all together": (1, 0.7, 0.3)}
-"""Name -> weights of (R * y).sum(), the balance loss and the z-loss."""
+OBJECTIVES = {"task": {"task": 1.0}} | {name: {name: 1.0} for name in LOSSES} | {
+    "all together": {"task": 1.0} | {name: 0.3 + 0.1 * i for i, name in enumerate(LOSSES)}}
+"""Name -> weights of (R * y).sum(), the task, and of the auxiliary losses."""
 
 
-def check_layer(config, objective="all together", seed=0, n_tokens=11):
-    """Check every parameter and the input of one MoE layer, in training, with live routing.
+def objectives_of(config):
+    """The names of the OBJECTIVES of a layer: no auxiliary loss without a router, no load loss without noise."""
+    if not config.moe_layers:
+        return ["task"]
+    return [name for name in OBJECTIVES if name != "load" or config.router == "noisy_topk"]
 
-    objective: a name of OBJECTIVES.  Returns a Report whose notes say how many assignments were dropped.
+
+def check_layer(config, objective="all together", seed=0, n_tokens=11, one_by_one=False):
+    """Check all parameters and the input of one layer, in training, with live routing.
+
+    objective: a name of OBJECTIVES; of its losses those that make sense.  one_by_one: step every number by itself; else
+    along random directions, which is much faster.  Two sequences, with padding at the end of the second.  Returns a
+    Report whose notes say how many assignments were dropped.
     """
     rng = np.random.default_rng(seed)
-    arrays = {"x_TD": rng.normal(size=(n_tokens, config.d_model))}
-    arrays |= {name: rng.normal(size=w.shape) for name, w in layer.weights(config, 1.0, 1.0).items()}
-    weight_TD, mask_T = rng.normal(size=(n_tokens, config.d_model)), np.arange(n_tokens) != n_tokens - 1
-    task, balance, z = OBJECTIVES[objective]
+    kind, possible = config.layer_kinds[0], objectives_of(config)
+    task = OBJECTIVES[objective].get("task", 0.0)
+    coefs = {name: coef for name, coef in OBJECTIVES[objective].items() if name in LOSSES and name in possible}
+    n_devices = 2 if config.n_experts % 2 == 0 else config.n_experts
+    config = replace(config, n_devices=n_devices, **{f"{name}_coef": coefs.get(name, 0.0) for name in LOSSES})
+    tokens = token_records.of_batch(rng.integers(0, 7, (2, n_tokens // 2)), np.arange(n_tokens // 2) < [[9], [4]])
+    arrays = {"x_TD": rng.normal(size=(len(tokens.mask_T), config.d_model))}
+    shapes = feed_forward.weights(config, kind, 1.0, 1.0)
+    arrays |= {name: rng.normal(size=w.shape) for name, w in shapes.items()}
+    weight_TD = rng.normal(size=arrays["x_TD"].shape) * tokens.mask_T[:, None]
 
     def forward(arrays):
         weights = {name: array for name, array in arrays.items() if name != "x_TD"}
-        (y_TD, routing), cache = layer.moe_forward(
-            arrays["x_TD"], weights, config, mask_T, training=True, rng=np.random.default_rng(seed))
-        return y_TD, routing, cache
+        out, cache = feed_forward.kind_forward(
+            arrays["x_TD"], weights, config, kind, tokens, training=True, rng=np.random.default_rng(seed))
+        values, losses_cache = losses.auxiliary_forward(out[1], config) if out[1] is not None else ({}, None)
+        return *out, values, cache, losses_cache
 
     def value(arrays):
-        y_TD, routing, _ = forward(arrays)
-        return (task * (weight_TD * y_TD).sum() + balance * losses.balance_forward(routing)[0]
-                + z * losses.z_forward(routing)[0])
+        y_TD, _, values, _, _ = forward(arrays)
+        return task * (weight_TD * y_TD).sum() + sum(coef * values[name] for name, coef in coefs.items())
 
-    _, routing, cache = forward(arrays)
-    dprob_TE = losses.balance_backward(balance, losses.balance_forward(routing)[1])
-    dlogit_TE = losses.z_backward(z, losses.z_forward(routing)[1])
-    dx_TD, dweights = layer.moe_backward(task * weight_TD, dprob_TE, dlogit_TE, cache)
-    dropped = int((~routing.kept_A).sum())
-    return numeric.compare(f"MoE layer, objective: {objective}", value, arrays, {"x_TD": dx_TD} | dweights,
-                           notes=[f"{dropped} of {len(routing.kept_A)} assignments dropped"])
+    _, routing, _, cache, losses_cache = forward(arrays)
+    grad = None if routing is None else losses.auxiliary_backward(coefs, losses_cache)
+    dx_TD, dweights = feed_forward.kind_backward(task * weight_TD, grad, cache)
+    notes = []
+    if routing is not None:
+        notes.append(f"{int((~routing.kept_A).sum())} of {len(routing.kept_A)} assignments dropped")
+    compare = numeric.compare if one_by_one else numeric.compare_directions
+    return compare(f"{kind} layer, objective: {objective}", value, arrays, {"x_TD": dx_TD} | dweights, notes=notes)
 
 
 def check_model(config=SMALL, seed=0, most=None):
@@ -145,7 +187,8 @@ def check_model(config=SMALL, seed=0, most=None):
     if most is None and parameters.count(params) > 5000:
         most = math.ceil(5000 / len(params))
     _, grads = model.loss_and_grads(params, *batch, config, rng=np.random.default_rng(seed))
-    title = f"whole model, {parameters.count(params):,} parameters, objective: ce + balance + z"
+    parts = " + ".join(["ce", *(name for name, coef in config.loss_coefs.items() if coef > 0)])
+    title = f"whole model, {parameters.count(params):,} parameters, objective: {parts}"
     return numeric.compare(title, _objective(config, batch, seed), params, grads, most=most)
 
 
@@ -221,7 +264,7 @@ def _objective(config, batch, seed, replays=None, seen=None):
 def _near_tie(params, batch, config, name):
     """The parameters with the first token's K-th and next expert moved to almost the same score."""
     (_, routings), cache = model.objective_forward(params, *batch, config)
-    logit_E, x_D = routings[0].logit_TE[0], cache[1].blocks[0].moe_norm[0][0] * params["layers.0.moe.gain_D"]
+    logit_E, x_D = routings[0].logit_TE[0], cache[0].blocks[0].feed_forward_norm[0][0] * params["layers.0.moe.gain_D"]
     order_E = np.argsort(-logit_E, kind="stable")
     last, next_ = order_E[config.top_k - 1], order_E[config.top_k]
     w_router_DE = params[name].copy()
@@ -237,11 +280,12 @@ def check_everything(config, say):
     reports = check_ops()
     say("\n\n".join(map(str, reports)))
     say("\nThe MoE layer, worst error of all its parameters and its input, for each objective:\n")
-    say(f"{'':34}" + "".join(f"{name:>14}" for name in OBJECTIVES))
+    say(f"{'':44}" + "".join(f"{name.replace('all ', ''):>11}" for name in OBJECTIVES))
     for name, case in layer_cases().items():
-        row = [check_layer(case, objective) for objective in OBJECTIVES]
-        say(f"{name:34}" + "".join(f"{r.worst:14.1e}" if r.ok else f"{'WRONG':>14}" for r in row))
-        reports += row
+        row = {objective: check_layer(case, objective) for objective in objectives_of(case)}
+        cells = ["" if o not in row else f"{row[o].worst:.1e}" if row[o].ok else "WRONG" for o in OBJECTIVES]
+        say(f"{name:44}" + "".join(f"{cell:>11}" for cell in cells))
+        reports += row.values()
     reports += [check_model(config), check_direction(config)]
     say(f"\n{reports[-2]}\n\n{reports[-1]}")
     live, frozen = check_flips()

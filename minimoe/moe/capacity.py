@@ -10,6 +10,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from minimoe.moe.routing import need
+
 
 def capacity(n_assignments, n_tokens, n_experts, factor):
     """Slots an expert has: C = clip(ceil(factor * K * T / E), 1, T), with K * T the number of assignments.
@@ -23,16 +25,25 @@ def capacity(n_assignments, n_tokens, n_experts, factor):
     return min(max(exact, 1), max(n_tokens, 1))
 
 
-def keep_forward(routing, factor, order, rng=None, replay=None):
+def rules(config, training):
+    """The capacity factor and the drop order that apply.  Evaluation leaves nothing to chance."""
+    if training:
+        return config.capacity_factor, config.drop_order
+    return config.eval_capacity_factor, "position" if config.drop_order == "random" else config.drop_order
+
+
+def keep_forward(routing, top_k, factor, order, rng=None, replay=None):
     """Give every assignment a slot in its expert's queue, and keep those within the capacity.
 
-    factor: capacity factor; None keeps all.  order: a name of `config.DROP_ORDERS`.  rng: for "random".
+    top_k: K, which sets the capacity, even if a router sent some tokens to fewer experts.
+    factor: capacity factor; None keeps all.  order: a name of `names.DROP_ORDERS`.  rng: for "random".
     replay: a Routing whose slots are taken instead.  Returns a Routing, cache.  Raises ValueError for order "random"
     without rng.
     """
     # without a limit every order keeps all, and only the rows of an expert change places
-    limit = capacity(len(routing.token_A), int(routing.mask_T.sum()), routing.n_experts, factor)
-    slot_A = _queue(routing, order if limit is not None else "position", rng) if replay is None else replay.slot_A
+    n_tokens = int(routing.mask_T.sum())
+    limit = capacity(top_k * n_tokens, n_tokens, routing.n_experts, factor)
+    slot_A = queue(routing, order if limit is not None else "position", rng) if replay is None else replay.slot_A
     kept_A = np.ones(len(slot_A), bool) if limit is None else slot_A < limit
     result = replace(routing, slot_A=slot_A, kept_A=kept_A, capacity=limit)
     return result, result
@@ -46,8 +57,8 @@ def keep_backward(dgate_N, cache):
     return dgate_A
 
 
-def _queue(routing, order, rng):
-    """slot_A: how many assignments of the same expert stand before this one."""
+def queue(routing, order, rng=None):
+    """How many assignments of the same expert stand before each.  order: a name of ORDERS.  Returns slot_A."""
     first_A = ORDERS[order](routing, rng)
     smallest = np.min_scalar_type(routing.n_experts)  # NumPy sorts small integers by radix, three times faster
     by_expert_A = first_A[np.argsort(routing.expert_A[first_A].astype(smallest), kind="stable")]
@@ -72,10 +83,11 @@ def _by_priority(routing, rng):
 
 
 def _by_chance(routing, rng):
-    if rng is None:
-        raise ValueError("drop_order = 'random' needs rng, a numpy.random.Generator")
-    return rng.permutation(len(routing.token_A))
+    return need(rng, "drop_order = 'random'").permutation(len(routing.token_A))
 
 
 ORDERS = {"position": _by_position, "rank": _by_rank, "priority": _by_priority, "random": _by_chance}
 """Name -> function that gives the assignments in the order in which they queue."""
+
+CAUSAL_ORDERS = ("position",)
+"""Orders in which no assignment waits behind one of a later token."""

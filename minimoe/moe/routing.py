@@ -10,8 +10,11 @@ A router makes this record; capacity clears `kept_A`; everything else reads it. 
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+
+from minimoe.moe.tokens import Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,8 @@ class Routing:
     gate_A: the weight of the expert's output in the token's.
     slot_A: place in the expert's queue, from 0.   kept_A: whether that place is within the capacity.
     logit_TE: the router's scores.   prob_TE: the distribution over all experts made from them.
-    mask_T: False for padding, which has no assignments.   capacity: slots an expert has; None is dropless.
+    tokens: which tokens they are; padding has no assignments.   capacity: slots an expert has; None is dropless.
+    chance_TE: probability that another draw of the router's noise would choose the expert; None without such noise.
     """
 
     token_A: np.ndarray
@@ -34,8 +38,14 @@ class Routing:
     kept_A: np.ndarray
     logit_TE: np.ndarray
     prob_TE: np.ndarray
-    mask_T: np.ndarray
+    tokens: Tokens
     capacity: int | None = None
+    chance_TE: np.ndarray | None = None
+
+    @property
+    def mask_T(self):
+        """False for padding."""
+        return self.tokens.mask_T
 
     @property
     def n_tokens(self):
@@ -70,7 +80,7 @@ class Routing:
     @property
     def weight_T(self):
         """Weight of each token in a mean over the real tokens: 1/their number, and 0 for padding."""
-        return (self.mask_T / max(self.mask_T.sum(), 1)).astype(self.prob_TE.real.dtype)
+        return self.tokens.weight_T.astype(self.prob_TE.real.dtype)
 
     @cached_property
     def kept_N(self):
@@ -113,17 +123,65 @@ class Routing:
         return dispatch_TEC, combine_TEC
 
 
-def by_token(expert_TK, mask_T):
-    """Assignments of a router that gives each real token K experts, token by token, best first.
+class RoutingGrad(NamedTuple):
+    """Gradients of the numbers of a Routing: the way back from what reads it to the router that made it."""
 
-    Returns token_A, expert_A, rank_A.
+    dgate_A: np.ndarray
+    dprob_TE: np.ndarray
+    dlogit_TE: np.ndarray
+    dchance_TE: np.ndarray
+
+
+def no_gradient(routing):
+    """The RoutingGrad of a Routing that nobody pulls at."""
+    dgate_A, zeros_TE = np.zeros_like(routing.gate_A), np.zeros_like(routing.prob_TE)
+    return RoutingGrad(dgate_A, zeros_TE, zeros_TE, zeros_TE)
+
+
+def need(rng, who):
+    """The random generator.  Raises ValueError if there is none."""
+    if rng is None:
+        raise ValueError(f"{who} needs rng, a numpy.random.Generator, in training")
+    return rng
+
+
+def best(score_TE, top_k, replay=None):
+    """The K experts of each token with the highest scores, best first; equal scores go to the lowest number.
+
+    No gradient flows through a choice.  replay: a Routing whose choices are taken instead, where it has any.
+    Returns expert_TK.
     """
-    real = np.flatnonzero(mask_T)
-    top_k = expert_TK.shape[1]
-    return np.repeat(real, top_k), expert_TK[real].ravel(), np.tile(np.arange(top_k), len(real))
+    score_TE = score_TE.real.copy()
+    if replay is not None:
+        score_TE[replay.token_A, replay.expert_A] = np.inf  # before all others, so that no expert comes twice
+    expert_TK = np.argsort(-score_TE, axis=-1, kind="stable")[:, :top_k]
+    if replay is not None:
+        expert_TK[replay.token_A, replay.rank_A] = replay.expert_A
+    return expert_TK
 
 
-def without_limit(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, mask_T):
+def by_token(expert_TK, sent):
+    """Assignments of a router that gives a token K experts, token by token, best first.
+
+    sent: which of them are meant, [T, K]; or mask_T, for all of a real token's.  Returns token_A, expert_A, rank_A.
+    """
+    sent_TK = np.broadcast_to(sent.reshape(len(expert_TK), -1), expert_TK.shape)
+    token_A, rank_A = np.nonzero(sent_TK)
+    return token_A, expert_TK[token_A, rank_A], rank_A
+
+
+def without_limit(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens, chance_TE=None):
     """What a router returns: every assignment kept, and no queue formed yet."""
     slot_A = np.zeros_like(expert_A)
-    return Routing(token_A, expert_A, rank_A, gate_A, slot_A, np.ones(len(expert_A), bool), logit_TE, prob_TE, mask_T)
+    return Routing(token_A, expert_A, rank_A, gate_A, slot_A, np.ones(len(expert_A), bool), logit_TE, prob_TE, tokens,
+                   chance_TE=chance_TE)
+
+
+def without_scores(expert_TK, tokens, n_experts, dtype):
+    """The Routing of a policy that looks at no vector: gates of 1/K, the same probabilities, and scores of 0."""
+    top_k = expert_TK.shape[1]
+    token_A, expert_A, rank_A = by_token(expert_TK, tokens.mask_T)
+    prob_TE = np.zeros((len(expert_TK), n_experts), dtype)
+    np.put_along_axis(prob_TE, expert_TK, 1 / top_k, axis=1)
+    gate_A = np.full(len(token_A), 1 / top_k, dtype)
+    return without_limit(token_A, expert_A, rank_A, gate_A, np.zeros_like(prob_TE), prob_TE, tokens)

@@ -12,6 +12,7 @@ class Summary(NamedTuple):
     entropy_L: mean entropy of the router's distribution (nats); log E knows nothing, 0 is sure.
     margin_L: mean gap in probability between the last chosen expert and the best one left out (1).
     dead_L: experts without an assignment in this batch.
+    logit_L: mean over tokens of the largest |logit| (nats).
     """
 
     load_LE: np.ndarray
@@ -19,6 +20,7 @@ class Summary(NamedTuple):
     entropy_L: np.ndarray
     margin_L: np.ndarray
     dead_L: np.ndarray
+    logit_L: np.ndarray
 
 
 def summarize(routings):
@@ -29,6 +31,7 @@ def summarize(routings):
         np.array([entropy(r) for r in routings]),
         np.array([margin(r) for r in routings]),
         np.array([int((r.count_E == 0).sum()) for r in routings]),
+        np.array([logit_size(r) for r in routings]),
     )
 
 
@@ -56,6 +59,16 @@ def margin(routing):
     return float(routing.weight_T @ (sorted_TE[:, top_k - 1] - sorted_TE[:, top_k]))
 
 
+def logit_size(routing):
+    """Mean over tokens of max_e |logit|, in nats: 0 for a router that has said nothing yet.
+
+    Not the spread max - min, which the softmax sees: a constant added to all logits changes no choice, but costs the
+    same digits (bfloat16 rounds numbers above 16 to multiples of 1/8).  Not the root of the z-loss: that is log E for
+    logits of 0, and says little of a sigmoid, each of whose scores saturates by itself.
+    """
+    return float(routing.weight_T @ np.abs(routing.logit_TE.real).max(axis=1))
+
+
 def count_by_label(routing, label_T, n_labels):
     """How many assignments of each label go to each expert: an array [labels, E].
 
@@ -63,6 +76,68 @@ def count_by_label(routing, label_T, n_labels):
     """
     cell_A = label_T[routing.token_A] * routing.n_experts + routing.expert_A
     return np.bincount(cell_A, minlength=n_labels * routing.n_experts).reshape(n_labels, routing.n_experts)
+
+
+def drop_by_label(routing, label_T, n_labels):
+    """Share of each label's assignments that found no room, an array [labels]; 0 for a label without any.
+
+    With the position in the sequence as label, it tells whether late tokens are turned away; with the number of the
+    sequence, whether the last texts of a batch are.
+    """
+    n_asked = np.bincount(label_T[routing.token_A], minlength=n_labels)
+    n_dropped = np.bincount(label_T[routing.token_A[~routing.kept_A]], minlength=n_labels)
+    return n_dropped / np.maximum(n_asked, 1)
+
+
+def mutual_information(counts):
+    """What the expert of an assignment tells of its label, in nats, and the label of the expert.
+
+        I = sum_xe p_xe log(p_xe / (p_x p_e)) - (X - 1)(E - 1) / (2n),   p_xe = counts / n
+
+                                                        [Miller 1955, Note on the bias of information estimates]
+    counts: how often each label went with each expert, [labels, E], such as those of `count_by_label`; they can be
+    added up over batches.  X, E: labels and experts that occur at all.  The sum alone is never negative, and so too
+    large on average even if experts ignore the label: its mean is then about the second term (2n times the sum is the
+    G statistic of independence, whose mean is its degrees of freedom).  That term is subtracted; the result is about 0
+    without dependence, and can be a little below.  It errs to the low side where it is subtracted too often: for labels
+    that occur less than about E times, and for K > 1, since a token's experts are distinct.  0 where n is 0.
+    """
+    n = counts.sum()
+    if n == 0:
+        return 0.0
+    by_label, by_expert = counts.sum(axis=1), counts.sum(axis=0)
+    expected = np.outer(by_label, by_expert) / n
+    seen = counts > 0
+    plug_in = (counts[seen] * np.log(counts[seen] / expected[seen])).sum() / n
+    return float(plug_in - (np.sum(by_label > 0) - 1) * (np.sum(by_expert > 0) - 1) / (2 * n))
+
+
+def chosen(routing):
+    """Who goes where, before capacity: True where a token has an expert.  Returns chosen_TE."""
+    chosen_TE = np.zeros((routing.n_tokens, routing.n_experts), bool)
+    chosen_TE[routing.token_A, routing.expert_A] = True
+    return chosen_TE
+
+
+def churn(before_TE, after_TE):
+    """Share of the assignments whose token did not have that expert before; ranks and gates do not count.
+
+                                        [1 - router saturation of OLMoE, arXiv:2409.02060, sec. 5.1]
+    before_TE, after_TE: `chosen` of the same tokens at two times.  For K = 1 it is the share of tokens that have moved;
+    for more, unlike that share, it does not grow with K.  0 where nobody has an expert.
+    """
+    return float((after_TE & ~before_TE).sum() / max(after_TE.sum(), 1))
+
+
+def coactivation(routing):
+    """Tokens that each pair of experts works on together, before capacity; 0 on the diagonal.
+
+    If every token has K experts, row a sums to (K - 1) times the tokens of expert a.  Returns pair_EE.
+    """
+    chosen_TE = chosen(routing).astype(int)
+    pair_EE = chosen_TE.T @ chosen_TE
+    np.fill_diagonal(pair_EE, 0)
+    return pair_EE
 
 
 class LedgerRow(NamedTuple):
@@ -78,10 +153,21 @@ class LedgerRow(NamedTuple):
     why: str
 
 
-def ledger(routings):
-    """Every assignment of a batch as a row to print, token by token, layer by layer."""
+def first_choice(routing):
+    """The expert of each token's first choice; -1 for a token that no expert has.  An array of T whole numbers."""
+    first = routing.rank_A == 0
+    expert_T = np.full(routing.n_tokens, -1)
+    expert_T[routing.token_A[first]] = routing.expert_A[first]
+    return expert_T
+
+
+def ledger(routings, layers=None):
+    """Every assignment of a batch as a row to print, token by token, layer by layer.
+
+    layers: the number of each Routing's layer; None counts them from 0.
+    """
     rows = []
-    for layer, routing in enumerate(routings):
+    for layer, routing in zip(layers or range(len(routings)), routings, strict=True):
         for a in np.lexsort((routing.rank_A, routing.token_A)):
             slot, kept = int(routing.slot_A[a]), bool(routing.kept_A[a])
             rows.append(LedgerRow(layer, int(routing.token_A[a]), int(routing.rank_A[a]), int(routing.expert_A[a]),

@@ -5,7 +5,25 @@ gradients in the order of the forward's arguments.  Letters are explained in `mi
 rows here, and E or F any width.
 """
 
+import math
+
 import numpy as np
+
+NORMAL_END, NORMAL_GRID, NORMAL_TERMS = 9.0, 64, 7
+
+
+def _normal_series():
+    """Row n: the factor of d^n in the series of `normal_cdf_forward`, at each grid point."""
+    grid = np.arange(-NORMAL_END * NORMAL_GRID, NORMAL_END * NORMAL_GRID + 1) / NORMAL_GRID
+    rows = [np.array([0.5 * math.erfc(-g / math.sqrt(2)) for g in grid])]
+    pdf, hermite, hermite_before = np.exp(-0.5 * grid * grid) / math.sqrt(2 * math.pi), np.ones_like(grid), 0 * grid
+    for n in range(NORMAL_TERMS):
+        rows.append((-1) ** n * hermite * pdf / math.factorial(n + 1))
+        hermite, hermite_before = grid * hermite - n * hermite_before, hermite
+    return np.array(rows)
+
+
+NORMAL_SERIES = _normal_series()
 
 
 def linear_forward(x_TD, w_DF):
@@ -38,6 +56,57 @@ def softmax_backward(dp_TE, cache):
     return p_TE * (dp_TE - expected_T1)  # dp_i/dx_j = p_i (1[i=j] - p_j)
 
 
+def sigmoid_forward(x_TE):
+    """Sigmoid 1 / (1 + exp(-x)).  Both branches keep their digits, and exp never grows.  Returns s_TE, cache."""
+    up_TE = x_TE.real > 0
+    e_TE = np.exp(np.where(up_TE, -x_TE, x_TE))
+    s_TE = np.where(up_TE, 1, e_TE) / (1 + e_TE)
+    return s_TE, s_TE
+
+
+def sigmoid_backward(ds_TE, cache):
+    """Gradient of x_TE."""
+    s_TE = cache
+    return ds_TE * s_TE * (1 - s_TE)
+
+
+def softplus_forward(x_TE):
+    """The smooth ramp log(1 + exp(x)), which is positive; large x cannot overflow.  Returns y_TE, cache."""
+    up_TE = x_TE.real > 0
+    return np.where(up_TE, x_TE, 0) + np.log1p(np.exp(np.where(up_TE, -x_TE, x_TE))), x_TE
+
+
+def softplus_backward(dy_TE, cache):
+    """Gradient of x_TE: the slope is the sigmoid."""
+    x_TE = cache
+    return dy_TE * sigmoid_forward(x_TE)[0]
+
+
+def normal_cdf_forward(z_TE):
+    """Probability that a standard normal number is below z, Phi(z) = (1 + erf(z / sqrt 2)) / 2.
+
+    Exact values stand in a table of grid points; between them Taylor's series about the nearest one, d away:
+
+        Phi(g + d) = Phi(g) + pdf(g) * sum_n (-1)^n He_n(g) d^(n+1) / (n+1)!      [He_n: Hermite polynomials, DLMF 18.5]
+
+    Beyond +-9 it is 0 or 1 to double precision.  Returns p_TE, cache.
+    """
+    z_TE = np.where(z_TE.real < -NORMAL_END, -NORMAL_END, np.where(z_TE.real > NORMAL_END, NORMAL_END, z_TE))
+    place_TE = np.rint((np.nan_to_num(z_TE.real) + NORMAL_END) * NORMAL_GRID).astype(np.intp)
+    d_TE = z_TE - (place_TE * (1 / NORMAL_GRID) - NORMAL_END).astype(z_TE.real.dtype)
+    p_TE = np.zeros_like(z_TE)
+    for series in NORMAL_SERIES[::-1]:
+        p_TE *= d_TE
+        p_TE += series[place_TE]
+    return p_TE, z_TE
+
+
+def normal_cdf_backward(dp_TE, cache):
+    """Gradient of z_TE: the slope is the density."""
+    z_TE = cache
+    return dp_TE * np.exp(-0.5 * z_TE * z_TE) * (1 / math.sqrt(2 * math.pi))
+
+
 def rmsnorm_forward(x_TD, gain_D, eps):
     """Scale every token to unit root mean square, then by a learned gain.
 
@@ -62,7 +131,8 @@ def rmsnorm_backward(dy_TD, cache):
 def silu_gate_forward(gate_TF, up_TF):
     """The gated activation h = silu(gate) * up, silu(z) = z * sigmoid(z).          [Shazeer 2020, arXiv:2002.05202]
 
-    The sigmoid is written (1 + tanh(z/2)) / 2, which cannot overflow.  Returns h_TF, cache.
+    The sigmoid is (1 + tanh(z/2)) / 2, which is fast; that it loses digits where it is next to 0 does not show in a
+    product with z.  Returns h_TF, cache.
     """
     sigmoid_TF = np.tanh(0.5 * gate_TF)
     sigmoid_TF += 1

@@ -9,8 +9,8 @@ import numpy as np
 
 from minimoe import model
 from minimoe import params as parameters
-from minimoe.moe import telemetry
-from minimoe.training import checkpoint, data, optimizer
+from minimoe.moe import losses as auxiliary
+from minimoe.training import accumulate, checkpoint, data, optimizer, record
 from minimoe.training.checkpoint import TrainState
 
 
@@ -74,51 +74,75 @@ def check_text(state, corpus):
 def step_once(state, corpus):
     """One optimiser step on freshly drawn data; adds one entry to the history."""
     started = time.perf_counter()
-    config, parts, grads = state.train_config, [], None
-    for _ in range(config.accumulate):
-        batch = data.sample(corpus.train, state.rng, config.batch, config.sequence)
-        (losses, routings), cache = model.objective_forward(
-            state.params, batch.tokens_BS, batch.targets_BS, state.model_config, training=True, rng=state.rng)
+    config, pulls = state.train_config, []
+    recorded = state.step % config.record_every == 0
+
+    def look(losses, cache):
         if not np.isfinite(losses.total):
             raise Diverged(f"step {state.step + 1}: the loss is {losses.total}; the first number that is not finite is "
                            f"in {first_not_finite(state.params, cache)}")
-        parts.append(losses)
-        grads = _add(grads, model.objective_backward(1 / config.accumulate, cache))
+        if recorded:
+            pulls.append(record.own_pulls(cache))
+
+    batches = [data.sample(corpus.train, state.rng, config.batch, config.sequence) for _ in range(config.accumulate)]
+    losses, routings, grads = accumulate.gradients(state.params, batches, state.model_config, state.rng, look)
+    norm = _finite_norm(grads, state.step)
+    optimizer.adamw_update(state.params, grads, state.moments, state.step, config,
+                           optimizer.clip_scale(norm, config.clip_norm))
+    count_LE = sum(np.array([r.count_E for r in of_batch]) for of_batch in routings)
+    state.params.update(model.after_step(state.params, count_LE, state.model_config))
+    state.step += 1
+    seconds = time.perf_counter() - started
+    record.write(state.history, record.losses(losses, routings[-1]) | {"grad_norm": norm, "seconds": seconds})
+    if recorded:
+        record.write(state.history, {"step": state.step} | record.routed(routings[-1], config)
+                     | record.gradients(grads, pulls, state.model_config), "router_")
+
+
+def _finite_norm(grads, step):
     norm = optimizer.global_norm(grads)
     if not np.isfinite(norm):
         name = _first_name(grads)
         where = (f"the first number that is not finite is in the gradient of {name}" if name else
                  "its numbers are finite, but too large to square")
-        raise Diverged(f"step {state.step + 1}: the gradient is {norm}; {where}")
-    optimizer.adamw_update(state.params, grads, state.moments, state.step, config,
-                           optimizer.clip_scale(norm, config.clip_norm))
-    state.step += 1
-    mean = model.Losses(*np.mean(parts, axis=0))
-    _record_step(state, mean, norm, routings, time.perf_counter() - started)
+        raise Diverged(f"step {step + 1}: the gradient is {norm}; {where}")
+    return norm
 
 
 def evaluate(params, corpus, model_config, train_config):
     """Loss and routing on held-out text, the same pieces at every call and for every model.
 
-    Returns a dict: ce, nats per token, the domains weighted by their length; ce_domain, one a domain; load, the share
-    of each domain's assignments that go to each expert, [domains, L, E]; drop, share dropped.
+    Returns a dict: ce, nats per token, the domains weighted by their length; ce_domain, one a domain; drop, share
+    dropped.  Of the L layers with a router: load, the share of each domain's assignments that go to each expert,
+    [domains, L, E]; drop_position, share dropped by place in the sequence, [L, S]; information_token, _position,
+    _domain, what the expert of an assignment tells of it, [L], nats; experts, see `record.probe`.
     """
-    sizes = np.array([len(stream) for stream in corpus.held_out])
-    ce_domain, load, drops = [], [], []
-    for stream in corpus.held_out:
-        rng, ces = np.random.default_rng(0), []
-        count_LE = np.zeros((model_config.n_layers, model_config.n_experts))
-        for _ in range(-(-train_config.eval_batches // len(sizes))):
-            batch = data.sample([stream], rng, train_config.batch, train_config.sequence)
-            (losses, routings), _ = model.objective_forward(params, batch.tokens_BS, batch.targets_BS, model_config,
-                                                            training=False)
-            ces.append(losses.ce)
-            count_LE += [r.count_E for r in routings]
-            drops.append(np.mean([telemetry.drop_rate(r) for r in routings]))
-        ce_domain.append(np.mean(ces))
-        load.append(count_LE / count_LE.sum(axis=1, keepdims=True))
-    ce = float(np.average(ce_domain, weights=sizes))
-    return {"ce": ce, "ce_domain": np.array(ce_domain), "load": np.array(load), "drop": float(np.mean(drops))}
+    sizes = {"token": model_config.vocab_size, "position": train_config.sequence, "domain": len(corpus.held_out),
+             "expert": model_config.n_experts}
+    ces, drops, by_place, total, probes = [[] for _ in corpus.held_out], [], [], {}, []
+    for domain, batch in _held_out_batches(corpus.held_out, train_config):
+        (losses, routings), _ = model.objective_forward(params, batch.tokens_BS, batch.targets_BS, model_config,
+                                                        training=False)
+        if not ces[domain]:
+            probes.append(record.probe(routings, model_config.n_experts))
+        ces[domain].append(losses.ce)
+        drops.append(record.drop(routings))
+        by_place.append(record.drop_position(routings, train_config.sequence))
+        total = {label: total.get(label, 0) + count for label, count in
+                 record.counts(routings, domain, sizes).items()}
+    ce_domain, count_domain = [np.mean(of_domain) for of_domain in ces], total["domain"].swapaxes(0, 1)
+    return {"ce": float(np.average(ce_domain, weights=[len(stream) for stream in corpus.held_out])),
+            "ce_domain": np.array(ce_domain), "load": count_domain / count_domain.sum(axis=2, keepdims=True),
+            "drop": float(np.mean(drops)), "drop_position": np.mean(by_place, axis=0),
+            "experts": np.concatenate(probes, axis=1)} | record.information(total)
+
+
+def _held_out_batches(streams, config):
+    """(domain, Batch) of an evaluation: the same at every call."""
+    for domain, stream in enumerate(streams):
+        rng = np.random.default_rng(0)
+        for _ in range(-(-config.eval_batches // len(streams))):
+            yield domain, data.sample([stream], rng, config.batch, config.sequence)
 
 
 def first_not_finite(params, cache):
@@ -129,18 +153,20 @@ def first_not_finite(params, cache):
     name = _first_name(params)
     if name is not None:
         return f"the parameter {name}"
-    model_cache, *loss_caches = cache[1:]
+    model_cache, (config, ce_cache, layer_caches, _) = cache
     for i, block in enumerate(model_cache.blocks):
         for part in block._fields:
             if not _all_finite(getattr(block, part)):
-                return f"layer {i}, {part.replace('_', ' ')}"
+                return f"layer {i}, {part.replace('feed_forward', config.layer_kinds[i]).replace('_', ' ')}"
     if not _all_finite(model_cache.norm):
         return "the final norm"
-    ce_cache, _, z_caches = loss_caches
     if not _all_finite(ce_cache):
         return "the head"
-    z_layers = [i for i, (lse_T, _) in enumerate(z_caches) if not np.isfinite(lse_T * lse_T).all()]
-    return f"layer {z_layers[0]}, router z-loss" if z_layers else "the sum of the losses"
+    named = zip(config.moe_layers, layer_caches, strict=True)
+    sums = ((i, name, loss) for i, (routing, _) in named
+            for name, loss in auxiliary.auxiliary_forward(routing, config)[0].items())
+    return next((f"layer {i}, router {name}-loss" for i, name, loss in sums if not np.isfinite(loss)),
+                "the sum of the losses")
 
 
 def _check_parameters(state):
@@ -158,33 +184,12 @@ def _all_finite(tree):
     return all(np.isfinite(array).all() for array in parameters.arrays_in(tree))
 
 
-def _add(total, grads):
-    if total is None:
-        return grads
-    for name, grad in grads.items():
-        total[name] += grad
-    return total
-
-
-def _record_step(state, losses, norm, routings, seconds):
-    """Every step its losses; every `record_every` steps what the router did with the last micro-batch."""
-    values = {"ce": losses.ce, "balance": losses.balance, "z": losses.z, "grad_norm": norm, "seconds": seconds,
-              "drop": np.mean([telemetry.drop_rate(routing) for routing in routings])}
-    if (state.step - 1) % state.train_config.record_every == 0:
-        values["router_step"] = state.step
-        for name, value in telemetry.summarize(routings)._asdict().items():
-            values[f"router_{name.split('_')[0]}"] = value
-    for name, value in values.items():
-        state.history.setdefault(name, []).append(value)
-
-
 def _record_evaluation(state, corpus):
     result = evaluate(state.params, corpus, state.model_config, state.train_config)
     if not np.isfinite(result["ce"]):
         _check_parameters(state)
         raise Diverged(f"step {state.step}: the loss on the held-out text is {result['ce']}")
-    for name, value in ({"step": state.step} | result).items():
-        state.history.setdefault(f"eval_{name}", []).append(value)
+    record.write(state.history, {"step": state.step} | result, "eval_")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,10 @@ VARIANTS = {
     "all experts": replace(CONFIG, top_k=5),
     "dense": replace(CONFIG, n_experts=1, top_k=1),
     "one layer": replace(CONFIG, n_layers=1),
+    "shared experts": replace(CONFIG, n_shared_experts=3),
+    "first layer dense": replace(CONFIG, first_dense_layers=1, d_dense=7),
+    "every second layer": replace(CONFIG, moe_every=2, n_shared_experts=1),
+    "no layer with a router": replace(CONFIG, first_dense_layers=3),
 }
 TINY = ModelConfig(vocab_size=5, d_model=4, n_layers=1, n_heads=2, n_kv_heads=1, d_hidden=3, n_experts=2, top_k=1)
 
@@ -126,6 +130,13 @@ def test_more_experts_cost_the_router_alone():
     assert many - few == 4 * 7 * 3 * 2 * 12 * 40  # tokens * layers * 2 * D * 40 more scores
 
 
+def test_a_dense_layer_does_the_work_of_a_tokens_experts_unless_told():
+    # two layers that route no more: the same experts' work, and no scores, 2 * 12 * 5 a layer and token
+    routed, dense = (cost.forward_flops_formula(replace(CONFIG, first_dense_layers=n, n_shared_experts=1), 4, 7)
+                     for n in (0, 2))
+    assert routed - dense == 4 * 7 * 2 * 2 * 12 * 5
+
+
 def test_cost_is_of_the_longest_sequence_unless_told():
     counted = cost.count(CONFIG, batch=2)
     assert counted == cost.count(CONFIG, batch=2, sequence=9) and counted.tokens == 18
@@ -157,12 +168,11 @@ def test_parameters_of_a_tied_model_by_hand():
 def test_parameters_equal_the_sizes_of_the_arrays(config):
     params, counted = model.init_params(config), cost.count_parameters(config)
     assert counted.total == sum(array.size for array in params.values())
-    shared = sum(array.size for name, array in params.items() if ".w_gate" not in name and ".w_up" not in name
-                 and ".w_down" not in name)
-    assert counted.active == shared + (counted.total - shared) * config.top_k / config.n_experts
+    chosen = sum(array.size for name, array in params.items() if "_E" in name)  # stacked: one a token's expert
+    assert counted.active == counted.total - chosen + chosen * config.top_k / config.n_experts
 
 
-@pytest.mark.parametrize("name", ["dense", "all experts"])
+@pytest.mark.parametrize("name", ["dense", "all experts", "no layer with a router"])
 def test_where_every_expert_works_all_parameters_are_active(name):
     counted = cost.count_parameters(VARIANTS[name])
     assert counted.active == counted.total

@@ -101,7 +101,8 @@ def plain_losses(w, tokens_BS, targets_BS, config):
     logit_BSV = rms_norm(x_BSD, w["final.gain_D"], config) @ w["head.w_DV"]
     ce = functional.cross_entropy(logit_BSV.flatten(0, 1), torch.tensor(targets_BS).flatten())
     balance, z = sum(balances) / config.n_layers, sum(zs) / config.n_layers
-    return model.Losses(ce, balance, z, ce + config.balance_coef * balance + config.z_coef * z)
+    total = ce + config.balance_coef * balance + config.z_coef * z
+    return model.Losses(ce, {"balance": balance, "z": z}, total)
 
 
 def rms_norm(x_BSD, gain_D, config):

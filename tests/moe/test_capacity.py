@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimoe import gradcheck
-from minimoe.config import DROP_ORDERS, ModelConfig
-from minimoe.moe import capacity, routing
+from minimoe.config import ModelConfig
+from minimoe.moe import capacity, routing, tokens
 from minimoe.moe.routers import softmax_topk
+from minimoe.names import DROP_ORDERS
 
 PLAIN = settings(derandomize=True, deadline=None)
 SIZES = dict(T=st.integers(1, 12), E=st.integers(1, 6), K=st.integers(1, 6), seed=st.integers(0, 999))
@@ -31,7 +32,7 @@ def routing_of(expert_TK, prob_TE, mask_T=None):
     mask_T = np.ones(len(prob_TE), bool) if mask_T is None else mask_T
     assignments = routing.by_token(expert_TK, mask_T)
     gate_A = np.full(len(assignments[0]), 0.5)
-    return routing.without_limit(*assignments, gate_A, np.zeros_like(prob_TE), prob_TE, mask_T)
+    return routing.without_limit(*assignments, gate_A, np.zeros_like(prob_TE), prob_TE, tokens.nameless(mask_T))
 
 
 def random_routing(T, E, K, seed):
@@ -44,7 +45,7 @@ def random_routing(T, E, K, seed):
 
 
 def keep(r, factor, order, seed=0):
-    return capacity.keep_forward(r, factor, order, np.random.default_rng(seed))[0]
+    return capacity.keep_forward(r, r.n_ranks, factor, order, np.random.default_rng(seed))[0]
 
 
 def slow_slots(r, before):
@@ -154,7 +155,7 @@ def test_random_order_depends_on_the_seed_alone():
 
 def test_random_order_without_a_generator_is_refused():
     with pytest.raises(ValueError, match="drop_order = 'random' needs rng"):
-        capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 0.5, "random")
+        capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 2, 0.5, "random")
 
 
 @pytest.mark.parametrize("order", DROP_ORDERS)
@@ -203,7 +204,7 @@ def test_a_batch_that_must_overflow_does(order):
 
 @pytest.mark.parametrize("order", DROP_ORDERS)
 def test_dropless_queues_by_position_and_needs_no_generator(order):
-    result, _ = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), None, order)
+    result, _ = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 2, None, order)
     assert result.capacity is None
     assert result.kept_A.all()
     assert result.slot_A.tolist() == [0, 0, 1, 1, 2, 2]
@@ -215,10 +216,16 @@ def test_padding_gives_no_room():
     assert keep(padded, 9.0, "position").capacity == 3
 
 
+def test_tokens_that_a_router_sent_to_fewer_experts_leave_the_capacity_as_it_is():
+    # one expert each, but K = 2: C = 0.5 * 2 * 6 / 3 = 2, where the six assignments alone would have made it 1
+    result, _ = capacity.keep_forward(routing_of([[0]] * 6, [[0.6, 0.3, 0.1]] * 6), 2, 0.5, "position")
+    assert (result.capacity, result.kept_A.sum()) == (2, 2)
+
+
 def test_only_the_queue_is_new():
     r = random_routing(9, 4, 2, seed=0)
     result = keep(r, 0.5, "rank")
-    for name in ("token_A", "expert_A", "rank_A", "gate_A", "logit_TE", "prob_TE", "mask_T"):
+    for name in ("token_A", "expert_A", "rank_A", "gate_A", "logit_TE", "prob_TE", "tokens"):
         assert getattr(result, name) is getattr(r, name)
 
 
@@ -229,7 +236,7 @@ def last_token_moves(order, seed):
     other_TE[-1] = 3 * np.random.default_rng([seed, 1]).normal(size=4)
     config = ModelConfig(d_model=8, n_heads=1, n_experts=4, top_k=2)
     for scores_TE in (logit_TE, other_TE):
-        r, _ = softmax_topk.forward(np.eye(8), {"w_router_DE": scores_TE}, config, np.ones(8, bool))
+        r, _ = softmax_topk.forward(np.eye(8), {"w_router_DE": scores_TE}, config, tokens.nameless(np.ones(8, bool)))
         result = keep(r, 0.7, order)
         yield [(result.expert_A[a], result.slot_A[a], result.kept_A[a]) for a in range(14)]
 
@@ -258,17 +265,17 @@ def test_by_priority_a_later_surer_token_drops_an_earlier_one():
 
 def test_replay_takes_the_slots_and_counts_them_against_its_own_capacity():
     replayed = keep(routing_of(CHOICES_TK, PROBS_TE), 0.5, "priority")
-    result, _ = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 1.0, "random", replay=replayed)
+    result, _ = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 2, 1.0, "random", replay=replayed)
     assert result.slot_A.tolist() == [1, 2, 0, 2, 0, 1]
     assert result.kept_A.tolist() == [True, False, True, False, True, True]  # C = 1.0 * 6 / 3 = 2
 
 
 def test_dropped_gates_get_no_gradient_by_hand():
     # by position with C = 1 the rows are assignments 0 (expert 0) and 1 (expert 1)
-    _, cache = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 0.5, "position")
+    _, cache = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 2, 0.5, "position")
     assert capacity.keep_backward(np.array([5.0, 7.0]), cache).tolist() == [5, 7, 0, 0, 0, 0]
     # by priority they are assignments 4 (expert 0) and 2 (expert 1)
-    _, cache = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 0.5, "priority")
+    _, cache = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 2, 0.5, "priority")
     assert capacity.keep_backward(np.array([5.0, 7.0]), cache).tolist() == [0, 0, 7, 0, 5, 0]
 
 
@@ -277,7 +284,7 @@ def test_gradient_of_the_gates(order):
     r = random_routing(9, 4, 3, seed=0)
 
     def forward(gate_A):
-        result, cache = capacity.keep_forward(replace(r, gate_A=gate_A), 0.6, order, np.random.default_rng(0))
+        result, cache = capacity.keep_forward(replace(r, gate_A=gate_A), 3, 0.6, order, np.random.default_rng(0))
         return result.gate_A[result.kept_N], cache
 
     report = gradcheck.check_pair(order, forward, capacity.keep_backward, {"gate_A": r.gate_A})
@@ -286,7 +293,7 @@ def test_gradient_of_the_gates(order):
 
 def test_float32_stays_float32():
     r = random_routing(9, 4, 2, seed=0)
-    result, cache = capacity.keep_forward(replace(r, gate_A=r.gate_A.astype(np.float32)), 0.5, "position")
+    result, cache = capacity.keep_forward(replace(r, gate_A=r.gate_A.astype(np.float32)), 2, 0.5, "position")
     assert result.gate_A.dtype == np.float32
     assert capacity.keep_backward(np.ones(result.kept_A.sum(), np.float32), cache).dtype == np.float32
 
@@ -294,10 +301,10 @@ def test_float32_stays_float32():
 @pytest.mark.parametrize("order", DROP_ORDERS)
 def test_nothing_passed_in_is_changed(order):
     r = random_routing(9, 4, 2, seed=0)
-    for array in vars(r).values():
+    for array in (*vars(r).values(), *vars(r.tokens).values()):
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
-    result, cache = capacity.keep_forward(r, 0.5, order, np.random.default_rng(0))
+    result, cache = capacity.keep_forward(r, 2, 0.5, order, np.random.default_rng(0))
     dgate_N = np.arange(result.kept_A.sum(), dtype=float)
     dgate_N.flags.writeable = False
     first_A, second_A = (capacity.keep_backward(dgate_N, cache) for _ in range(2))
@@ -307,7 +314,7 @@ def test_nothing_passed_in_is_changed(order):
 def test_queues_are_kept_apart_however_many_experts_there_are():
     """Experts 39,999 and 0 in turn: each counts its own tokens."""
     n_experts, expert_A = 40_000, np.array([39_999, 0, 39_999, 0, 0])
-    tokens, scores_TE = np.arange(5), np.zeros((5, n_experts))
-    decided = routing.without_limit(tokens, expert_A, np.zeros(5, int), np.ones(5), scores_TE, scores_TE,
-                                    np.ones(5, bool))
-    assert list(capacity.keep_forward(decided, None, "position")[0].slot_A) == [0, 0, 1, 1, 2]
+    scores_TE = np.zeros((5, n_experts))
+    decided = routing.without_limit(np.arange(5), expert_A, np.zeros(5, int), np.ones(5), scores_TE, scores_TE,
+                                    tokens.nameless(np.ones(5, bool)))
+    assert list(capacity.keep_forward(decided, 1, None, "position")[0].slot_A) == [0, 0, 1, 1, 2]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimoe import gradcheck
-from minimoe.moe import capacity, dispatch, routing
+from minimoe.moe import capacity, dispatch, routing, tokens
 
 PLAIN = settings(derandomize=True, deadline=None)
 SIZES = dict(T=st.integers(1, 12), E=st.integers(1, 6), factor=st.none() | st.sampled_from([0.3, 0.7, 1.2]),
@@ -23,15 +23,16 @@ def random_routing(T, E, factor, seed):
     columns = *np.nonzero(chosen_TE), (chosen_TE.cumsum(axis=1) - 1)[chosen_TE], rng.normal(size=chosen_TE.sum())
     shuffled = rng.permutation(chosen_TE.sum())
     scores_TE = np.zeros((2, T, E))
-    r = routing.without_limit(*(column[shuffled] for column in columns), *scores_TE, mask_T)
-    return capacity.keep_forward(r, factor, "random", rng)[0]
+    r = routing.without_limit(*(column[shuffled] for column in columns), *scores_TE, tokens.nameless(mask_T))
+    return capacity.keep_forward(r, (E + 1) // 2, factor, "random", rng)[0]
 
 
 # Three tokens, two experts. Expert 0 has token 2 and then token 0; expert 1 has token 0 and no room for token 1.
 EXAMPLE = routing.Routing(
     token_A=np.array([0, 0, 1, 2]), expert_A=np.array([0, 1, 1, 0]), rank_A=np.array([0, 1, 0, 0]),
     gate_A=np.array([0.5, 0.25, 2.0, 4.0]), slot_A=np.array([1, 0, 2, 0]), kept_A=np.array([True, True, False, True]),
-    logit_TE=np.zeros((3, 2)), prob_TE=np.zeros((3, 2)), mask_T=np.ones(3, bool), capacity=2)
+    logit_TE=np.zeros((3, 2)), prob_TE=np.zeros((3, 2)),
+    tokens=tokens.nameless(np.ones(3, bool)), capacity=2)
 A_TD = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
 
 
@@ -102,7 +103,7 @@ def test_one_token_in_many_rows_gathers_all_their_gradients():
     E = 30  # token 0 has every expert, token 1 none; `dx[token] += drows` would keep the last row alone
     expert_A, scores_TE = np.arange(E), np.zeros((2, E))
     r = routing.without_limit(np.zeros(E, int), expert_A, expert_A[::-1], np.ones(E), scores_TE, scores_TE,
-                              np.ones(2, bool))
+                              tokens.nameless(np.ones(2, bool)))
     drows_ND = np.random.default_rng(0).normal(size=(E, 3))
     expected_TD = np.zeros((2, 3))
     np.add.at(expected_TD, r.token_A, drows_ND)
@@ -157,8 +158,9 @@ def test_gradient_of_combine():
 def test_dtype_stays_and_nothing_passed_in_is_changed(dtype):
     r = replace(EXAMPLE, gate_A=EXAMPLE.gate_A.astype(dtype))
     x_TD, out_ND, dy_TD = A_TD.astype(dtype), A_TD[::-1].astype(dtype), 2 * A_TD.astype(dtype)
-    for array in (x_TD, out_ND, dy_TD, *(array for array in vars(r).values() if isinstance(array, np.ndarray))):
-        array.flags.writeable = False
+    for array in (x_TD, out_ND, dy_TD, r.mask_T, *vars(r).values()):
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
     rows_ND, cache = dispatch.dispatch_forward(x_TD, r)
     y_TD, combine_cache = dispatch.combine_forward(out_ND, r)
     first, second = ((dispatch.dispatch_backward(out_ND, cache), *dispatch.combine_backward(dy_TD, combine_cache))

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from minimoe import gradcheck
-from minimoe.config import DROP_ORDERS, ModelConfig
-from minimoe.moe import capacity, layer, losses
+from minimoe.config import ModelConfig
+from minimoe.moe import capacity, layer, losses, tokens
+from minimoe.moe import routing as records
+from minimoe.names import DROP_ORDERS
 from minimoe.nn import ops
 
 CONFIG = ModelConfig(d_model=6, n_heads=1, d_hidden=7, n_experts=4, top_k=2)
@@ -27,7 +29,7 @@ def random_layer(config, n_tokens=11, dtype=np.float64):
 def forward(x_TD, weights, config, mask_T=None, **options):
     """y_TD, Routing, cache."""
     mask_T = np.ones(len(x_TD), bool) if mask_T is None else mask_T
-    (y_TD, routing), cache = layer.moe_forward(x_TD, weights, config, mask_T, **options)
+    (y_TD, routing), cache = layer.moe_forward(x_TD, weights, config, tokens.nameless(mask_T), **options)
     return y_TD, routing, cache
 
 
@@ -39,7 +41,8 @@ def backward(dy_TD, routing, cache, balance=0.0, z=0.0):
     """dx_TD and dweights, of the task and so much of each auxiliary loss."""
     dprob_TE = losses.balance_backward(balance, losses.balance_forward(routing)[1])
     dlogit_TE = losses.z_backward(z, losses.z_forward(routing)[1])
-    return layer.moe_backward(dy_TD, dprob_TE, dlogit_TE, cache)
+    grad = records.no_gradient(routing)._replace(dprob_TE=dprob_TE, dlogit_TE=dlogit_TE)
+    return layer.moe_backward(dy_TD, grad, cache)
 
 
 def assert_close(got, expected):
@@ -94,11 +97,24 @@ def test_equals_a_loop_over_assignments(order):
     np.testing.assert_allclose(y_TD, expected_TD, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", gradcheck.OBJECTIVES)
-@pytest.mark.parametrize("case", gradcheck.layer_cases())
+CASES = gradcheck.layer_cases()
+LIMITED = {config.router: name for name, config in CASES.items()
+           if config.capacity_factor is not None and config.top_k < config.n_experts}
+"""Router -> one set-up in which it drops some."""
+
+
+@pytest.mark.parametrize(("case", "objective"), [(case, objective) for case in CASES
+                                                 for objective in gradcheck.checks.objectives_of(CASES[case])])
 def test_gradients(case, objective):
-    report = gradcheck.check_layer(gradcheck.layer_cases()[case], objective)
+    report = gradcheck.check_layer(CASES[case], objective)
     assert report.ok, report
+
+
+@pytest.mark.parametrize("case", [*LIMITED.values(), "sigmoid_bias, 1 group of 2", "dense", "soft, K=2"])
+def test_gradients_number_by_number(case):
+    report = gradcheck.check_layer(CASES[case], one_by_one=True)
+    assert report.ok, report
+    assert all(row.checked == math.prod(row.shape) for row in report.rows)
 
 
 def einsum_experts(x_TD, weights, dispatch_TEC, combine_TEC, dy_TD):
@@ -289,7 +305,7 @@ def test_the_drop_order_is_the_configured_one_but_never_random_in_evaluation(tra
     x_TD, weights, _ = random_layer(config)
     _, routing, _ = forward(x_TD, weights, config, training=training, rng=np.random.default_rng(0))
     used = "position" if order == "random" and not training else order
-    expected, _ = capacity.keep_forward(routing, 0.5, used, np.random.default_rng(0))
+    expected, _ = capacity.keep_forward(routing, 2, 0.5, used, np.random.default_rng(0))
     np.testing.assert_array_equal(routing.slot_A, expected.slot_A)
 
 
@@ -308,7 +324,8 @@ def test_replay_reproduces_the_same_input_exactly(order):
     y_TD, routing, _ = train(x_TD, weights, config)
     y_again_TD, again, _ = forward(x_TD, weights, config, training=True, replay=routing)
     np.testing.assert_array_equal(y_again_TD, y_TD)
-    assert_equal(vars(again), vars(routing))
+    flat, flat_again = (vars(r) | vars(r.tokens) | {"tokens": 0} for r in (routing, again))
+    assert_equal(flat_again, flat)
 
 
 @pytest.mark.parametrize("order", DROP_ORDERS)
@@ -341,14 +358,15 @@ def test_nothing_passed_in_is_changed_and_backward_can_be_called_twice(order):
     x_TD, weights, dy_TD = random_layer(config)
     mask_T = np.arange(11) != 4
     _, replay, _ = train(x_TD, weights, config, mask_T)
-    dprob_TE, dlogit_TE = (np.random.default_rng(seed).normal(size=(11, 4)) for seed in (1, 2))
-    inputs = x_TD, mask_T, dy_TD, dprob_TE, dlogit_TE, *weights.values(), *arrays_in(replay)
+    grad = records.RoutingGrad(*(np.random.default_rng(seed).normal(size=shape)
+                                 for seed, shape in enumerate([20, (11, 4), (11, 4), (11, 4)])))
+    inputs = x_TD, mask_T, dy_TD, *grad, *weights.values(), *arrays_in(replay)
     for array in inputs:
         array.flags.writeable = False
     for options in (dict(rng=np.random.default_rng(0)), dict(replay=replay)):
         _, _, cache = forward(x_TD, weights, config, mask_T, training=True, **options)
         (dx_TD, dweights), (dx_again_TD, dweights_again) = (
-            layer.moe_backward(dy_TD, dprob_TE, dlogit_TE, cache) for _ in range(2))
+            layer.moe_backward(dy_TD, grad, cache) for _ in range(2))
         assert_equal({"x_TD": dx_again_TD} | dweights_again, {"x_TD": dx_TD} | dweights)
 
 
@@ -377,6 +395,23 @@ def test_nothing_of_tokens_times_experts_times_slots_is_kept(factor):
     rows = routing.kept_A.sum()
     assert {id(x_TD), *map(id, (routing.row_TK, routing.kept_N, routing.prob_TE))} <= set(map(id, arrays))
     assert max(array.size for array in arrays) <= max(rows * F, T * D * 2, E * D * F)
+
+
+def test_shared_experts_work_on_every_token_without_a_gate():
+    config = replace(TIGHT, n_shared_experts=2)
+    x_TD, weights, _ = random_layer(config)
+    y_TD, routing, _ = train(x_TD, weights, config)
+    routed_TD, alone, _ = train(x_TD, weights, TIGHT)
+    gate_TJ, up_TJ = x_TD @ weights["shared.w_gate_DJ"], x_TD @ weights["shared.w_up_DJ"]
+    shared_TD = (gate_TJ / (1 + np.exp(-gate_TJ)) * up_TJ) @ weights["shared.w_down_JD"]
+    np.testing.assert_allclose(y_TD, routed_TD + shared_TD, rtol=1e-12, atol=1e-12)
+    assert routing.expert_A.tolist() == alone.expert_A.tolist()
+
+
+def test_the_layer_owns_shared_experts_as_wide_as_all_of_them_together():
+    shared = layer.weights(replace(CONFIG, n_shared_experts=3), 0.25, 0.125)
+    assert {name: weight for name, weight in shared.items() if name not in layer.weights(CONFIG, 0.25, 0.125)} == {
+        "shared.w_gate_DJ": ((6, 21), 0.25), "shared.w_up_DJ": ((6, 21), 0.25), "shared.w_down_JD": ((21, 6), 0.125)}
 
 
 def test_the_layer_owns_a_router_and_experts():

@@ -7,7 +7,7 @@ import pytest
 
 from minimoe import gradcheck
 from minimoe.config import ModelConfig
-from minimoe.moe import capacity, losses, routing
+from minimoe.moe import capacity, losses, routing, tokens
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
@@ -22,7 +22,8 @@ def routed(logit_TE, top_k=1, mask_T=None):
     best_TK = np.argsort(-logit_TE, axis=1, kind="stable")[:, :top_k]
     assignments = routing.by_token(best_TK, mask_T)
     gate_A = np.ones(len(assignments[0]), logit_TE.dtype)
-    return routing.without_limit(*assignments, gate_A, logit_TE, ops.softmax_forward(logit_TE)[0], mask_T)
+    return routing.without_limit(*assignments, gate_A, logit_TE, ops.softmax_forward(logit_TE)[0],
+                                 tokens.nameless(mask_T))
 
 
 def random_routing(top_k=2, dtype=np.float64):
@@ -115,15 +116,14 @@ def test_gradient_of_the_router_from_one_loss_alone(loss_of, K):
 
     def route(arrays):
         weights = {"w_router_DE": arrays["w_router_DE"]}
-        return softmax_topk.forward(arrays["x_TD"], weights, config, np.arange(7) != 2)
+        return softmax_topk.forward(arrays["x_TD"], weights, config, tokens.nameless(np.arange(7) != 2))
 
     r, cache = route(arrays)
-    dprob_TE, dlogit_TE = np.zeros((2, 7, 5))
     if loss_of is balance:
-        dprob_TE = losses.balance_backward(1.0, losses.balance_forward(r)[1])
+        pull = dict(dprob_TE=losses.balance_backward(1.0, losses.balance_forward(r)[1]))
     else:
-        dlogit_TE = losses.z_backward(1.0, losses.z_forward(r)[1])
-    dx_TD, dweights = softmax_topk.backward(np.zeros(6 * K), dprob_TE, dlogit_TE, cache)
+        pull = dict(dlogit_TE=losses.z_backward(1.0, losses.z_forward(r)[1]))
+    dx_TD, dweights = softmax_topk.backward(routing.no_gradient(r)._replace(**pull), cache)
     report = gradcheck.compare("router", lambda a: loss_of(route(a)[0]), arrays, {"x_TD": dx_TD} | dweights)
     assert report.ok, report
     assert np.linalg.norm(dweights["w_router_DE"]) > 1e-3
@@ -166,9 +166,22 @@ def test_mean_probability_is_over_all_experts_even_those_never_chosen():
     np.testing.assert_allclose(mean_prob_E.sum(), 1)
 
 
+def test_the_balance_with_the_load_of_more_tokens_than_these_by_hand():
+    # choices 2, 2, 0 as above, so 3 P = 19/24, 20/24, 33/24; with f = 1/2, 1/2, 0: (19 + 20) / 48 = 39/48
+    r, load_E = routed(np.log([[1, 2, 3], [1, 2, 5], [4, 2, 2]])), np.array([1 / 2, 1 / 2, 0])
+    loss, cache = losses.balance_forward(r, load_E)
+    np.testing.assert_allclose(loss, 39 / 48)
+    np.testing.assert_allclose(losses.balance_backward(2.0, cache), [[1, 1, 0]] * 3)  # 2 * 3 * f / T
+
+
+def test_the_balance_with_its_own_load_given_is_the_balance():
+    r = random_routing()
+    assert losses.balance_forward(r, r.load_E)[0] == balance(r)
+
+
 def test_losses_do_not_depend_on_capacity():
     r = random_routing()
-    limited, _ = capacity.keep_forward(r, 0.3, "position")
+    limited, _ = capacity.keep_forward(r, 2, 0.3, "position")
     assert not limited.kept_A.all()
     assert (balance(limited), z(limited)) == (balance(r), z(r))
 
@@ -218,7 +231,7 @@ def test_a_batch_of_padding_has_no_loss_and_no_gradient(name):
 def test_dtype_stays_and_nothing_passed_in_is_changed(name, dtype):
     forward, backward, _ = PAIRS[name]
     r = random_routing(dtype=dtype)
-    for array in vars(r).values():
+    for array in (*vars(r).values(), r.mask_T):
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
     loss, cache = forward(r)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimoe import gradcheck
-from minimoe.moe import routing
+from minimoe.moe import routing, tokens
 
 PLAIN = settings(derandomize=True, deadline=None)
 
@@ -23,7 +23,7 @@ EXAMPLE = routing.Routing(
     kept_A=np.array([True, True, True, True, False, True]),
     logit_TE=np.zeros((4, 3)),
     prob_TE=np.full((4, 3), 1 / 3),
-    mask_T=np.array([True, True, False, True]),
+    tokens=tokens.nameless(np.array([True, True, False, True])),
     capacity=2,
 )
 
@@ -44,7 +44,8 @@ def routings(draw):
     limit = draw(st.none() | st.integers(1, T))
     kept_A = slot_A < (T if limit is None else limit)
     columns = [column[shuffled] for column in (token_A, expert_A, rank_A, rng.random(len(token_A)), slot_A, kept_A)]
-    return routing.Routing(*columns, rng.normal(size=(T, E)), rng.dirichlet(np.ones(E), T), mask_T, limit)
+    return routing.Routing(*columns, rng.normal(size=(T, E)), rng.dirichlet(np.ones(E), T), tokens.nameless(mask_T),
+                           limit)
 
 
 def test_sizes_by_hand():
@@ -105,14 +106,57 @@ def test_by_token_equals_two_loops(T, K, seed):
     assert list(zip(*routing.by_token(expert_TK, mask_T), strict=True)) == expected
 
 
+def test_choices_that_are_not_sent_leave_a_gap_in_the_ranks():
+    expert_TK = np.array([[2, 0, 1], [1, 2, 0]])
+    token_A, expert_A, rank_A = routing.by_token(expert_TK, np.array([[True, False, True], [False, False, True]]))
+    assert token_A.tolist() == [0, 0, 1]
+    assert expert_A.tolist() == [2, 1, 0]
+    assert rank_A.tolist() == [0, 2, 2]
+
+
+def test_the_best_by_hand():
+    score_TE = np.array([[0.1, 0.7, 0.2, 0.7], [-5.0, -9.0, -1.0, -1.0]])
+    assert routing.best(score_TE, 1).tolist() == [[1], [2]]  # equal scores: the lowest number
+    assert routing.best(score_TE, 3).tolist() == [[1, 3, 2], [2, 3, 0]]
+
+
+def test_the_best_are_those_of_a_replay_where_it_has_any():
+    # in the example token 0 has experts 2 and 0, token 1 the same, token 2 none, token 3 experts 2 and 1
+    score_TE = np.array([[3.0, 2.0, 1.0]] * 4)
+    assert routing.best(score_TE, 2, EXAMPLE).tolist() == [[2, 0], [2, 0], [0, 1], [2, 1]]
+
+
+def test_a_router_without_scores_has_even_gates_and_probabilities():
+    real = tokens.nameless(np.array([True, True, False]))
+    r = routing.without_scores(np.array([[3, 1], [0, 1], [2, 0]]), real, 4, np.float32)
+    assert (r.token_A.tolist(), r.expert_A.tolist(), r.rank_A.tolist()) == ([0, 0, 1, 1], [3, 1, 0, 1], [0, 1, 0, 1])
+    assert r.gate_A.tolist() == [0.5] * 4
+    assert r.prob_TE.tolist() == [[0, 0.5, 0, 0.5], [0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0]]
+    assert r.logit_TE.tolist() == [[0] * 4] * 3
+    assert {array.dtype for array in (r.gate_A, r.prob_TE, r.logit_TE)} == {np.dtype(np.float32)}
+
+
+def test_nobody_pulls_at_a_routing_without_gradient():
+    none = routing.no_gradient(EXAMPLE)
+    assert none.dgate_A.tolist() == [0] * 6
+    assert all(array.tolist() == [[0] * 3] * 4 for array in none[1:])
+
+
+def test_a_router_that_needs_a_generator_says_so():
+    rng = np.random.default_rng(0)
+    assert routing.need(rng, "router 'r'") is rng
+    with pytest.raises(ValueError, match=r"router 'r' needs rng, a numpy.random.Generator, in training"):
+        routing.need(None, "router 'r'")
+
+
 def test_a_router_hands_over_every_assignment_kept():
     columns = [getattr(EXAMPLE, name) for name in ("token_A", "expert_A", "rank_A", "gate_A")]
-    result = routing.without_limit(*columns, EXAMPLE.logit_TE, EXAMPLE.prob_TE, EXAMPLE.mask_T)
+    result = routing.without_limit(*columns, EXAMPLE.logit_TE, EXAMPLE.prob_TE, EXAMPLE.tokens)
     assert result.kept_A.tolist() == [True] * 6
     assert result.slot_A.tolist() == [0] * 6
     assert result.capacity is None
     assert [getattr(result, f.name) for f in fields(result)[:4]] == columns
-    assert (result.logit_TE, result.prob_TE, result.mask_T) == (EXAMPLE.logit_TE, EXAMPLE.prob_TE, EXAMPLE.mask_T)
+    assert (result.logit_TE, result.prob_TE, result.tokens) == (EXAMPLE.logit_TE, EXAMPLE.prob_TE, EXAMPLE.tokens)
 
 
 @PLAIN
@@ -181,7 +225,7 @@ def test_one_hot_gates_pass_their_gradient_and_dropped_gates_none():
 def test_a_batch_of_padding_has_views_of_nothing():
     nothing = np.zeros(0, int)
     empty = routing.without_limit(nothing, nothing, nothing, np.zeros(0), np.zeros((3, 2)), np.full((3, 2), 0.5),
-                                  np.zeros(3, bool))
+                                  tokens.nameless(np.zeros(3, bool)))
     assert empty.count_E.tolist() == empty.kept_count_E.tolist() == empty.load_E.tolist() == [0, 0]
     assert empty.weight_T.tolist() == [0, 0, 0]
     assert empty.row_TK.tolist() == [[0], [0], [0]]

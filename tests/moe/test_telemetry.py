@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from minimoe.moe import capacity, routing, telemetry
+from minimoe.moe import capacity, routing, telemetry, tokens
 
 
 def routed(prob_TE, top_k=1, mask_T=None, factor=None):
@@ -15,8 +15,8 @@ def routed(prob_TE, top_k=1, mask_T=None, factor=None):
     best_TK = np.argsort(-prob_TE, axis=1, kind="stable")[:, :top_k]
     token_A, expert_A, rank_A = routing.by_token(best_TK, mask_T)
     r = routing.without_limit(token_A, expert_A, rank_A, prob_TE[token_A, expert_A], np.zeros_like(prob_TE), prob_TE,
-                              mask_T)
-    return capacity.keep_forward(r, factor, "position")[0]
+                              tokens.nameless(mask_T))
+    return capacity.keep_forward(r, top_k, factor, "position")[0]
 
 
 def random_routing(factor=0.8):
@@ -146,7 +146,7 @@ def test_the_ledger_goes_token_by_token_whatever_the_order_of_the_assignments():
     names = ("token_A", "expert_A", "rank_A", "gate_A", "slot_A", "kept_A")
     order = np.random.default_rng(0).permutation(6)
     columns = {name: getattr(EXAMPLE, name)[order] for name in names}
-    shuffled = routing.Routing(**columns, logit_TE=EXAMPLE.logit_TE, prob_TE=EXAMPLE.prob_TE, mask_T=EXAMPLE.mask_T,
+    shuffled = routing.Routing(**columns, logit_TE=EXAMPLE.logit_TE, prob_TE=EXAMPLE.prob_TE, tokens=EXAMPLE.tokens,
                                capacity=EXAMPLE.capacity)
     assert telemetry.ledger([shuffled]) == telemetry.ledger([EXAMPLE])
 

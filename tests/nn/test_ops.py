@@ -32,6 +32,9 @@ def rmsnorm(x_TD, gain_D):
 PAIRS = {
     "linear": (ops.linear_forward, ops.linear_backward, [(T, D), (D, F)]),
     "softmax": (ops.softmax_forward, ops.softmax_backward, [(T, E)]),
+    "sigmoid": (ops.sigmoid_forward, ops.sigmoid_backward, [(T, E)]),
+    "softplus": (ops.softplus_forward, ops.softplus_backward, [(T, E)]),
+    "normal CDF": (ops.normal_cdf_forward, ops.normal_cdf_backward, [(T, E)]),
     "RMSNorm": (rmsnorm, ops.rmsnorm_backward, [(T, D), (D,)]),
     "SiLU gate": (ops.silu_gate_forward, ops.silu_gate_backward, [(T, F), (T, F)]),
     "SwiGLU": (ops.swiglu_forward, ops.swiglu_backward, [(T, D), (D, F), (D, F), (F, D)]),
@@ -55,6 +58,10 @@ def as_list(gradients):
 
 def sigmoid(z):
     return 1 / (1 + math.exp(-z))
+
+
+def phi(z):
+    return math.erfc(-z / math.sqrt(2)) / 2
 
 
 def dot(left, right):
@@ -142,6 +149,111 @@ def test_rows_of_the_softmax_gradient_sum_to_zero():
     p_TE, cache = ops.softmax_forward(*arrays_of("softmax"))
     dx_TE = ops.softmax_backward(np.random.default_rng(1).normal(size=p_TE.shape), cache)
     assert np.abs(dx_TE).max() > 0.1 and np.abs(dx_TE.sum(axis=1)).max() < 1e-15
+
+
+def test_sigmoid_by_hand():
+    """sigmoid(0) = 1/2, slope 1/4; sigmoid(ln 3) = 3/4 and sigmoid(-ln 3) = 1/4, slopes 3/16."""
+    s, cache = ops.sigmoid_forward(np.array([[0, math.log(3), -math.log(3)]]))
+    np.testing.assert_allclose(s, [[1 / 2, 3 / 4, 1 / 4]], 1e-15)
+    np.testing.assert_allclose(ops.sigmoid_backward(np.array([[1.0, 1.0, 16.0]]), cache), [[1 / 4, 3 / 16, 3]], 1e-15)
+
+
+def test_sigmoid_against_a_loop():
+    x_TE = 5 * arrays_of("sigmoid")[0]
+    slow = [[sigmoid(x) for x in x_E] for x_E in x_TE]
+    np.testing.assert_allclose(ops.sigmoid_forward(x_TE)[0], slow, rtol=0, atol=3e-16)
+
+
+@each_dtype
+def test_sigmoid_saturates_without_overflow(dtype):
+    s, cache = ops.sigmoid_forward(np.array([[1e4, -1e4, 1e38, -1e38]], dtype))
+    np.testing.assert_array_equal(s, [[1, 0, 1, 0]])
+    np.testing.assert_array_equal(ops.sigmoid_backward(np.ones((1, 4), dtype), cache), 0)
+
+
+def test_softplus_by_hand():
+    """log(1 + 1) = ln 2, slope 1/2; log(1 + 3) = ln 4, slope 3/4; log(1 + 1/3) = ln 4/3, slope 1/4."""
+    y, cache = ops.softplus_forward(np.array([[0, math.log(3), -math.log(3)]]))
+    np.testing.assert_allclose(y, [[math.log(2), math.log(4), math.log(4 / 3)]], 1e-15)
+    np.testing.assert_allclose(ops.softplus_backward(np.array([[2.0, 4.0, 4.0]]), cache), [[1, 3, 1]], 1e-15)
+
+
+def test_softplus_against_a_loop():
+    x_TE = 5 * arrays_of("softplus")[0]
+    slow = [[math.log1p(math.exp(x)) for x in x_E] for x_E in x_TE]
+    np.testing.assert_allclose(ops.softplus_forward(x_TE)[0], slow, 1e-14)
+
+
+def test_softplus_is_positive_and_keeps_its_digits_far_to_the_left():
+    """There log(1 + e^x) = e^x, which 1 + e^x has lost."""
+    x_TE = np.array([[-40.0, -300.0, -700.0]])
+    np.testing.assert_allclose(ops.softplus_forward(x_TE)[0], np.exp(x_TE), 1e-15)
+
+
+@each_dtype
+def test_softplus_of_huge_numbers_is_the_ramp(dtype):
+    y, cache = ops.softplus_forward(np.array([[1e4, -1e4, 1e38, -1e38]], dtype))
+    np.testing.assert_array_equal(y, np.array([[1e4, 0, 1e38, 0]], dtype))
+    np.testing.assert_array_equal(ops.softplus_backward(np.ones((1, 4), dtype), cache), [[1, 0, 1, 0]])
+
+
+NORMAL_Z = np.linspace(-12, 12, 24_001)
+
+
+def test_normal_cdf_is_that_of_the_standard_library():
+    p = ops.normal_cdf_forward(NORMAL_Z)[0]
+    np.testing.assert_allclose(p, [phi(z) for z in NORMAL_Z], rtol=0, atol=1e-15)
+
+
+def test_normal_cdf_has_its_digits_in_the_lower_tail_too():
+    z = NORMAL_Z[np.abs(NORMAL_Z + 4.5) < 4.5]
+    np.testing.assert_allclose(ops.normal_cdf_forward(z)[0], [phi(each) for each in z], rtol=1e-13)
+
+
+def test_normal_cdf_by_hand():
+    """Half at 0; and the well-known 68, 95 and 99.7 % within one, two and three standard deviations."""
+    p = ops.normal_cdf_forward(np.array([0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0]))[0]
+    assert p[0] == 0.5
+    np.testing.assert_allclose(p[1::2] - p[2::2], [0.6827, 0.9545, 0.9973], atol=5e-5)
+
+
+def test_normal_cdf_is_symmetric():
+    below, above = (ops.normal_cdf_forward(z)[0] for z in (NORMAL_Z, -NORMAL_Z))
+    np.testing.assert_allclose(below + above, 1, rtol=0, atol=4e-16)
+
+
+@each_dtype
+def test_normal_cdf_rises(dtype):
+    """But for the last digit near 1, where steps are smaller than digits."""
+    p = ops.normal_cdf_forward(NORMAL_Z.astype(dtype))[0]
+    assert np.diff(p).min() >= -np.finfo(dtype).eps
+    assert (np.diff(p[np.abs(NORMAL_Z) < 4]) > 0).all()
+    assert p.min() >= 0 and p.max() <= 1
+
+
+def test_the_complex_step_through_normal_cdf_is_the_density():
+    z = np.linspace(-8.9, 8.9, 1001)
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    slope = ops.normal_cdf_forward(z + 1e-30j)[0].imag / 1e-30
+    np.testing.assert_allclose(slope, density, rtol=1e-11)
+    np.testing.assert_allclose(ops.normal_cdf_backward(1.0, ops.normal_cdf_forward(z)[1]), density, rtol=1e-13)
+
+
+@each_dtype
+def test_normal_cdf_ends_at_zero_and_one(dtype):
+    p, cache = ops.normal_cdf_forward(np.array([-1e30, -math.inf, 1e30, math.inf], dtype))
+    np.testing.assert_allclose(p, [0, 0, 1, 1], atol=1e-15)
+    np.testing.assert_allclose(ops.normal_cdf_backward(np.ones(4, dtype), cache), 0, atol=1e-15)
+
+
+def test_normal_cdf_passes_on_what_is_not_a_number():
+    p = ops.normal_cdf_forward(np.array([0.0, math.nan, 1.0]))[0]
+    assert np.isnan(p).tolist() == [False, True, False]
+
+
+def test_float32_normal_cdf_is_right_to_its_digits():
+    z = NORMAL_Z.astype(np.float32)
+    np.testing.assert_allclose(ops.normal_cdf_forward(z)[0], [phi(float(each)) for each in z], rtol=0, atol=2e-7)
 
 
 def test_rmsnorm_by_hand():

@@ -10,7 +10,9 @@ import pytest
 
 from minimoe import gradcheck
 from minimoe.config import ModelConfig
+from minimoe.moe import tokens
 from minimoe.moe.routers import softmax_topk
+from minimoe.moe.routing import RoutingGrad
 from minimoe.nn import ops
 
 LOGIT_TE = np.random.default_rng(0).normal(size=(6, 5))
@@ -21,22 +23,32 @@ def config_for(logit_TE, **options):
     return ModelConfig(d_model=T, n_heads=1, n_experts=E, **options)
 
 
+def everyone(n_tokens):
+    """The Tokens of so many without padding."""
+    return tokens.nameless(np.ones(n_tokens, bool))
+
+
+def pull(dgate_A, dprob_TE, dlogit_TE):
+    """A RoutingGrad; the router has no noise, so nobody pulls at a chance."""
+    return RoutingGrad(dgate_A, dprob_TE, dlogit_TE, np.full_like(dprob_TE, np.nan))
+
+
 def route(logit_TE, **options):
     T = len(logit_TE)
     weights = {"w_router_DE": logit_TE}
-    return softmax_topk.forward(np.eye(T), weights, config_for(logit_TE, **options), np.ones(T, bool))
+    return softmax_topk.forward(np.eye(T), weights, config_for(logit_TE, **options), everyone(T))
 
 
 def dlogit_of(dgate_A, cache):
     zeros_TE = np.zeros_like(LOGIT_TE)
-    return softmax_topk.backward(dgate_A, zeros_TE, zeros_TE, cache)[1]["w_router_DE"]
+    return softmax_topk.backward(pull(dgate_A, zeros_TE, zeros_TE), cache)[1]["w_router_DE"]
 
 
 def random_case(dtype=np.float64):
     rng = np.random.default_rng(0)
     config = ModelConfig(d_model=4, n_heads=1, n_experts=5, top_k=3)
     x_TD, w_router_DE = rng.normal(size=(7, 4)).astype(dtype), rng.normal(size=(4, 5)).astype(dtype)
-    return config, x_TD, w_router_DE, np.arange(7) != 3
+    return config, x_TD, w_router_DE, tokens.nameless(np.arange(7) != 3)
 
 
 # The second token's weights: e^logit = 4, 1, 3 of 8.  The first token's: 1, 2, 3 of 6.
@@ -70,11 +82,11 @@ def test_the_routing_carries_the_scores_and_their_softmax():
 
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_equals_a_loop_over_tokens(renormalize):
-    config, x_TD, w_router_DE, mask_T = random_case()
+    config, x_TD, w_router_DE, real = random_case()
     routing, _ = softmax_topk.forward(
-        x_TD, {"w_router_DE": w_router_DE}, replace(config, renormalize=renormalize), mask_T)
+        x_TD, {"w_router_DE": w_router_DE}, replace(config, renormalize=renormalize), real)
     expected = []
-    for t in np.flatnonzero(mask_T):
+    for t in np.flatnonzero(real.mask_T):
         weight_E = [np.exp(sum(x_TD[t, d] * w_router_DE[d, e] for d in range(4))) for e in range(5)]
         best_K = sorted(range(5), key=lambda e, weight_E=weight_E: -weight_E[e])[:3]
         total = sum(weight_E[e] for e in (best_K if renormalize else range(5)))
@@ -85,16 +97,16 @@ def test_equals_a_loop_over_tokens(renormalize):
 
 @pytest.mark.parametrize("options", [dict(top_k=1), dict(top_k=3), dict(top_k=3, renormalize=False), dict(top_k=5)])
 def test_gradients_of_gates_probabilities_and_logits(options):
-    config, x_TD, w_router_DE, mask_T = random_case()
+    config, x_TD, w_router_DE, real = random_case()
     config = replace(config, **options)
 
     def forward(x_TD, w_router_DE):
-        routing, cache = softmax_topk.forward(x_TD, {"w_router_DE": w_router_DE}, config, mask_T)
+        routing, cache = softmax_topk.forward(x_TD, {"w_router_DE": w_router_DE}, config, real)
         return np.concatenate([routing.gate_A, routing.prob_TE.ravel(), routing.logit_TE.ravel()]), cache
 
     def backward(doutput, cache):
         dgate_A, dprob, dlogit = np.split(doutput, [6 * config.top_k, 6 * config.top_k + 35])
-        dx_TD, dweights = softmax_topk.backward(dgate_A, dprob.reshape(7, 5), dlogit.reshape(7, 5), cache)
+        dx_TD, dweights = softmax_topk.backward(pull(dgate_A, dprob.reshape(7, 5), dlogit.reshape(7, 5)), cache)
         return dx_TD, dweights["w_router_DE"]
 
     report = gradcheck.check_pair("router", forward, backward, {"x_TD": x_TD, "w_router_DE": w_router_DE})
@@ -176,18 +188,18 @@ def test_experts_of_a_token_are_distinct_in_any_batch():
 
 
 def test_padding_has_no_assignments():
-    config, x_TD, w_router_DE, mask_T = random_case()
-    routing, _ = softmax_topk.forward(x_TD, {"w_router_DE": w_router_DE}, config, mask_T)
+    config, x_TD, w_router_DE, real = random_case()
+    routing, _ = softmax_topk.forward(x_TD, {"w_router_DE": w_router_DE}, config, real)
     assert routing.token_A.tolist() == np.repeat([0, 1, 2, 4, 5, 6], 3).tolist()
-    assert routing.mask_T is mask_T
+    assert routing.tokens is real
 
 
 def test_the_router_is_causal_since_a_token_is_routed_on_its_own():
     config, x_TD, w_router_DE, _ = random_case()
-    weights, all_T = {"w_router_DE": w_router_DE}, np.ones(7, bool)
-    whole, _ = softmax_topk.forward(x_TD, weights, config, all_T)
-    part, _ = softmax_topk.forward(x_TD[:4], weights, config, all_T[:4])
-    assert softmax_topk.CAUSAL
+    weights = {"w_router_DE": w_router_DE}
+    whole, _ = softmax_topk.forward(x_TD, weights, config, everyone(7))
+    part, _ = softmax_topk.forward(x_TD[:4], weights, config, everyone(4))
+    assert softmax_topk.CAUSAL and softmax_topk.CAUSAL_IN_EVALUATION
     assert part.expert_A.tolist() == whole.expert_A[:12].tolist()
     np.testing.assert_allclose(part.gate_A, whole.gate_A[:12], rtol=1e-12)
 
@@ -204,7 +216,7 @@ def test_permuted_router_columns_permute_the_choices():
 def test_replay_keeps_the_choices_and_computes_the_gates_anew(renormalize):
     first, _ = route(LOGIT_TE, top_k=2, renormalize=renormalize)
     config = config_for(LOGIT_TE, top_k=2, renormalize=renormalize)
-    second, _ = softmax_topk.forward(np.eye(6), {"w_router_DE": -LOGIT_TE}, config, np.ones(6, bool), replay=first)
+    second, _ = softmax_topk.forward(np.eye(6), {"w_router_DE": -LOGIT_TE}, config, everyone(6), replay=first)
     assert second.expert_A.tolist() == first.expert_A.tolist()
     assert second.rank_A.tolist() == first.rank_A.tolist()
     weight_TK = np.exp(-LOGIT_TE)[first.token_A, first.expert_A].reshape(6, 2)
@@ -213,22 +225,22 @@ def test_replay_keeps_the_choices_and_computes_the_gates_anew(renormalize):
 
 
 def test_float32_stays_float32():
-    config, x_TD, w_router_DE, mask_T = random_case(np.float32)
-    routing, cache = softmax_topk.forward(x_TD, {"w_router_DE": w_router_DE}, config, mask_T)
-    dx_TD, dweights = softmax_topk.backward(routing.gate_A, routing.prob_TE, routing.logit_TE, cache)
+    config, x_TD, w_router_DE, real = random_case(np.float32)
+    routing, cache = softmax_topk.forward(x_TD, {"w_router_DE": w_router_DE}, config, real)
+    dx_TD, dweights = softmax_topk.backward(pull(routing.gate_A, routing.prob_TE, routing.logit_TE), cache)
     arrays = routing.gate_A, routing.prob_TE, routing.logit_TE, dx_TD, dweights["w_router_DE"]
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
 def test_nothing_passed_in_is_changed_and_backward_can_be_called_twice():
-    config, x_TD, w_router_DE, mask_T = random_case()
+    config, x_TD, w_router_DE, real = random_case()
     dprob_TE, dlogit_TE = np.random.default_rng(1).normal(size=(2, 7, 5))
     dgate_A = np.random.default_rng(2).normal(size=18)
-    for array in (x_TD, w_router_DE, mask_T, dprob_TE, dlogit_TE, dgate_A):
+    for array in (x_TD, w_router_DE, real.mask_T, dprob_TE, dlogit_TE, dgate_A):
         array.flags.writeable = False
-    _, cache = softmax_topk.forward(x_TD, {"w_router_DE": w_router_DE}, config, mask_T)
+    _, cache = softmax_topk.forward(x_TD, {"w_router_DE": w_router_DE}, config, real)
     (dx_TD, dweights), (dx_again_TD, dweights_again) = (
-        softmax_topk.backward(dgate_A, dprob_TE, dlogit_TE, cache) for _ in range(2))
+        softmax_topk.backward(pull(dgate_A, dprob_TE, dlogit_TE), cache) for _ in range(2))
     np.testing.assert_array_equal(dx_again_TD, dx_TD)
     np.testing.assert_array_equal(dweights_again["w_router_DE"], dweights["w_router_DE"])
 

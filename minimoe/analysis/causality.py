@@ -1,0 +1,171 @@
+"""Who looks into the future?  For every router, capacity and drop order: measured, and held against what is declared.
+
+A language model predicts the next token, so what happens to a token must not depend on later ones.  Four questions,
+each put to the running code on many random inputs:
+
+    future   does changing the last token change where an earlier token goes, whether it is kept, or its gate?
+    prefix   does a text cut short come out otherwise than as the beginning of the longer one: f(x[:t]) != f(x)[:t]?
+    batch    does a sequence come out otherwise if the sequences of the batch change places?
+    cached   does decoding token by token, with kept keys and values, give other logits than one pass?
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from minimoe import generation, model
+from minimoe.config import ModelConfig
+from minimoe.moe import capacity, layer, routers
+from minimoe.moe import tokens as token_records
+from minimoe.names import DROP_ORDERS, ROUTERS
+
+CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_hidden=5, n_experts=4, top_k=2, max_sequence=16)
+SAME = 1e-9
+"""Outputs that differ by less are the same: matrix products of other sizes round otherwise."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One router with one capacity and drop order, in training or in evaluation.
+
+    future, prefix, batch, cached: share of the trials in which it made a difference (1).  None where the question makes
+    no sense: training does not decode, and where lots are drawn they fall otherwise for another length or order.
+    declared: whether router and drop order say that they are causal.
+    """
+
+    router: str
+    capacity_factor: float | None
+    drop_order: str
+    training: bool
+    future: float
+    prefix: float | None
+    batch: float | None
+    cached: float | None
+    declared: bool
+
+    @property
+    def as_declared(self):
+        """Whether the future never mattered if they say so; and did in some trial, if the router says it may.
+
+        A drop order that promises nothing need not leak: by rank there are no second choices to wait with K = 1, and
+        experts in turn do not depend on what the last token is.
+        """
+        return self.future == 0 if self.declared else self.future > 0 or self.capacity_factor is not None
+
+
+def study(trials=50, names=tuple(routers.POLICIES), factors=(None, 0.75), orders=tuple(DROP_ORDERS)):
+    """A list of Rows, for every router x capacity x drop order, in training and in evaluation.
+
+    trials: random inputs for each.  factors: capacity factors; None is dropless, where the order has no effect, so that
+    one row stands for all.
+    """
+    configs = [replace(CONFIG, router=name, top_k=ROUTERS[name].top_k or CONFIG.top_k, capacity_factor=factor,
+                       eval_capacity_factor=factor, drop_order=order)
+               for name in names for factor in factors for order in (orders if factor is not None else orders[:1])]
+    return [examine(config, training, trials) for config in configs for training in (True, False)]
+
+
+def examine(config, training, trials):
+    """The Row of one configuration."""
+    factor, order = capacity.rules(config, training)
+    policy = routers.POLICIES[config.router]
+    causal = policy.CAUSAL if training else policy.CAUSAL_IN_EVALUATION
+    by_lot = training and not _same(_run(config, training, *_inputs(config, 0), lot=0),
+                                    _run(config, training, *_inputs(config, 0), lot=1))
+
+    def share(differs):
+        return float(np.mean([differs(config, training, seed) for seed in range(trials)]))
+
+    return Row(config.router, factor, config.drop_order, training, future=share(_future_matters),
+               prefix=None if by_lot else share(_prefix_differs), batch=None if by_lot else share(_batch_order_matters),
+               cached=None if training else share(_cached_differs),
+               declared=causal and (factor is None or order in capacity.CAUSAL_ORDERS))
+
+
+def table(rows):
+    """The study as text: one line a configuration, training beside evaluation."""
+    head = (f"{'':38}{'in training':^27}  {'in evaluation':^36}\n{'router':<15}{'capacity, drop order':<23}"
+            f"{'future':>9}{'prefix':>9}{'batch':>9}  {'future':>9}{'prefix':>9}{'batch':>9}{'cached':>9}  as declared")
+    lines = [head]
+    for train, evaluate in zip(rows[::2], rows[1::2], strict=True):
+        room = "dropless" if train.capacity_factor is None else f"{train.capacity_factor:g}, {train.drop_order}"
+        cells = [_cell(r) for r in (train.future, train.prefix, train.batch)]
+        more = [_cell(r) for r in (evaluate.future, evaluate.prefix, evaluate.batch, evaluate.cached)]
+        agrees = "yes" if train.as_declared and evaluate.as_declared else "NO"
+        lines.append(f"{train.router:<15}{room:<23}{''.join(cells)}  {''.join(more)}  {agrees}")
+    return "\n".join(lines + ["", NOTES])
+
+
+NOTES = """\
+Share of random trials in which it made a difference.
+future: changing the last token changed an earlier token's experts, gates, or whether it was kept
+prefix: f(x[:t]) is not f(x)[:t]          batch: swapping sequences changed what comes out for them
+cached: decoding token by token gave other logits than one pass          lots: chance decides, so nothing to compare
+as declared: the flags CAUSAL and CAUSAL_IN_EVALUATION of the router, and its drop order, promise what was measured"""
+
+
+def _cell(share):
+    return f"{'lots' if share is None else '-' if share == 0 else f'{share:.0%}':>9}"
+
+
+def _inputs(config, seed, n_sequences=1):
+    """Random vectors, the vocabulary numbers of their tokens, and the weights of a layer."""
+    rng = np.random.default_rng(seed)
+    weights = {name: rng.normal(size=w.shape) for name, w in layer.weights(config, 1.0, 1.0).items()}
+    id_BS = rng.integers(0, config.vocab_size, (n_sequences, config.max_sequence))
+    return rng.normal(size=(*id_BS.shape, config.d_model)), id_BS, weights
+
+
+def _run(config, training, x_BSD, id_BS, weights, lot=0):
+    """y_BSD and the Routing of one layer."""
+    (y_TD, routing), _ = layer.moe_forward(x_BSD.reshape(-1, config.d_model), weights, config,
+                                           token_records.of_batch(id_BS), training, np.random.default_rng(lot))
+    return y_TD.reshape(x_BSD.shape), routing
+
+
+def _same(one, other):
+    return np.array_equal(one[1].expert_A, other[1].expert_A) and bool(np.abs(one[0] - other[0]).max() < SAME)
+
+
+def _decisions(routing, n_tokens):
+    """Expert, gate and fate of the first tokens' assignments, as a matrix [tokens, E] of kept gates and one of all."""
+    gate_TE = np.zeros((2, routing.n_tokens, routing.n_experts))
+    gate_TE[0, routing.token_A, routing.expert_A] = routing.gate_A
+    gate_TE[1, routing.token_A, routing.expert_A] = routing.gate_A * routing.kept_A
+    return gate_TE[:, :n_tokens]
+
+
+def _future_matters(config, training, seed):
+    x_BSD, id_BS, weights = _inputs(config, seed)
+    before = _decisions(_run(config, training, x_BSD, id_BS, weights)[1], config.max_sequence - 1)
+    rng = np.random.default_rng([seed, 1])
+    x_BSD, id_BS = x_BSD.copy(), id_BS.copy()
+    x_BSD[0, -1], id_BS[0, -1] = rng.normal(size=config.d_model), (id_BS[0, -1] + 1) % config.vocab_size
+    after = _decisions(_run(config, training, x_BSD, id_BS, weights)[1], config.max_sequence - 1)
+    return bool(np.abs(after - before).max() > SAME)
+
+
+def _prefix_differs(config, training, seed):
+    x_BSD, id_BS, weights = _inputs(config, seed)
+    cut = config.max_sequence // 2
+    whole, _ = _run(config, training, x_BSD, id_BS, weights)
+    part, _ = _run(config, training, x_BSD[:, :cut], id_BS[:, :cut], weights)
+    return bool(np.abs(whole[:, :cut] - part).max() > SAME)
+
+
+def _batch_order_matters(config, training, seed):
+    x_BSD, id_BS, weights = _inputs(config, seed, n_sequences=3)
+    y_BSD, _ = _run(config, training, x_BSD, id_BS, weights)
+    turned, _ = _run(config, training, x_BSD[::-1], id_BS[::-1], weights)
+    return bool(np.abs(turned[::-1] - y_BSD).max() > SAME)
+
+
+def _cached_differs(config, training, seed):
+    params = model.init_params(config, seed, np.float64)
+    tokens_S = np.random.default_rng(seed).integers(0, config.vocab_size, config.max_sequence)
+    logits_BSV, _ = model.forward(params, tokens_S[None], config)
+    pasts, worst = None, 0.0
+    for i in range(len(tokens_S)):
+        logit_V, pasts = generation.next_logits(params, config, tokens_S[i:i + 1], pasts)
+        worst = max(worst, np.abs(logits_BSV[0, i] - logit_V).max())
+    return worst > SAME

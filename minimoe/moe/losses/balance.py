@@ -1,0 +1,73 @@
+"""Losses of the kind load times mean probability: they push the router away from experts that many tokens chose."""
+
+import numpy as np
+
+
+def balance_forward(routing, load_E=None):
+    """How unevenly the tokens are spread: 1 when the load, or the mean probability, is uniform.
+
+        L = E * sum_e f_e P_e,   f_e = share of the assignments,   P_e = mean over tokens of prob_te
+
+                                                        [Switch, arXiv:2101.03961, eq. 4-6, with f / K for K > 1]
+    f is counted before capacity; being a count, it passes no gradient.  Some codes let f sum to K: their loss is K
+    times this one.  The loss can be below 1, since tokens that are sure count as much in f as tokens that are not.
+    Padding counts in neither.
+
+    load_E: f of more tokens than these, such as all micro-batches of a step: then the spread within a micro-batch is
+    free, and only that of the whole has to be even.                        [Qiu 2025, arXiv:2501.11873, sec. 3]
+    Returns the loss (1), cache.
+    """
+    load_E = routing.load_E if load_E is None else load_E
+    pull_E = (routing.n_experts * load_E).astype(routing.prob_TE.real.dtype)
+    return pull_E @ (routing.weight_T @ routing.prob_TE), (pull_E, routing.weight_T)
+
+
+def balance_backward(dloss, cache):
+    """Gradient of prob_TE: the same for every token, and largest for the most loaded expert."""
+    pull_E, weight_T = cache
+    return dloss * np.outer(weight_T, pull_E)  # loss = pull @ (weight @ prob)
+
+
+def sequence_forward(routing):
+    """The balance loss of each sequence by itself, averaged over sequences: no single text may overload an expert.
+
+        L = mean over sequences of sum_e f_e P_e,   f_e = E / (K S) * assignments to e,   P_e = mean over S of prob_te
+
+                                                        [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2]
+    f counts the assignments that were made; the paper's f counts the K best scores without the bias that helped to
+    choose, which is the same while there is none.  A sequence of padding alone does not count.  Returns the loss (1),
+    cache.
+    """
+    sequence_T, n_sequences = routing.tokens.sequence_T, routing.tokens.n_sequences
+    cell_A = sequence_T[routing.token_A] * routing.n_experts + routing.expert_A
+    count_BE = np.bincount(cell_A, minlength=n_sequences * routing.n_experts).reshape(n_sequences, -1)
+    n_assigned_B1 = np.where(count_BE.any(axis=1), count_BE.sum(axis=1), 1)[:, None]
+    length_B = np.bincount(sequence_T, routing.mask_T, n_sequences)
+    share_T = (routing.mask_T / np.where(length_B > 0, length_B, 1)[sequence_T]) / max((length_B > 0).sum(), 1)
+    pull_TE = (routing.n_experts * count_BE / n_assigned_B1)[sequence_T] * share_T[:, None]
+    pull_TE = pull_TE.astype(routing.prob_TE.real.dtype)
+    return (pull_TE * routing.prob_TE).sum(), pull_TE
+
+
+def sequence_backward(dloss, cache):
+    """Gradient of prob_TE."""
+    pull_TE = cache
+    return dloss * pull_TE  # loss = sum of pull * prob
+
+
+def device_forward(routing, n_devices):
+    """The balance loss of groups of experts, one a device: devices have to be even, experts within one need not.
+
+        L = sum_i f'_i P'_i,   f'_i = mean over the device's experts of E f_e,   P'_i = sum over them of P_e
+
+                                                        [DeepSeekMoE, arXiv:2401.06066, sec. 3.3]
+    n_devices: must divide E.  1 when devices are even; with one expert a device it is the balance loss, with one
+    device always 1.  Returns the loss (1), cache.
+    """
+    by_device = (routing.n_experts * routing.load_E).reshape(n_devices, -1)
+    return balance_forward(routing, np.repeat(by_device.mean(axis=1), by_device.shape[1]) / routing.n_experts)
+
+
+def device_backward(dloss, cache):
+    """Gradient of prob_TE."""
+    return balance_backward(dloss, cache)

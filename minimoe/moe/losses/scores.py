@@ -1,0 +1,42 @@
+"""Losses of the scores alone, whoever is chosen: large logits, and probabilities that are too sure too soon."""
+
+import math
+
+import numpy as np
+
+
+def z_forward(routing):
+    """How large the router's logits are: the mean over tokens of logsumexp(logit)^2.
+
+                                                        [ST-MoE, arXiv:2202.08906, eq. 5]
+    Adding a constant to all logits changes no probability, but changes this loss.  Returns the loss (nats^2), cache.
+    """
+    logit_TE = routing.logit_TE
+    top_T1 = logit_TE.real.max(axis=1, keepdims=True)
+    lse_T = np.log(np.exp(logit_TE - top_T1).sum(axis=1)) + top_T1[:, 0]
+    return routing.weight_T @ (lse_T * lse_T), (lse_T, routing)
+
+
+def z_backward(dloss, cache):
+    """Gradient of logit_TE: 2 logsumexp * softmax, a token's share of it."""
+    lse_T, routing = cache
+    prob_TE = np.exp(routing.logit_TE - lse_T[:, None])  # d lse/d logit = softmax(logit)
+    return (dloss * 2 * routing.weight_T * lse_T)[:, None] * prob_TE
+
+
+def entropy_forward(routing):
+    """How sure the router is: the mean over tokens of log E - H(p), H = -sum_e p log p; 0 when it knows nothing.
+
+    Lowering it raises the entropy, so its weight is that of an entropy bonus, usually written -H; log E makes it the
+    divergence of p from the uniform distribution, which is never negative.  Returns the loss (nats), cache.
+    """
+    prob_TE = routing.prob_TE
+    log_TE = np.log(np.where(prob_TE.real > 0, prob_TE, 1))  # p log p is 0 at p = 0
+    lack_T = math.log(routing.n_experts) + (prob_TE * log_TE).sum(axis=1)
+    return routing.weight_T @ lack_T, (log_TE, routing.weight_T)
+
+
+def entropy_backward(dloss, cache):
+    """Gradient of prob_TE."""
+    log_TE, weight_T = cache
+    return (dloss * weight_T)[:, None] * (log_TE + 1)  # d (p log p)/dp = log p + 1

@@ -1,0 +1,68 @@
+"""Losses that count how much the experts' shares vary: the squared coefficient of variation, variance / mean^2."""
+
+import numpy as np
+
+
+def variation_forward(x_E):
+    """CV(x)^2 = variance / mean^2, without a square root, whose slope at even shares would be infinite.
+
+    The variance is that of a population (divided by E); divided by E - 1, as some codes do, it is E / (E - 1) times
+    as large.  0 where all are 0.  Returns the number, cache.
+    """
+    mean = x_E.mean()
+    if mean == 0:
+        return mean * 0, (x_E, None)
+    excess_E = x_E / mean - 1
+    return (excess_E * excess_E).mean(), (x_E, mean)
+
+
+def variation_backward(dloss, cache):
+    """Gradient of x_E."""
+    x_E, mean = cache
+    if mean is None:
+        return np.zeros_like(x_E)
+    excess_E = x_E / mean - 1
+    along = (excess_E * x_E).mean() / mean  # the mean moves too: excess = x / mean - 1
+    return dloss * 2 / (len(x_E) * mean) * (excess_E - along)
+
+
+def importance_forward(routing):
+    """How much the experts' importance, the sum of their gates over the tokens, varies: 0 when it is even.
+
+        L = CV(sum_t g_te)^2                                    [Shazeer 2017, arXiv:1701.06538, eq. 6-7]
+
+    Even importance is not even load: one large gate weighs as much as many small ones.  Gates count before capacity.
+    Returns the loss (1), cache.
+    """
+    gate_TE = np.zeros_like(routing.prob_TE, np.result_type(routing.prob_TE, routing.gate_A))
+    gate_TE[routing.token_A, routing.expert_A] = routing.gate_A  # a token has an expert once
+    loss, cache = variation_forward(gate_TE.sum(axis=0))
+    return loss, (cache, routing.expert_A)
+
+
+def importance_backward(dloss, cache):
+    """Gradient of gate_A: the same for all tokens of an expert."""
+    cache, expert_A = cache
+    return variation_backward(dloss, cache)[expert_A]
+
+
+def load_forward(routing):
+    """How much the experts' expected loads vary: 0 when they are even.
+
+        L = CV(sum_t P_te)^2,   P_te: chance that another draw of the noise sends t to e
+
+                                                        [Shazeer 2017, arXiv:1701.06538, eq. 8-11]
+    The count of assignments would be the same on average, but it has no gradient.  Returns the loss (1), cache.
+    Raises ValueError for a router without noise.
+    """
+    if routing.chance_TE is None:
+        raise ValueError("the load loss needs chance_TE, which router 'noisy_topk' has if load_coef is above 0")
+    load_E = (routing.chance_TE * routing.mask_T[:, None]).sum(axis=0)
+    loss, cache = variation_forward(load_E)
+    return loss, (cache, routing.mask_T)
+
+
+def load_backward(dloss, cache):
+    """Gradient of chance_TE."""
+    cache, mask_T = cache
+    return mask_T[:, None] * variation_backward(dloss, cache)

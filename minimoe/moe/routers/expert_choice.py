@@ -1,0 +1,56 @@
+"""Expert choice: the experts choose the tokens.  Balanced by design and not causal: a token has to beat later ones."""
+
+import numpy as np
+
+from minimoe.moe import capacity, routing
+from minimoe.moe.routers import softmax_topk
+from minimoe.nn import ops
+
+CAUSAL = False
+CAUSAL_IN_EVALUATION = False
+NEEDS_TOKEN_IDS = False
+EVALUATION = "the same as in training: over all tokens of the batch"
+
+weights = softmax_topk.weights
+
+
+def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
+    """Each expert takes the C = K T / E tokens with the highest probability for it; a token may have 0 to E experts.
+
+        S = softmax(x W);  g = S of the pairs that are chosen           [Zhou 2022, arXiv:2202.09368, eq. 1]
+
+    K is the mean number of experts a token, the paper's c.  Equal probabilities go to the earlier token.
+    Returns a Routing, cache.
+    """
+    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    if replay is None:
+        token_A, expert_A, rank_A = _choose(prob_TE.real, config.top_k, tokens.mask_T)
+    else:
+        token_A, expert_A, rank_A = replay.token_A, replay.expert_A, replay.rank_A
+    gate_A = prob_TE[token_A, expert_A]
+    result = routing.without_limit(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens)
+    return result, (linear_cache, softmax_cache, token_A, expert_A)
+
+
+def backward(grad, cache):
+    """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
+    linear_cache, softmax_cache, token_A, expert_A = cache
+    dprob_TE = grad.dprob_TE.copy()
+    dprob_TE[token_A, expert_A] += grad.dgate_A  # a pair is chosen once, so += loses nothing
+    dlogit_TE = grad.dlogit_TE + ops.softmax_backward(dprob_TE, softmax_cache)
+    dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, linear_cache)
+    return dx_TD, {"w_router_DE": dw_router_DE}
+
+
+def _choose(prob_TE, top_k, mask_T):
+    """token_A, expert_A, rank_A, token by token, a token's surest expert first."""
+    n_tokens, n_experts = int(mask_T.sum()), prob_TE.shape[1]
+    room = capacity.capacity(top_k * n_tokens, n_tokens, n_experts, 1) if n_tokens else 0
+    order_TE = np.argsort(np.where(mask_T[:, None], -prob_TE, np.inf), axis=0, kind="stable")
+    token_A = order_TE[:room].ravel()
+    expert_A = np.tile(np.arange(n_experts), room)
+    order_A = np.lexsort((expert_A, -prob_TE[token_A, expert_A], token_A))
+    token_A, expert_A = token_A[order_A], expert_A[order_A]
+    first_A = np.searchsorted(token_A, token_A)
+    return token_A, expert_A, np.arange(len(token_A)) - first_A

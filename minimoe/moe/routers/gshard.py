@@ -1,0 +1,52 @@
+"""GShard: the two best experts, the second at random in proportion to its gate, so that a weak one saves its room."""
+
+import numpy as np
+
+from minimoe.moe import assign, routing
+from minimoe.moe.routers import softmax_topk
+from minimoe.nn import ops
+
+CAUSAL = True
+CAUSAL_IN_EVALUATION = True
+NEEDS_TOKEN_IDS = False
+EVALUATION = "the second expert always"
+
+SURE, LEAST = 0.5, -1.0
+"""Share of the gates from which a second expert is always used in training; share that it must exceed in evaluation."""
+
+weights = softmax_topk.weights
+
+
+def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None, sure=SURE, least=LEAST):
+    """Softmax top-2; in training the second expert is used with probability min(1, 2 g_2).
+
+        g_i = p_i / (p_1 + p_2)                                 [GShard, arXiv:2006.16668, algorithm 1]
+
+    If the second is not used, the first gate stays what it is.  Returns a Routing, cache.
+    """
+    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    expert_TK = routing.best(logit_TE, config.top_k, replay)
+    sent_TK = _used(np.take_along_axis(prob_TE.real, expert_TK, axis=1), training, rng, sure, least)
+    if replay is not None:
+        sent_TK = np.zeros_like(sent_TK)
+        sent_TK[replay.token_A, replay.rank_A] = True
+    sent_TK &= tokens.mask_T[:, None]
+    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, sent_TK, config.gates_sum_to_one)
+    return (routing.without_limit(*assigned, logit_TE, prob_TE, tokens),
+            (linear_cache, softmax_cache, assign_cache))
+
+
+def backward(grad, cache):
+    """Gradients of x_TD and, as a dict, of the weights.  Chance has none.  grad: RoutingGrad."""
+    return softmax_topk.backward(grad, cache)
+
+
+def _used(prob_TK, training, rng, sure, least):
+    """Which of a token's choices are used: the first always."""
+    share_TK = prob_TK / prob_TK.sum(axis=1, keepdims=True)
+    used_TK = share_TK > least
+    if training:
+        used_TK = routing.need(rng, "router 'gshard' or 'st_moe'").random(share_TK.shape) * sure < share_TK
+    used_TK[:, 0] = True
+    return used_TK

@@ -1,0 +1,98 @@
+"""Noisy top-k: trained noise on the scores lets every expert be tried, and makes the expected load differentiable."""
+
+import numpy as np
+
+from minimoe.moe import assign, routing
+from minimoe.nn import ops
+from minimoe.params import Weight
+
+CAUSAL = True
+CAUSAL_IN_EVALUATION = True
+NEEDS_TOKEN_IDS = False
+EVALUATION = "without noise: the best clean scores"
+
+
+LEAST_SPREAD = 0.01
+"""Added to every spread, as the paper's code in Tensor2Tensor does: a spread of 0 would leave a load of 0 / 0."""
+
+
+def weights(config, std):
+    """A score and a spread of noise for each expert, linear in the token.  Both start at 0, where the load is even."""
+    shape = config.d_model, config.n_experts
+    return {"w_router_DE": Weight(shape, 0.0), "w_noise_DE": Weight(shape, 0.0)}
+
+
+def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
+    """The K best of the scores with noise; the gates are a softmax over those K.
+
+        H = x W + eps * (softplus(x W_noise) + 0.01), eps from N(0, 1);  g = softmax(keep the K best of H)
+
+                                                        [Shazeer 2017, arXiv:1701.06538, eq. 3-5]
+    The softmax over the K best scores is the softmax over all, rescaled to sum to 1 over the K.  Returns a Routing,
+    with the chances of all experts if the configuration has a load loss, and the cache.
+    """
+    w_both = np.concatenate([weights["w_router_DE"], weights["w_noise_DE"]], axis=1)  # one product is faster than two
+    both, linear_cache = ops.linear_forward(x_TD, w_both)
+    clean_TE, raw_TE = np.split(both, 2, axis=1)
+    spread_TE, spread_cache = ops.softplus_forward(raw_TE)
+    spread_TE = spread_TE + LEAST_SPREAD
+    noise_TE = np.zeros_like(clean_TE.real)
+    if training:
+        noise_TE = routing.need(rng, "router 'noisy_topk'").standard_normal(clean_TE.shape).astype(noise_TE.dtype)
+    logit_TE = clean_TE + noise_TE * spread_TE
+    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    expert_TK = routing.best(logit_TE, config.top_k, replay)
+    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    chance_TE = chance_cache = None
+    if config.loss_coefs["load"] > 0:
+        chance_TE, chance_cache = chance_forward(clean_TE, spread_TE, logit_TE, expert_TK)
+    result = routing.without_limit(*assigned, logit_TE, prob_TE, tokens, chance_TE)
+    return result, (linear_cache, spread_cache, noise_TE, softmax_cache, assign_cache, chance_cache)
+
+
+def backward(grad, cache):
+    """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
+    linear_cache, spread_cache, noise_TE, softmax_cache, assign_cache, chance_cache = cache
+    dprob_TE = grad.dprob_TE + assign.assign_backward(grad.dgate_A, assign_cache)
+    dlogit_TE = grad.dlogit_TE + ops.softmax_backward(dprob_TE, softmax_cache)
+    dclean_TE, dspread_TE, dthreshold_TE = chance_backward(grad.dchance_TE, chance_cache)
+    dlogit_TE = dlogit_TE + dthreshold_TE
+    dclean_TE = dclean_TE + dlogit_TE  # logit = clean + noise * spread
+    draw_TE = ops.softplus_backward(dspread_TE + noise_TE * dlogit_TE, spread_cache)
+    dx_TD, dw_both = ops.linear_backward(np.concatenate([dclean_TE, draw_TE], axis=1), linear_cache)
+    dw_router_DE, dw_noise_DE = np.split(dw_both, 2, axis=1)
+    return dx_TD, {"w_router_DE": dw_router_DE, "w_noise_DE": dw_noise_DE}
+
+
+def chance_forward(clean_TE, spread_TE, logit_TE, expert_TK):
+    """Probability that each expert would be among the K best, if its noise alone were drawn again.
+
+        P = Phi((clean - threshold) / spread), threshold: the K-th best of the other experts' noisy scores
+
+                                                        [Shazeer 2017, arXiv:1701.06538, eq. 8-9]
+    expert_TK: the K best.  An expert among them has to beat the next one, any other the K-th.  With K = E there is
+    nothing to beat, and the chance is 1.  Returns chance_TE, cache.
+    """
+    top_k, n_experts = expert_TK.shape[1], clean_TE.shape[1]
+    if top_k == n_experts:
+        return np.ones_like(clean_TE), None
+    chosen_TE = np.zeros(clean_TE.shape, bool)
+    np.put_along_axis(chosen_TE, expert_TK, True, axis=1)
+    last_T1 = expert_TK[:, -1:]
+    next_T1 = np.where(chosen_TE, -np.inf, logit_TE.real).argmax(axis=1)[:, None]
+    rival_TE = np.where(chosen_TE, next_T1, last_T1)
+    z_TE = (clean_TE - np.take_along_axis(logit_TE, rival_TE, axis=1)) / spread_TE
+    chance_TE, phi_cache = ops.normal_cdf_forward(z_TE)
+    return chance_TE, (chosen_TE, last_T1, next_T1, z_TE, spread_TE, phi_cache)
+
+
+def chance_backward(dchance_TE, cache):
+    """Gradients of clean_TE, spread_TE and logit_TE."""
+    if cache is None:
+        return (np.zeros_like(dchance_TE),) * 3
+    chosen_TE, last_T1, next_T1, z_TE, spread_TE, phi_cache = cache
+    dclean_TE = ops.normal_cdf_backward(dchance_TE, phi_cache) / spread_TE  # z = (clean - rival) / spread
+    dlogit_TE = np.zeros_like(dclean_TE)
+    np.put_along_axis(dlogit_TE, last_T1, -np.where(chosen_TE, 0, dclean_TE).sum(axis=1, keepdims=True), axis=1)
+    np.put_along_axis(dlogit_TE, next_T1, -np.where(chosen_TE, dclean_TE, 0).sum(axis=1, keepdims=True), axis=1)
+    return dclean_TE, -z_TE * dclean_TE, dlogit_TE

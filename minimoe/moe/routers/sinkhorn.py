@@ -1,0 +1,60 @@
+"""Sinkhorn: choose by a plan in which every expert has the same load; weigh by the plain probabilities."""
+
+import numpy as np
+
+from minimoe.moe import assign, routing
+from minimoe.moe.routers import softmax_topk
+from minimoe.nn import ops
+
+CAUSAL = False
+CAUSAL_IN_EVALUATION = True
+NEEDS_TOKEN_IDS = False
+EVALUATION = "the best plain scores: no plan, so no look at other tokens"
+
+TOLERANCE, MOST_ROUNDS = 1e-4, 200
+
+weights = softmax_topk.weights
+
+
+def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
+    """In training the K largest entries of a token's row in the plan, else of its scores; gates from the softmax.
+
+                                                        [S-BASE in Clark 2022, arXiv:2202.01169, sec. 3.1]
+    The plan shares the load out evenly, but taking the largest entries rounds it: loads come out near even, not even.
+    No gradient flows through the plan.  Returns a Routing, cache.
+    """
+    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    choice_TE = logit_TE.real.copy()
+    if training:
+        choice_TE[tokens.mask_T] = plan(choice_TE[tokens.mask_T])
+    expert_TK = routing.best(choice_TE, config.top_k, replay)
+    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    return (routing.without_limit(*assigned, logit_TE, prob_TE, tokens),
+            (linear_cache, softmax_cache, assign_cache))
+
+
+def backward(grad, cache):
+    """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
+    return softmax_topk.backward(grad, cache)
+
+
+def plan(logit_TE):
+    """The matrix nearest to exp(logit) whose rows sum to 1 and whose columns sum to T / E each.
+
+        alternately: columns / their sum * T / E, rows / their sum      [Sinkhorn 1964; Cuturi 2013, arXiv:1306.0895]
+
+    Stops when no column is further than TOLERANCE of its share from it, or after MOST_ROUNDS.  Returns plan_TE.
+    """
+    n_tokens, n_experts = logit_TE.shape
+    plan_TE = logit_TE - logit_TE.max(axis=1, keepdims=True)
+    plan_TE -= plan_TE.max(axis=0, initial=-np.inf)  # else an expert that all shun has nothing to scale
+    plan_TE = np.exp(plan_TE - plan_TE.max(axis=1, keepdims=True))
+    plan_TE /= plan_TE.sum(axis=1, keepdims=True)
+    for _ in range(MOST_ROUNDS):
+        share_E = plan_TE.sum(axis=0) * (n_experts / max(n_tokens, 1))
+        if (abs(share_E - 1) < TOLERANCE).all():
+            break
+        plan_TE /= share_E
+        plan_TE /= plan_TE.sum(axis=1, keepdims=True)
+    return plan_TE

@@ -1,0 +1,27 @@
+"""ST-MoE: as GShard, but a second expert is sure of its tokens from a fifth of the gates on."""
+
+from minimoe.moe.routers import gshard
+
+CAUSAL = True
+CAUSAL_IN_EVALUATION = True
+NEEDS_TOKEN_IDS = False
+EVALUATION = "the second expert if its share of the gates is above a fifth"
+
+THRESHOLD = 0.2
+
+weights = gshard.weights
+
+
+def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
+    """Softmax top-2; in training the second expert is used with probability min(1, g_2 / 0.2), g_2 = p_2 / (p_1 + p_2).
+
+                                                        [ST-MoE, arXiv:2202.08906, app. A]
+    Mesh TensorFlow draws in evaluation too; here evaluation uses its "threshold" policy, which is not left to chance.
+    Returns a Routing, cache.
+    """
+    return gshard.forward(x_TD, weights, config, tokens, training, rng, replay, sure=THRESHOLD, least=THRESHOLD)
+
+
+def backward(grad, cache):
+    """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
+    return gshard.backward(grad, cache)

@@ -1,0 +1,93 @@
+"""Soft MoE: no token is sent anywhere.  Each expert works on slots, weighted means of all tokens of a sequence.
+
+Nothing is dropped, nothing jumps, every gradient is dense; but a slot mixes in later tokens, so it cannot write text.
+"""
+
+import numpy as np
+
+from minimoe.moe import experts
+from minimoe.nn import ops
+from minimoe.params import Weight
+
+TINY = 1e-12
+"""Added to the squared length of a vector that is scaled to length 1."""
+
+
+def slots_per_expert(config):
+    """C, so that the experts do as much work as with K of them a token, on the longest sequence."""
+    return max(1, config.top_k * config.max_sequence // config.n_experts)
+
+
+def weights(config, std, out_std):
+    """A vector for each slot, a scale for all, and the experts."""
+    shape = config.d_model, config.n_experts, slots_per_expert(config)
+    return {"w_slot_DEC": Weight(shape, std), "scale_1": Weight((1,), None)} | experts.weights(config, std, out_std)
+
+
+def soft_forward(x_TD, weights, tokens):
+    """Mix tokens to slots, let the experts work on the slots, mix slots to tokens.
+
+        logit = unit(x) . (scale * unit(w_slot))
+        slot = sum over tokens of D * x,  D = softmax of the logits over tokens
+        y = sum over slots of M * expert(slot),  M = softmax of the logits over slots
+
+                                                        [Puigcerver 2023, arXiv:2308.00951, sec. 2.1 and 2.3]
+    Padding is in no slot.  Returns y_TD, cache.
+    """
+    (D, E, C), B = weights["w_slot_DEC"].shape, tokens.n_sequences
+    x_BSD = x_TD.reshape(B, -1, D)
+    unit_BSD, unit_cache = unit_forward(x_BSD)
+    slot_ZD, slot_cache = unit_forward(weights["w_slot_DEC"].reshape(D, E * C).T)
+    cosine_BSZ = unit_BSD @ slot_ZD.T
+    logit_BSZ = weights["scale_1"] * cosine_BSZ
+    absent_BS1 = _absent(tokens)
+    dispatch_BZS, dispatch_cache = ops.softmax_forward(np.where(absent_BS1, -np.inf, logit_BSZ).swapaxes(1, 2))
+    combine_BSZ, combine_cache = ops.softmax_forward(logit_BSZ)
+    rows_ND = (dispatch_BZS @ x_BSD).reshape(B, E, C, D).swapaxes(0, 1).reshape(-1, D)  # sorted by expert
+    out_ND, experts_cache = experts.experts_forward(rows_ND, weights, np.full(E, B * C))
+    out_BZD = out_ND.reshape(E, B, C, D).swapaxes(0, 1).reshape(B, E * C, D)
+    y_BSD = combine_BSZ @ out_BZD
+    cache = (x_BSD, unit_BSD, unit_cache, slot_ZD, slot_cache, cosine_BSZ, weights["scale_1"], dispatch_cache,
+             combine_cache, experts_cache, out_BZD, (E, C))
+    return y_BSD.reshape(x_TD.shape), cache
+
+
+def soft_backward(dy_TD, cache):
+    """Gradients of x_TD and, as a dict, of the weights."""
+    (x_BSD, unit_BSD, unit_cache, slot_ZD, slot_cache, cosine_BSZ, scale_1, dispatch_BZS, combine_BSZ, experts_cache,
+     out_BZD, (E, C)) = cache
+    B, _, D = x_BSD.shape
+    dy_BSD = dy_TD.reshape(x_BSD.shape)
+    dout_BZD = combine_BSZ.swapaxes(1, 2) @ dy_BSD  # y = combine @ out
+    dlogit_BSZ = ops.softmax_backward(dy_BSD @ out_BZD.swapaxes(1, 2), combine_BSZ)
+    dout_ND = dout_BZD.reshape(B, E, C, D).swapaxes(0, 1).reshape(-1, D)
+    drows_ND, dexperts = experts.experts_backward(dout_ND, experts_cache)
+    drows_BZD = drows_ND.reshape(E, B, C, D).swapaxes(0, 1).reshape(B, E * C, D)
+    dx_BSD = dispatch_BZS.swapaxes(1, 2) @ drows_BZD  # rows = dispatch @ x
+    dlogit_BSZ += ops.softmax_backward(drows_BZD @ x_BSD.swapaxes(1, 2), dispatch_BZS).swapaxes(1, 2)
+    dcosine_BSZ = scale_1 * dlogit_BSZ  # logit = scale * cosine
+    dx_BSD += unit_backward(dcosine_BSZ @ slot_ZD, unit_cache)  # cosine = unit @ slot
+    dunit_ZD = dcosine_BSZ.reshape(-1, E * C).T @ unit_BSD.reshape(-1, D)
+    dslot_ZD = unit_backward(dunit_ZD, slot_cache)
+    dweights = {"w_slot_DEC": dslot_ZD.T.reshape(D, E, C), "scale_1": (dlogit_BSZ * cosine_BSZ).sum().reshape(1)}
+    return dx_BSD.reshape(dy_TD.shape), dweights | dexperts
+
+
+def unit_forward(x_TD):
+    """Scale each vector to length 1.  Any number of leading axes.  Returns unit_TD, cache."""
+    scale_T1 = 1 / np.sqrt((x_TD * x_TD).sum(axis=-1, keepdims=True) + TINY)
+    unit_TD = x_TD * scale_T1
+    return unit_TD, (unit_TD, scale_T1)
+
+
+def unit_backward(dunit_TD, cache):
+    """Gradient of x_TD: the part along the vector comes off, since the length does not change."""
+    unit_TD, scale_T1 = cache
+    along_T1 = (dunit_TD * unit_TD).sum(axis=-1, keepdims=True)
+    return scale_T1 * (dunit_TD - unit_TD * along_T1)
+
+
+def _absent(tokens):
+    """Padding, but for sequences of padding alone, whose softmax over no tokens would not be a number."""
+    real_BS = tokens.mask_T.reshape(tokens.n_sequences, -1)
+    return (~real_BS & real_BS.any(axis=1, keepdims=True))[:, :, None]

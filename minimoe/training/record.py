@@ -1,0 +1,115 @@
+"""What a run writes down of its losses, routers and gradients: the history, from which pictures and the doctor read.
+
+A history is a dict of name -> list, in which all entries of a name have one shape.  L counts the layers that have a
+router, and can be 0.
+"""
+
+import numpy as np
+
+from minimoe import model
+from minimoe.moe import experts, routers, telemetry
+
+PROBE = 256
+"""Tokens of each domain whose experts are written down at every evaluation: a share of them is known to about 3 %."""
+
+
+def write(history, values, prefix=""):
+    """Append each value to the list of its name."""
+    for name, value in values.items():
+        history.setdefault(prefix + name, []).append(value)
+
+
+def losses(parts, routings):
+    """At every step: means over its micro-batches.  parts: their Losses.  routings: of the last, for the share dropped.
+    """
+    values = {"ce": np.mean([part.ce for part in parts]), "balance": np.mean([part.balance for part in parts]),
+              "z": np.mean([part.z for part in parts]), "drop": drop(routings)}
+    return values | {name: np.mean([part.auxiliary[name] for part in parts]) for name in parts[0].auxiliary}
+
+
+def drop(routings):
+    """Share of assignments dropped, the mean over layers; 0 without routers."""
+    return np.mean([telemetry.drop_rate(routing) for routing in routings] or [0.0])
+
+
+def routed(routings, train_config):
+    """Every `record_every` steps: what the routers did with a micro-batch.
+
+    load [L, E], drop, entropy, margin, dead, logit [L]: see `telemetry.Summary`.
+    drop_position [L, S]: share dropped by place in the sequence.   drop_sequence [L, B]: by place in the batch.
+    """
+    summary = telemetry.summarize(routings)._asdict()
+    return {name.split("_")[0]: value for name, value in summary.items()} | {
+        "drop_position": drop_position(routings, train_config.sequence),
+        "drop_sequence": _by_layer([telemetry.drop_by_label(r, r.tokens.sequence_T, train_config.batch)
+                                    for r in routings], train_config.batch)}
+
+
+def drop_position(routings, length):
+    """Share dropped by place in a sequence of that length, [L, S]."""
+    return _by_layer([telemetry.drop_by_label(r, r.tokens.position_T, length) for r in routings], length)
+
+
+def own_pulls(cache):
+    """Gradients of each router's weights from the auxiliary losses of its own layer: L dicts.
+
+    cache: of a micro-batch, as `accumulate.gradients` shows it.
+    """
+    model_cache, losses_cache = cache
+    _, pulls = model.losses_backward(1.0, losses_cache)
+    layers = [block.feed_forward[1] for block in model_cache.blocks if block.feed_forward[0] == "moe"]
+    return [policy.backward(pull, route_cache)[1]
+            for (policy, route_cache, *_), pull in zip(layers, pulls, strict=True)]
+
+
+def gradients(grads, pulls, config):
+    """With `routed`: the lengths of gradients in each layer, [L]; nothing if routers have no weights.
+
+    grads: of the step.   pulls: `own_pulls` of each of its micro-batches.
+    grad_own: of the router's weights, from the auxiliary losses of its own layer.   grad_gates: of the same, the rest,
+    which can only have come through the gates: from the task, and a little from the losses of later layers.
+    grad_experts: of all the experts' weights.
+    """
+    policy = routers.POLICIES.get(config.router)
+    names = list(policy.weights(config, 1.0)) if policy else []
+    if not names:
+        return {}
+    rows = []
+    for place, i in enumerate(config.moe_layers):
+        own = [np.mean([of_batch[place][name] for of_batch in pulls], axis=0) for name in names]
+        router, work = ([grads[f"layers.{i}.moe.{name}"] for name in part] for part in (names, experts.NAMES))
+        rows.append((_length(own), _length([w - o for w, o in zip(router, own, strict=True)]), _length(work)))
+    return dict(zip(("grad_own", "grad_gates", "grad_experts"), _by_layer(rows, 3).T, strict=True))
+
+
+def counts(routings, domain, sizes):
+    """At an evaluation, of a batch of one domain: assignments of each label to each expert, to be added over batches.
+
+    sizes: how many values "token" (of the vocabulary), "position", "domain" and "expert" have.
+    Returns a dict of label -> counts [L, values, E].
+    """
+    label_of = {"token": lambda r: r.tokens.id_T, "position": lambda r: r.tokens.position_T,
+                "domain": lambda r: np.full(r.n_tokens, domain)}
+    return {label: _by_layer([telemetry.count_by_label(r, of(r), sizes[label]) for r in routings],
+                             sizes[label], sizes["expert"]) for label, of in label_of.items()}
+
+
+def information(total):
+    """What an assignment's expert tells of its token, position and domain, [L] each, nats.  total: sum of `counts`."""
+    return {f"information_{label}": np.array([telemetry.mutual_information(of_layer) for of_layer in count])
+            for label, count in total.items()}
+
+
+def probe(routings, n_experts):
+    """The experts of a batch's first tokens, [L, tokens, bytes]: a bit an expert, as `numpy.packbits` sets them."""
+    chosen = [telemetry.chosen(routing)[:PROBE] for routing in routings]
+    return np.packbits(np.array(chosen, bool).reshape(len(chosen), -1 if chosen else 0, n_experts), axis=2)
+
+
+def _by_layer(rows, *shape):
+    """One row a layer, each of the shape, even where there is no layer."""
+    return np.array(rows).reshape(len(rows), *shape)
+
+
+def _length(arrays):
+    return np.sqrt(sum(float(np.vdot(array, array)) for array in arrays))

@@ -1,0 +1,32 @@
+"""A run in a folder: trained if it is not there, gone on with if it is not finished, taken as it is if it is."""
+
+from minimoe.training import checkpoint, loop, progress
+
+
+def finish(path, label, model_config, train_config, text, fresh, say):
+    """The finished TrainState of a run, trained as far as it is not yet.
+
+    path: of its checkpoint.  label: what to call it while it trains.  fresh: train again what is there.  say: prints.
+    Raises ValueError if the checkpoint is of another configuration or text, KeyboardInterrupt after Ctrl-C.
+    """
+    if path.exists() and not fresh:
+        state = checkpoint.load(path)
+        check_kind(path, state, model_config, train_config, text)
+        say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
+    else:
+        state = loop.new_state(model_config, train_config, text)
+    if not state.finished:
+        checkpoint.check_folder(path)
+        try:
+            with progress.bar(state, label) as on_step:
+                loop.train(state, text, path, on_step)
+        except loop.Interrupted as error:
+            again = "the same command without --fresh" if fresh else "the same command"
+            raise KeyboardInterrupt(f"{label}: {error}; {again} goes on from there") from error
+    return state
+
+
+def check_kind(path, state, model_config, train_config, text):
+    """Raise ValueError unless the state is a run of this configuration on this text."""
+    if (state.model_config, state.train_config, state.data_digest) != (model_config, train_config, text.digest):
+        raise ValueError(f"{path} is a run of another kind; train anew with --fresh")
