@@ -143,7 +143,7 @@ def _add_gradcheck(subparsers):
 
 
 def _add_figures(subparsers):
-    _command(subparsers, "figures", commands.figures, "draw the tour's figures again from its finished runs")
+    _command(subparsers, "figures", commands.figures, "draw the figures again from the finished runs")
 
 
 def _command(subparsers, name, run, text):

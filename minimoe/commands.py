@@ -36,9 +36,10 @@ def tour(options):
 
 
 def figures(options):
-    """Draw the tour's figures again."""
-    from minimoe import tour
+    """Draw the figures again."""
+    from minimoe import tour, zoo
     tour.figures()
+    zoo.figure()
 
 
 def routers(options):

@@ -13,7 +13,7 @@ from minimoe.analysis import plots
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.moe import routers
 from minimoe.names import ROUTERS
-from minimoe.training import corpus, data, runs
+from minimoe.training import checkpoint, corpus, data, runs
 
 DENSE = "dense"
 """The model without a choice: one expert that does as much work as a token's experts together."""
@@ -88,6 +88,27 @@ def main(quick=False, seeds=3, fresh=False, say=print):
     say("\n" + table(results, configs))
     say(f"\nPicture: {zoo.figure}")
     say("\n" + verdict(results))
+
+
+def figure(say=print):
+    """Draw the figure again from the finished runs that are there, of as many seeds as all routers have."""
+    text = data.build(corpus.embedded(), TrainConfig().sequence)
+    zoo = plan(False, 1, len(text.tokenizer))
+    configs = zoo.configs()
+    seeds = min(len(list((zoo.runs / name).glob("seed*/checkpoint.npz"))) for name in configs)
+    if seeds == 0:
+        say(f"{zoo.figure} is left as it is: `python -m minimoe routers` trains what it shows")
+        return
+    results = {}
+    for name, config in configs.items():
+        states = [checkpoint.load(zoo.path(name, seed)) for seed in range(seeds)]
+        for seed, state in enumerate(states):
+            runs.check_kind(zoo.path(name, seed), state, config, replace(zoo.training, seed=seed), text)
+        if not all(state.finished for state in states):
+            raise ValueError(f"the runs in {zoo.runs / name} are not finished: `python -m minimoe routers` goes on")
+        results[name] = measure(states)
+    plots.save(plots.routers(results, kinds(), title(results, zoo.training.n_steps)), zoo.figure)
+    say(f"wrote {zoo.figure}")
 
 
 def measure(states):

@@ -4,6 +4,7 @@ A language model predicts the next token, so what happens to a token must not de
 each put to the running code on many random inputs:
 
     future   does changing the last token change where an earlier token goes, whether it is kept, or its gate?
+             (of Soft MoE, which sends tokens nowhere: does it change what comes out for an earlier token?)
     prefix   does a text cut short come out otherwise than as the beginning of the longer one: f(x[:t]) != f(x)[:t]?
     batch    does a sequence come out otherwise if the sequences of the batch change places?
     cached   does decoding token by token, with kept keys and values, give other logits than one pass?
@@ -15,7 +16,7 @@ import numpy as np
 
 from minimoe import generation, model
 from minimoe.config import ModelConfig
-from minimoe.moe import capacity, layer, routers
+from minimoe.moe import capacity, feed_forward, routers
 from minimoe.moe import tokens as token_records
 from minimoe.names import DROP_ORDERS, ROUTERS
 
@@ -53,7 +54,7 @@ class Row:
         return self.future == 0 if self.declared else self.future > 0 or self.capacity_factor is not None
 
 
-def study(trials=50, names=tuple(routers.POLICIES), factors=(None, 0.75), orders=tuple(DROP_ORDERS)):
+def study(trials=50, names=tuple(ROUTERS), factors=(None, 0.75), orders=tuple(DROP_ORDERS)):
     """A list of Rows, for every router x capacity x drop order, in training and in evaluation.
 
     trials: random inputs for each.  factors: capacity factors; None is dropless, where the order has no effect, so that
@@ -61,15 +62,14 @@ def study(trials=50, names=tuple(routers.POLICIES), factors=(None, 0.75), orders
     """
     configs = [replace(CONFIG, router=name, top_k=ROUTERS[name].top_k or CONFIG.top_k, capacity_factor=factor,
                        eval_capacity_factor=factor, drop_order=order)
-               for name in names for factor in factors for order in (orders if factor is not None else orders[:1])]
+               for name in names for factor in (factors if not ROUTERS[name].soft else factors[:1])
+               for order in (orders if factor is not None else orders[:1])]
     return [examine(config, training, trials) for config in configs for training in (True, False)]
 
 
 def examine(config, training, trials):
     """The Row of one configuration."""
     factor, order = capacity.rules(config, training)
-    policy = routers.POLICIES[config.router]
-    causal = policy.CAUSAL if training else policy.CAUSAL_IN_EVALUATION
     by_lot = training and not _same(_run(config, training, *_inputs(config, 0), lot=0),
                                     _run(config, training, *_inputs(config, 0), lot=1))
 
@@ -79,7 +79,15 @@ def examine(config, training, trials):
     return Row(config.router, factor, config.drop_order, training, future=share(_future_matters),
                prefix=None if by_lot else share(_prefix_differs), batch=None if by_lot else share(_batch_order_matters),
                cached=None if training else share(_cached_differs),
-               declared=causal and (factor is None or order in capacity.CAUSAL_ORDERS))
+               declared=_promised(config.router, training) and (factor is None or order in capacity.CAUSAL_ORDERS))
+
+
+def _promised(name, training):
+    """What the router itself declares; Soft MoE promises nothing."""
+    if ROUTERS[name].soft:
+        return False
+    policy = routers.POLICIES[name]
+    return policy.CAUSAL if training else policy.CAUSAL_IN_EVALUATION
 
 
 def table(rows):
@@ -111,24 +119,29 @@ def _cell(share):
 def _inputs(config, seed, n_sequences=1):
     """Random vectors, the vocabulary numbers of their tokens, and the weights of a layer."""
     rng = np.random.default_rng(seed)
-    weights = {name: rng.normal(size=w.shape) for name, w in layer.weights(config, 1.0, 1.0).items()}
+    shapes = feed_forward.weights(config, config.layer_kinds[0], 1.0, 1.0)
+    weights = {name: rng.normal(size=w.shape) for name, w in shapes.items()}
     id_BS = rng.integers(0, config.vocab_size, (n_sequences, config.max_sequence))
     return rng.normal(size=(*id_BS.shape, config.d_model)), id_BS, weights
 
 
 def _run(config, training, x_BSD, id_BS, weights, lot=0):
-    """y_BSD and the Routing of one layer."""
-    (y_TD, routing), _ = layer.moe_forward(x_BSD.reshape(-1, config.d_model), weights, config,
-                                           token_records.of_batch(id_BS), training, np.random.default_rng(lot))
+    """y_BSD and the Routing of one layer; Soft MoE has none."""
+    (y_TD, routing), _ = feed_forward.kind_forward(
+        x_BSD.reshape(-1, config.d_model), weights, config, config.layer_kinds[0], token_records.of_batch(id_BS),
+        training=training, rng=np.random.default_rng(lot))
     return y_TD.reshape(x_BSD.shape), routing
 
 
 def _same(one, other):
-    return np.array_equal(one[1].expert_A, other[1].expert_A) and bool(np.abs(one[0] - other[0]).max() < SAME)
+    return bool(np.abs(one[0] - other[0]).max() < SAME)
 
 
-def _decisions(routing, n_tokens):
-    """Expert, gate and fate of the first tokens' assignments, as a matrix [tokens, E] of kept gates and one of all."""
+def _decisions(y_BSD, routing, n_tokens):
+    """Gates of the first tokens by expert, all and kept ones; what comes out for them, where there are no assignments.
+    """
+    if routing is None:
+        return y_BSD[:, :n_tokens]
     gate_TE = np.zeros((2, routing.n_tokens, routing.n_experts))
     gate_TE[0, routing.token_A, routing.expert_A] = routing.gate_A
     gate_TE[1, routing.token_A, routing.expert_A] = routing.gate_A * routing.kept_A
@@ -137,11 +150,11 @@ def _decisions(routing, n_tokens):
 
 def _future_matters(config, training, seed):
     x_BSD, id_BS, weights = _inputs(config, seed)
-    before = _decisions(_run(config, training, x_BSD, id_BS, weights)[1], config.max_sequence - 1)
+    before = _decisions(*_run(config, training, x_BSD, id_BS, weights), config.max_sequence - 1)
     rng = np.random.default_rng([seed, 1])
     x_BSD, id_BS = x_BSD.copy(), id_BS.copy()
     x_BSD[0, -1], id_BS[0, -1] = rng.normal(size=config.d_model), (id_BS[0, -1] + 1) % config.vocab_size
-    after = _decisions(_run(config, training, x_BSD, id_BS, weights)[1], config.max_sequence - 1)
+    after = _decisions(*_run(config, training, x_BSD, id_BS, weights), config.max_sequence - 1)
     return bool(np.abs(after - before).max() > SAME)
 
 

@@ -126,17 +126,18 @@ ROUTER_MARKS = {"causal": ("#0072B2", "o"), "causal in evaluation": ("#009E73", 
 
 
 def routers(results, kinds, title):
-    """Loss, load, drops and time of each router: a dot a seed, a bar at the mean (of times, the median); the lowest loss on top.
+    """Loss, load, drops and time of each router: a dot a seed, a bar at their mean, of times at the median.
 
     results: name -> record with ce, load, drop, seconds, one entry a seed.  kinds: name -> a key of ROUTER_MARKS.
     """
     names = sorted(results, key=lambda name: (kinds[name] == "sees the future", results[name].ce.mean()))
     figure = Figure(figsize=(12, 0.36 * len(names) + 2.2), layout="constrained")
     panels = {"ce": "validation loss\n(nats per token)", "load": "busiest expert\n(1 is an even load)",
-              "drop": "assignments dropped\n(share)", "seconds": "median step\n(seconds)"}
+              "drop": "assignments dropped\n(share)", "seconds": "median step\n(milliseconds)"}
     for axis, (field, label) in zip(figure.subplots(1, 4, sharey=True), panels.items(), strict=True):
         for row, name in enumerate(names):
             values, (shade, mark) = getattr(results[name], field), ROUTER_MARKS[kinds[name]]
+            values = values * 1000 if field == "seconds" else values
             axis.plot(values, np.full(len(values), row), mark, color=shade, ms=5, alpha=0.7)
             middle = np.median(values) if field == "seconds" else np.mean(values)  # a busy machine spoils a mean
             axis.plot([middle] * 2, [row - 0.3, row + 0.3], "-", color=shade, lw=2.5)

@@ -20,8 +20,7 @@ def write(history, values, prefix=""):
 
 
 def losses(parts, routings):
-    """At every step: means over its micro-batches.  parts: their Losses.  routings: of the last, for the share dropped.
-    """
+    """At every step: means over its micro-batches, whose Losses `parts` are.  routings: of the last, for its drops."""
     values = {"ce": np.mean([part.ce for part in parts]), "balance": np.mean([part.balance for part in parts]),
               "z": np.mean([part.z for part in parts]), "drop": drop(routings)}
     return values | {name: np.mean([part.auxiliary[name] for part in parts]) for name in parts[0].auxiliary}

@@ -7,15 +7,15 @@ import pytest
 
 from minimoe.analysis import causality
 from minimoe.moe import routers
-from minimoe.names import DROP_ORDERS
+from minimoe.names import DROP_ORDERS, ROUTERS
 
 ROWS = {(row.router, row.capacity_factor, row.drop_order, row.training): row for row in causality.study(trials=12)}
 
 
 def test_every_router_with_every_order_is_examined_in_training_and_evaluation():
     """Dropless once, and every order with a capacity."""
-    assert len(ROWS) == len(routers.POLICIES) * (1 + len(DROP_ORDERS)) * 2
-    assert {row.router for row in ROWS.values()} == set(routers.POLICIES)
+    assert len(ROWS) == (len(routers.POLICIES) * (1 + len(DROP_ORDERS)) + 1) * 2
+    assert {row.router for row in ROWS.values()} == set(ROUTERS)
 
 
 @pytest.mark.parametrize("key", ROWS)
@@ -30,6 +30,13 @@ def test_a_causal_dropless_evaluation_passes_all_four(name):
         assert (row.future, row.prefix, row.batch, row.cached) == (0, 0, 0, 0)
     else:
         assert min(row.future, row.prefix, row.cached) > 0
+
+
+def test_soft_moe_mixes_the_future_in_but_not_other_sequences():
+    for training in (True, False):
+        row = ROWS["soft", None, "position", training]
+        assert (row.future, row.prefix, row.batch, row.declared) == (1, 1, 0, False)
+    assert row.cached == 1
 
 
 @pytest.mark.parametrize("order", ["rank", "priority", "random"])
