@@ -38,8 +38,10 @@ def tour(options):
 def figures(options):
     """Draw the figures again."""
     from minimoe import tour, zoo
+    drawn = zoo.figure()
     tour.figures()
-    zoo.figure()
+    if not drawn:
+        print("figures/routers.png is left as it is: `python -m minimoe routers` trains what it shows")
 
 
 def routers(options):
@@ -74,6 +76,7 @@ def train(options):
             raise ValueError(f"{path} exists: go on with it by --resume, or name another folder with --run")
         state, text = _start(options)
     checkpoint.check_folder(path)
+    print(comparison.layers_words(state.model_config))
     if state.finished:
         print(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
         return
@@ -89,7 +92,8 @@ def train(options):
         raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
     print(comparison.router_words(state.history, state.model_config.moe_layers))
     print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
-    print("\n".join(_what_next(state.model_config, text, shlex.quote(options.run))))
+    for line in _what_next(state.model_config, text, shlex.quote(options.run)):
+        print(line)
 
 
 def _what_next(config, text, run):

@@ -15,7 +15,13 @@ def _option(default, text, unit=""):
 
 
 def _loss(name):
-    return _option(None, f"weight in the objective: {LOSSES[name]}; unsaid: what the router is used with", "1")
+    usual = {}
+    for router, line in ROUTERS.items():
+        if name in line.losses:
+            usual.setdefault(line.losses[name], []).append(router)
+    unsaid = "".join(f"{coef:g} for {', '.join(users)}, " for coef, users in usual.items())
+    others = "other" if usual else "all"
+    return _option(None, f"weight in the objective: {LOSSES[name]}; unsaid: {unsaid}0 for {others} routers", "1")
 
 
 def _require(condition, name, value, reason):
@@ -154,13 +160,14 @@ class ModelConfig:
         for name in ("capacity_factor", "eval_capacity_factor"):
             _require(not router.soft or getattr(self, name) is None, name, getattr(self, name),
                      f"router {self.router!r} has no assignments to limit")
+        _require(not router.soft or self.n_shared_experts == 0, "n_shared_experts", self.n_shared_experts,
+                 f"router {self.router!r} lets every expert work for every token: all are shared")
 
     def _check_losses(self):
         for name in LOSSES:
             if getattr(self, f"{name}_coef") is not None:
                 _require_numbers(self, (f"{name}_coef",), positive=False)
-        router = ROUTERS[self.router]
-        _require("load" in router.losses or not self.load_coef, "load_coef", self.load_coef,
+        _require("load" in ROUTERS[self.router].losses or not self.load_coef, "load_coef", self.load_coef,
                  f"the expected load is a matter of noise, which router {self.router!r} has none of; noisy_topk has")
         _require(self.n_experts % self.n_devices == 0, "n_devices", self.n_devices,
                  f"must divide n_experts = {self.n_experts}")
@@ -203,17 +210,20 @@ class ModelConfig:
         """Width of the hidden layer of a dense layer, with the default filled in: that of a token's experts."""
         return self.d_dense or (self.top_k + self.n_shared_experts) * self.d_hidden
 
-    def finer(self, parts):
-        """The same with fine-grained experts: `parts` times as many, `parts` times as narrow, `parts` times as many a
+    def finer(self, finer):
+        """The same with fine-grained experts: `finer` times as many, `finer` times as narrow, `finer` times as many a
         token.  Parameters and FLOPs of the experts stay; the ways to combine them grow.
 
                                                         [DeepSeekMoE, arXiv:2401.06066, sec. 3.1]
-        Raises ValueError if the width cannot be divided so.
+        Raises ValueError if the width cannot be divided so, or the router knows one number of experts a token alone.
         """
-        whole = isinstance(parts, int) and parts >= 1
-        _require(whole and self.d_hidden % parts == 0, "parts", parts, f"must divide d_hidden = {self.d_hidden}")
-        return replace(self, n_experts=self.n_experts * parts, top_k=self.top_k * parts,
-                       n_shared_experts=self.n_shared_experts * parts, d_hidden=self.d_hidden // parts)
+        whole = isinstance(finer, int) and finer >= 1
+        _require(whole and self.d_hidden % finer == 0, "finer", finer, f"must divide d_hidden = {self.d_hidden}")
+        fixed = ROUTERS[self.router].top_k
+        _require(finer == 1 or fixed is None, "finer", finer,
+                 f"it multiplies the experts of a token, and router {self.router!r} always takes {fixed}")
+        return replace(self, n_experts=self.n_experts * finer, top_k=self.top_k * finer,
+                       n_shared_experts=self.n_shared_experts * finer, d_hidden=self.d_hidden // finer)
 
     @property
     def gates_sum_to_one(self):
@@ -277,5 +287,6 @@ def preset(name, model=None, train=None):
     _require(isinstance(name, str) and name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
     model_fields, train_fields = PRESETS[name]
     router = ROUTERS.get((model or {}).get("router"))
-    only = {"top_k": router.top_k} if router and router.top_k else {}
+    n_experts = (model_fields | (model or {})).get("n_experts", ModelConfig.n_experts)
+    only = {"top_k": min(router.top_k, n_experts)} if router and router.top_k and isinstance(n_experts, int) else {}
     return ModelConfig(**model_fields | only | (model or {})), TrainConfig(**train_fields | (train or {}))

@@ -74,10 +74,10 @@ PRESETS = {
     "tour-quick": (
         dict(d_model=32, n_layers=2, n_heads=4, d_hidden=32, n_experts=8, top_k=2),
         dict(n_steps=100, batch=8, warmup_steps=10, eval_every=25, eval_batches=4, record_every=2)),
-    "zoo": (
+    "routers": (
         dict(d_model=64, n_layers=2, n_heads=4, d_hidden=128, n_experts=4, top_k=1, capacity_factor=1.25),
         dict(n_steps=400, warmup_steps=40, eval_every=100, eval_batches=32, record_every=5)),
-    "zoo-quick": (
+    "routers-quick": (
         dict(d_model=32, n_layers=2, n_heads=4, d_hidden=64, n_experts=4, top_k=1, capacity_factor=1.25),
         dict(n_steps=20, batch=4, warmup_steps=5, eval_every=10, eval_batches=2, record_every=2)),
 }

@@ -63,7 +63,7 @@ class Result:
 
 def plan(quick, seeds, vocab_size):
     """The comparison, or the quick one that shows the same in seconds and is far too short to compare anything."""
-    whole, training = preset("zoo-quick" if quick else "zoo", {"vocab_size": vocab_size})
+    whole, training = preset("routers-quick" if quick else "routers", {"vocab_size": vocab_size})
     if quick:
         return Plan(whole, training, seeds, Path("runs/routers-quick"), Path("runs/routers-quick/routers.png"))
     return Plan(whole, training, seeds, Path("runs/routers"), Path("figures/routers.png"))
@@ -87,18 +87,20 @@ def main(quick=False, seeds=3, fresh=False, say=print):
     plots.save(plots.routers(results, kinds(), title(results, zoo.training.n_steps)), zoo.figure)
     say("\n" + table(results, configs))
     say(f"\nPicture: {zoo.figure}")
-    say("\n" + verdict(results))
+    say("\n" + ("Far too short to compare anything: this shows that all works." if quick else verdict(results)))
 
 
 def figure(say=print):
-    """Draw the figure again from the finished runs that are there, of as many seeds as all routers have."""
+    """Draw the figure again from the finished runs that are there, of as many seeds as all routers have.
+
+    Returns whether there were any.
+    """
     text = data.build(corpus.embedded(), TrainConfig().sequence)
     zoo = plan(False, 1, len(text.tokenizer))
     configs = zoo.configs()
     seeds = min(len(list((zoo.runs / name).glob("seed*/checkpoint.npz"))) for name in configs)
     if seeds == 0:
-        say(f"{zoo.figure} is left as it is: `python -m minimoe routers` trains what it shows")
-        return
+        return False
     results = {}
     for name, config in configs.items():
         states = [checkpoint.load(zoo.path(name, seed)) for seed in range(seeds)]
@@ -109,6 +111,7 @@ def figure(say=print):
         results[name] = measure(states)
     plots.save(plots.routers(results, kinds(), title(results, zoo.training.n_steps)), zoo.figure)
     say(f"wrote {zoo.figure}")
+    return True
 
 
 def measure(states):
@@ -168,7 +171,8 @@ def verdict(results):
     """What the numbers show, in words, for or against learned routing."""
     fair = {name: r.ce for name, r in results.items() if kinds()[name] != "sees the future"}
     best = min(fair, key=lambda name: fair[name].mean())
-    lines = ["What the numbers show"]
+    n_seeds = len(fair[best])
+    lines = ["What the numbers show" + (" (one seed is an anecdote)" if n_seeds == 1 else "")]
     for name in (name for name in ("random", "uniform", DENSE) if name != best):
         gap = fair[name] - fair[best]
         lines.append(f"- {best} is {gap.mean():.3f} nats below {name}, and below it in {(gap > 0).sum()} of {len(gap)} "

@@ -58,6 +58,7 @@ IMPOSSIBLE_MODELS = [
     (dict(router="sigmoid_bias", n_groups=4, top_groups=1, top_k=3), "top_groups = 1: so few groups have 2 experts"),
     (dict(router="soft", capacity_factor=1.0), "capacity_factor = 1.0: router 'soft' has no assignments to limit"),
     (dict(router="soft", eval_capacity_factor=1.0), "eval_capacity_factor = 1.0: router 'soft' has no assignments"),
+    (dict(router="soft", n_shared_experts=2), "n_shared_experts = 2: router 'soft' "),
     (dict(load_coef=0.1), "load_coef = 0.1: the expected load is a matter of noise, which router 'softmax_topk' has"),
     (dict(n_devices=3), "n_devices = 3: must divide n_experts = 8"),
 ]
@@ -239,6 +240,11 @@ def test_a_preset_with_a_router_that_knows_one_k_has_that_k(router):
     assert config.preset("tiny", model=dict(router=router))[0].top_k == (names.ROUTERS[router].top_k or usual)
 
 
+@pytest.mark.parametrize("router", ["gshard", "st_moe"])
+def test_a_preset_with_one_expert_gives_a_router_that_takes_two_the_one_there_is(router):
+    assert config.preset("tiny", model=dict(router=router, n_experts=1))[0].top_k == 1
+
+
 def test_an_impossible_override_is_refused():
     with pytest.raises(ValueError, match="top_k = 99"):
         config.preset("tiny", model=dict(top_k=99))
@@ -314,8 +320,16 @@ def test_finer_experts_are_more_and_narrower():
 
 @pytest.mark.parametrize("parts", [0, -2, 5, 24, 2.0])
 def test_experts_are_divided_into_whole_parts(parts):
-    with pytest.raises(ValueError, match=f"^parts = {parts}: must divide d_hidden = 12"):
+    with pytest.raises(ValueError, match=f"^finer = {parts}: must divide d_hidden = 12"):
         config.ModelConfig(d_hidden=12).finer(parts)
+
+
+@pytest.mark.parametrize(("router", "top_k"), [("switch", 1), ("base", 1), ("gshard", 2), ("st_moe", 2)])
+def test_a_router_that_knows_one_k_has_no_finer_experts(router, top_k):
+    coarse = config.ModelConfig(router=router, top_k=top_k)
+    with pytest.raises(ValueError, match=f"^finer = 2: .*router '{router}' always takes {top_k}"):
+        coarse.finer(2)
+    assert coarse.finer(1) == coarse
 
 
 @pytest.mark.parametrize("value", [-1e-4, math.nan, "0"])

@@ -420,7 +420,7 @@ NOT_ANALYTIC = {"abs", "absolute", "fabs", "maximum", "minimum", "fmax", "fmin",
 
 OF_REAL_NUMBERS = {
     "moe/routers/sigmoid_bias.py": {"after_step"},
-    "moe/routers/base.py": {"balanced", "_prices", "_moves", "_shortest_paths"},
+    "moe/balanced.py": {"balanced", "_best_move", "_prices", "_moves", "_shortest_paths"},
     "moe/routers/sinkhorn.py": {"plan"},
 }
 """Functions that choose or count, and so get real numbers alone: no gradient flows through them."""

@@ -12,7 +12,6 @@ from minimoe.moe import capacity, losses, routers
 FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
 
 each_router = pytest.mark.parametrize("name", names.ROUTERS)
-each_policy = pytest.mark.parametrize("name", routers.POLICIES)
 
 
 def test_every_router_is_a_policy_but_for_the_one_that_routes_nothing():
@@ -25,29 +24,6 @@ def test_every_policy_is_a_file_of_its_name_and_every_file_a_policy():
     assert files == routers.POLICIES.keys()
     assert {name: policy.__name__ for name, policy in routers.POLICIES.items()} == {
         name: f"minimoe.moe.routers.{name}" for name in files}
-
-
-@each_policy
-def test_every_policy_has_the_interface_that_is_told(name):
-    policy = routers.POLICIES[name]
-    assert all(callable(getattr(policy, function)) for function in ("weights", "forward", "backward"))
-    assert {type(getattr(policy, said)) for said in ("CAUSAL", "CAUSAL_IN_EVALUATION", "NEEDS_TOKEN_IDS")} == {bool}
-    assert policy.EVALUATION.strip()
-
-
-def test_only_one_router_changes_weights_after_a_step():
-    assert [name for name, policy in routers.POLICIES.items() if hasattr(policy, "after_step")] == ["sigmoid_bias"]
-
-
-def test_what_is_causal_in_training_is_causal_in_evaluation():
-    assert all(policy.CAUSAL_IN_EVALUATION for policy in routers.POLICIES.values() if policy.CAUSAL)
-
-
-def test_which_routers_look_into_the_future():
-    # these compare tokens: experts choose among them, a plan or an assignment shares them out
-    assert {name for name, policy in routers.POLICIES.items() if not policy.CAUSAL} == {
-        "expert_choice", "sinkhorn", "base"}
-    assert {name for name, policy in routers.POLICIES.items() if not policy.CAUSAL_IN_EVALUATION} == {"expert_choice"}
 
 
 @each_router

@@ -41,17 +41,21 @@ def test_counted_flops_differ_by_the_router_and_by_dropped_tokens_alone(name):
 
 def histories(**changes):
     """A state with the fields that the comparison reads: two layers of two experts, records every second step."""
-    history = {"eval_ce": [3.0, 2.0], "drop": [0.5] * 4 + [0.1] * 2 * zoo.LAST, "seconds": [0.1, 0.3, 0.2],
+    history = {"eval_ce": [3.0, 2.0], "seconds": [0.1, 0.3, 0.2],
+               "drop": [0.5] * 4 + [0.3] * zoo.LAST + [0.1] * zoo.LAST,
                "router_load": [[[0.9, 0.1]] * 2] * 5 + [[[0.5, 0.5], [0.4, 0.6]]] * zoo.LAST} | changes
     return SimpleNamespace(history=history, train_config=SimpleNamespace(record_every=2))
 
 
 def test_measure_by_hand():
-    """The busiest expert of the last records has 0.6 of the load where 0.5 is even."""
+    """The busiest expert of the last records has 0.6 of the load where 0.5 is even.
+
+    Drops are written down at every step, and over as many steps as the last records are half are 0.3 and half 0.1.
+    """
     result = zoo.measure([histories(), histories(eval_ce=[2.5])])
     np.testing.assert_allclose(result.ce, [2.0, 2.5])
     np.testing.assert_allclose(result.load, [1.2, 1.2])
-    np.testing.assert_allclose(result.drop, [0.1, 0.1])
+    np.testing.assert_allclose(result.drop, [0.2, 0.2])
     np.testing.assert_allclose(result.seconds, [0.2, 0.2])
 
 
@@ -109,11 +113,30 @@ def small(monkeypatch, tmp_path):
 
 def test_a_quick_comparison_trains_prints_and_draws_and_a_second_one_trains_nothing(small, monkeypatch):
     said = []
-    monkeypatch.setattr(zoo, "verdict", lambda results: "the verdict")
     zoo.main(quick=True, seeds=1, say=said.append)
     assert (small / "runs/routers-quick/routers.png").stat().st_size > 10_000
-    assert said[-1] == "\nthe verdict"
+    assert said[-1].startswith("\nFar too short to compare")
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     again = []
     zoo.main(quick=True, seeds=1, say=again.append)
     assert sum("finished earlier" in line for line in again) == 3
+
+
+def test_without_runs_there_is_no_figure(small):
+    assert zoo.figure(say=pytest.fail) is False
+    assert not (small / "figures").exists()
+
+
+def test_the_figure_alone_is_drawn_from_the_runs_of_as_many_seeds_as_all_have(small, monkeypatch):
+    quick = zoo.plan(True, 1, 50)
+    monkeypatch.setattr(zoo, "plan", lambda _, seeds, vocab_size: replace(
+        quick, whole=replace(quick.whole, vocab_size=vocab_size), seeds=seeds))
+    monkeypatch.setattr(zoo, "verdict", lambda results: "")
+    zoo.main(seeds=2, say=lambda line: None)
+    (small / "runs/routers-quick/soft/seed1/checkpoint.npz").unlink()
+    drawn, said = [], []
+    monkeypatch.setattr(zoo.plots, "routers", lambda results, *_: drawn.append(results))
+    monkeypatch.setattr(zoo.plots, "save", lambda *_: None)
+    zoo.figure(say=said.append)
+    assert {name: len(result.ce) for name, result in drawn[0].items()} == {"dense": 1, "softmax_topk": 1, "soft": 1}
+    assert said == ["wrote runs/routers-quick/routers.png"]

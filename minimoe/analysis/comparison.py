@@ -95,6 +95,19 @@ def _on_seeds(n):
     return f"Means of {n} seeds: a comparison on which the seeds do not agree shows nothing."
 
 
+def layers_words(config):
+    """What the layers of a model are: router, experts, room and auxiliary losses, in one line."""
+    kinds = {kind: config.layer_kinds.count(kind) for kind in dict.fromkeys(config.layer_kinds)}
+    layers = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
+    if set(kinds) == {"dense"}:
+        return f"layers: {layers}, so no router"
+    room = "dropless" if config.capacity_factor is None else f"capacity factor {config.capacity_factor:g}"
+    losses = ", ".join(f"{name} {coef:g}" for name, coef in config.loss_coefs.items() if coef > 0) or "none"
+    shared = f" and {config.n_shared_experts} shared" if config.n_shared_experts else ""
+    return (f"layers: {layers}; router {config.router}, {config.top_k} of {config.n_experts} experts of width "
+            f"{config.d_hidden} a token{shared}, {room}; auxiliary losses: {losses}")
+
+
 def router_words(history, layers=None):
     """What the router did at the last record of a run, layer by layer.
 

@@ -1,34 +1,13 @@
-"""The doctor: the ways in which a sparse model fails, and what in the record of a run speaks for each.
-
-A mode of failure is one function of a TrainState: it returns whether to raise the alarm, and the evidence in numbers.
-All that they read was written down in training (`training/record.py`).  Late is the last quarter of the records: one
-batch says little, and nobody fails at the start.  The worst layer is told, by its number in the model.
-
-Healthy, below, is what nearly all runs of learned routers had, three seeds each, on both texts that the project has.
-"""
+"""The doctor: the ways in which a sparse model fails, what in the record of a run speaks for each, and what helps."""
 
 import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
+from minimoe.analysis import symptoms
 
-from minimoe.moe import routers, telemetry
-
-LATE = 0.25  # share of the records that is late
-USED = 0.25  # collapse: experts in use, on the way from K (all tokens have the same ones) to E; healthy: above 0.3
-DEAD = 0.01  # dead: share of an even load; from a hundredth of its tokens an expert learns next to nothing
-BUSY = 3.0  # overload: times an even load; capacity factors in use are 1 to 2 (Switch, ST-MoE); healthy: 1 to 2.8
-DROPPED = 0.1  # ST-MoE's table 5: 10.6 % dropped with room for 3/4 of the mean load, 0.3 % for 5/4 of it
-STARVED = 0.01  # the router's gradient from the task against its experts'; healthy: 0.08 to 1
-SURE = 0.1  # entropy against log E: with 8 experts, the first has a probability of about 0.96; healthy: 0.5 to 0.95
-TOLD = 0.05  # what an expert tells of its tokens, of the most it could; by lot 0.00, healthy: above 0.25
-CHURN = 0.2  # late change of assignments; healthy: below 0.15, but 0.2 to 0.7 if the learning rate stays large
-LARGE = 10.0  # logits: odds of exp(10) = 22,000 to 1, and bfloat16 has steps of 1/16 there; healthy: 1 to 4
-
-
-class NoEvidence(Exception):
-    """There is nothing to judge by, and why."""
+FEW_STEPS = 50
+"""Before so many steps nothing has had the time to fail."""
 
 
 class Mode(NamedTuple):
@@ -48,158 +27,36 @@ class Finding(NamedTuple):
     evidence: str
 
 
-def collapse(state):
-    """Router collapse: a few experts get nearly everything.
-
-    Experts in use: exp(entropy of the load), which is n if n of them share the load evenly.  The smaller number of
-    training and held-out text counts, since noise or a plan can balance a training batch.
-    """
-    config = state.model_config
-    if config.top_k == config.n_experts:
-        raise NoEvidence("every token has all experts")
-    used_L, words = _experts_in_use(state), f"{{}} of {config.n_experts} experts in use"
-    alarm, evidence = _judge(state, used_L, "below", _fewest(config), ".1f", words)
-    return alarm, f"{evidence}; on held-out text {_perplexity(_held_out_load(state))[used_L.argmin()]:.1f}"
-
-
-def dead(state):
-    """Dead experts: nearly no tokens, neither late in training nor on held-out text."""
-    share_LE = state.model_config.n_experts * np.maximum(_late(state, "load").mean(axis=0), _held_out_load(state))
-    layers = state.model_config.moe_layers
-    place, expert = np.unravel_index(share_LE.argmin(), share_LE.shape)
-    evidence = (f"the least used, expert {expert} of layer {layers[place]}, has {share_LE.min():.1%} of an even load "
-                f"(alarm below {DEAD:.0%})")
-    rows = {layer: np.flatnonzero(share_E < DEAD) for layer, share_E in zip(layers, share_LE, strict=True)}
-    names = "; ".join(f"layer {layer}: {', '.join(map(str, row))}" for layer, row in rows.items() if len(row))
-    return bool(names), f"{evidence}; dead in {names}" if names else evidence
-
-
-def overload(state):
-    """Overload: the busiest expert of a batch has far more than an even load, and the others wait for it.
-
-    The most that it can have is E / K times an even load; where that is below the limit, a collapse tells.
-    """
-    busy_L = state.model_config.n_experts * _late(state, "load").max(axis=2).mean(axis=0)
-    return _judge(state, busy_L, "above", BUSY, ".1f", "the busiest expert has {} times an even load")
-
-
-def drops(state):
-    """Dropped assignments: late in training or on held-out text, whichever is more; and whom it hits in training.
-
-    An expert fills up in the order of its queue.  By default that is the order of the batch, so that the last sequences
-    are turned away more than the first ones, and in each the last tokens.
-    """
-    config = state.model_config
-    if (config.capacity_factor, config.eval_capacity_factor) == (None, None):
-        return False, "experts have room for all (capacity_factor is none)"
-    drop_L = np.maximum(_late(state, "drop").mean(axis=0), _history(state, "eval_drop_position")[-1].mean(axis=1))
-    alarm, evidence = _judge(state, drop_L, "above", DROPPED, ".1%", "{} of assignments dropped")
-    position, sequence = (_ends(_late(state, f"drop_{place}").mean(axis=0)[drop_L.argmax()])
-                          for place in ("position", "sequence"))
-    return alarm, f"{evidence}; from first to last quarter of a sequence {position}, of a batch {sequence}"
-
-
-def starved(state):
-    """Starved router gradient: the router's choices hardly move the loss, so that the task cannot teach it.
-
-    A router learns from the task through its gates alone.  What comes that way to its weights is measured against the
-    gradient of its experts' weights, which is of the same tokens; the pull of its auxiliary losses is told apart.  This
-    sees gates that are constant or saturated.  It does not see weights that nobody updates.  AdamW rescales gradients,
-    so a starved router still moves: where its auxiliary losses and the few undecided tokens push it.
-    """
-    _need_scores(state)
-    gates_L, own_L, work_L = (_late(state, f"grad_{name}").mean(axis=0) for name in ("gates", "own", "experts"))
-    work_L = np.where(work_L > 0, work_L, 1)
-    alarm, evidence = _judge(state, gates_L / work_L, "below", STARVED, ".1%",
-                             "the task's gradient on the router is {} of that on its experts")
-    return alarm, f"{evidence}; that of its auxiliary losses {(own_L / work_L)[(gates_L / work_L).argmin()]:.1%}"
-
-
-def certainty(state):
-    """Entropy collapse: the router is certain about nearly every token, right or wrong, and hardly tries others."""
-    _need_scores(state)
-    most = np.log(state.model_config.n_experts)
-    return _judge(state, _late(state, "entropy").mean(axis=0) / most, "below", SURE, ".1%",
-                  f"the router's entropy is {{}} of the largest possible, {most:.2f} nats,")
-
-
-def aimless(state):
-    """Balanced but unspecialised: the load is even, but an expert's tokens have nothing in common.
-
-    The expert of an assignment tells I nats of its token, at most H(load) - log K.  I is about 0 for experts by lot or
-    by position, and for scores that are noise.  Knowing the domain counts as well.  Collapsed layers are left out.
-    """
-    config = state.model_config
-    token_L, position_L, domain_L = (np.maximum(_history(state, f"eval_information_{label}")[-1], 0)
-                                     for label in ("token", "position", "domain"))
-    most_L = np.log(_perplexity(_held_out_load(state))) - np.log(config.top_k)
-    balanced_L = (_experts_in_use(state) >= _fewest(config)) & (config.top_k < config.n_experts)
-    if not balanced_L.any():
-        raise NoEvidence("the load is not balanced, or every token has all experts")
-    told_L = np.where(balanced_L, np.maximum(token_L, domain_L) / np.where(balanced_L, most_L, 1), np.inf)
-    words = "the expert tells {} of the most it could of the token"
-    alarm, evidence = _judge(state, told_L, "below", TOLD, ".1%", words)
-    n_tokens = state.train_config.eval_batches * state.train_config.batch * state.train_config.sequence
-    if alarm and n_tokens * config.top_k < 5 * config.vocab_size * config.n_experts:
-        raise NoEvidence(f"{n_tokens} held-out tokens are too few to tell; raise eval_batches")
-    i = told_L.argmin()
-    return alarm, (f"{evidence}: {token_L[i]:.2f} nats of the token, {domain_L[i]:.2f} of the domain, "
-                   f"{position_L[i]:.2f} of the position")
-
-
-def churn(state):
-    """Churn: late in training tokens still change experts, which so have learnt from tokens that they will not get.
-
-    Looks at the same held-out tokens at the last evaluation and at the last one that is a tenth of the run before it,
-    and only in the last quarter of a run: until then, change is learning.
-    """
-    step, n_steps = np.array(_history(state, "eval_step")), state.train_config.n_steps
-    if len(step) < 2 or step[-1] < (1 - LATE) * n_steps:
-        raise NoEvidence(f"too early to tell, at step {state.step} of {n_steps}, or only one evaluation")
-    packed, before = _history(state, "eval_experts"), max(np.sum(step <= step[-1] - n_steps / 10) - 1, 0)
-    sets = [np.unpackbits(packed[i], axis=2, count=state.model_config.n_experts).astype(bool) for i in (before, -1)]
-    churn_L = np.array([telemetry.churn(*of_layer) for of_layer in zip(*sets, strict=True)])
-    return _judge(state, churn_L, "above", CHURN, ".1%",
-                  f"{{}} of assignments changed between steps {step[before]} and {step[-1]}")
-
-
-def growth(state):
-    """Logit growth: scores so large that gates saturate, and that few digits are left for their differences."""
-    _need_scores(state)
-    late_L = _late(state, "logit").mean(axis=0)
-    alarm, evidence = _judge(state, late_L, "above", LARGE, ".1f", "the largest logit of a token is {} nats")
-    return alarm, f"{evidence}; in the first batch {_history(state, 'router_logit')[0][late_L.argmax()]:.1f}"
-
-
 MODES = (
-    Mode("router collapse", collapse,
+    Mode("router collapse", symptoms.collapse,
          "Nearly all tokens go to the same few experts: the memory of a large layer, the work of a small one.",
          "a larger --balance-coef; --router sigmoid_bias, which balances without a loss; a lower --learning-rate: who "
-         "gets tokens improves, and so gets more."),
-    Mode("dead experts", dead,
+         "gets tokens improves, and so gets more. For base, sinkhorn, noisy_topk, which balance in training alone: a "
+         "--balance-coef above 0."),
+    Mode("dead experts", symptoms.dead,
          "These experts get no tokens, so they learn nothing, so they get no tokens.",
          "a larger --balance-coef, which also moves the scores of experts that nobody chose; --router noisy_topk, "
          "which tries them at times; fewer experts."),
-    Mode("overload", overload,
+    Mode("overload", symptoms.overload,
          "One expert has several times its part. If each has a device of its own, all wait for it.",
          "a larger --balance-coef; --router sigmoid_bias or base."),
-    Mode("dropped tokens", drops,
+    Mode("dropped tokens", symptoms.drops,
          "Experts are full. Who is turned away passes by the layer unchanged: by default, what comes last in a batch.",
          "a larger --capacity-factor (none drops nothing); a more even load, by a larger --balance-coef."),
-    Mode("starved router", starved,
+    Mode("starved router", symptoms.starved,
          "What the router decides hardly changes the loss: its gates are constant, or 0 and 1. It cannot learn.",
          "smaller logits, by a larger --z-coef; a lower --learning-rate."),
-    Mode("entropy collapse", certainty,
+    Mode("entropy collapse", symptoms.certainty,
          "The router gives nearly all weight to one expert, for nearly every token. Second choices count for nothing.",
          "a larger --z-coef; an --entropy-coef, which rewards doubt; a lower --learning-rate; --router noisy_topk."),
-    Mode("unspecialised", aimless,
+    Mode("unspecialised", symptoms.aimless,
          "The load is even, but the expert tells nothing of the token: it is chosen by lot, by position or by noise.",
          "a router that looks at the token (not random or uniform); a smaller --balance-coef, if it drowns the task; "
          "more --n-steps."),
-    Mode("late churn", churn,
+    Mode("late churn", symptoms.churn,
          "Training ends while tokens still change experts, which so have learnt from tokens that they will not get.",
          "a learning rate that falls to the end (a small --min-learning-rate); a lower --learning-rate."),
-    Mode("logit growth", growth,
+    Mode("logit growth", symptoms.growth,
          "Scores are so large that probabilities are 0 or 1, and that in numbers of few bits rounding decides.",
          "a larger --z-coef, which pulls logits to 0; a lower --learning-rate; --weight-decay."),
 )
@@ -218,7 +75,7 @@ def examine(state):
     for mode in MODES if state.model_config.moe_layers and state.model_config.n_experts > 1 else ():
         try:
             findings.append(Finding(mode, *mode.look(state)))
-        except NoEvidence as reason:
+        except symptoms.NoEvidence as reason:
             findings.append(Finding(mode, None, str(reason)))
     return findings
 
@@ -227,7 +84,8 @@ def report(state):
     """What was found, as text: each mode, then what each alarm means and what usually helps."""
     config, findings = state.model_config, examine(state)
     if not findings:
-        return "Nothing to examine: no layer of this model sends its tokens to one of several experts."
+        return ("Nothing to examine: no layer of this model sends its tokens to one of several experts; it is dense "
+                "or a Soft MoE.")
     losses = ", ".join(f"{name} {coef:g}" for name, coef in config.loss_coefs.items() if coef > 0) or "none"
     lines = [f"router {config.router}, {config.n_experts} experts, {config.top_k} a token; auxiliary losses: {losses}; "
              f"step {state.step} of {state.train_config.n_steps}", ""]
@@ -242,57 +100,7 @@ def report(state):
     unknown = [mode.name for mode, alarm, _ in findings if alarm is None]
     if not alarms:
         but = f"; nothing to judge {', '.join(unknown)} by" if unknown else ""
-        lines.append(f"No alarm: the routers of this run look healthy{but}.")
+        early = state.step < (1 - symptoms.LATE) * state.train_config.n_steps or state.step < FEW_STEPS
+        health = "but it is too early to call the routers healthy" if early else "the routers of this run look healthy"
+        lines.append(f"No alarm: {health}{but}.")
     return "\n".join(lines)
-
-
-def _judge(state, value_L, side, limit, form, words):
-    """Whether any layer is on the wrong side of the limit; the worst one in words."""
-    bad_L, worst = (value_L > limit, value_L.argmax()) if side == "above" else (value_L < limit, value_L.argmin())
-    layers = state.model_config.moe_layers
-    evidence = (f"{words.format(format(value_L[worst], form))} in layer {layers[worst]} (alarm {side} "
-                f"{format(limit, '.0%' if '%' in form else 'g')})")
-    also = ", ".join(str(layers[i]) for i in np.flatnonzero(bad_L) if i != worst)
-    return bool(bad_L.any()), f"{evidence}; alarm in {also} too" if also else evidence
-
-
-def _history(state, name):
-    if not state.history.get(name):
-        raise NoEvidence(f"not recorded ({name}): an older run, or one that has just begun")
-    return state.history[name]
-
-
-def _late(state, name):
-    """The late records of the routers, [records, L, ...]."""
-    records = np.array(_history(state, f"router_{name}"))
-    return records[-max(round(LATE * len(records)), 1):]
-
-
-def _need_scores(state):
-    if not routers.POLICIES[state.model_config.router].weights(state.model_config, 1.0):
-        raise NoEvidence(f"router {state.model_config.router!r} has no scores and nothing to learn")
-
-
-def _held_out_load(state):
-    """Load of each expert at the last evaluation, all domains together: load_LE."""
-    return _history(state, "eval_load")[-1].mean(axis=0)
-
-
-def _experts_in_use(state):
-    return np.minimum(_perplexity(_late(state, "load")).mean(axis=0), _perplexity(_held_out_load(state)))
-
-
-def _fewest(config):
-    """Experts in use below which a layer has collapsed."""
-    return config.top_k + USED * (config.n_experts - config.top_k)
-
-
-def _perplexity(load):
-    """exp(entropy) over the last axis."""
-    return np.exp(-(load * np.log(np.where(load > 0, load, 1))).sum(axis=-1))
-
-
-def _ends(share):
-    """The mean over the first quarter of an array and over the last, in words."""
-    quarter = max(len(share) // 4, 1)
-    return f"{share[:quarter].mean():.1%} to {share[-quarter:].mean():.1%}"

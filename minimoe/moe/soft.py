@@ -28,8 +28,8 @@ def soft_forward(x_TD, weights, tokens):
     """Mix tokens to slots, let the experts work on the slots, mix slots to tokens.
 
         logit = unit(x) . (scale * unit(w_slot))
-        slot = sum over tokens of D * x,  D = softmax of the logits over tokens
-        y = sum over slots of M * expert(slot),  M = softmax of the logits over slots
+        slot = sum over tokens of dispatch * x,  dispatch = softmax of the logits over tokens
+        y = sum over slots of combine * expert(slot),  combine = softmax of the logits over slots
 
                                                         [Puigcerver 2023, arXiv:2308.00951, sec. 2.1 and 2.3]
     Padding is in no slot.  Returns y_TD, cache.
@@ -41,14 +41,14 @@ def soft_forward(x_TD, weights, tokens):
     cosine_BSZ = unit_BSD @ slot_ZD.T
     logit_BSZ = weights["scale_1"] * cosine_BSZ
     absent_BS1 = _absent(tokens)
-    dispatch_BZS, dispatch_cache = ops.softmax_forward(np.where(absent_BS1, -np.inf, logit_BSZ).swapaxes(1, 2))
-    combine_BSZ, combine_cache = ops.softmax_forward(logit_BSZ)
+    dispatch_BZS, _ = ops.softmax_forward(np.where(absent_BS1, -np.inf, logit_BSZ).swapaxes(1, 2))
+    combine_BSZ, _ = ops.softmax_forward(logit_BSZ)
     rows_ND = (dispatch_BZS @ x_BSD).reshape(B, E, C, D).swapaxes(0, 1).reshape(-1, D)  # sorted by expert
     out_ND, experts_cache = experts.experts_forward(rows_ND, weights, np.full(E, B * C))
     out_BZD = out_ND.reshape(E, B, C, D).swapaxes(0, 1).reshape(B, E * C, D)
     y_BSD = combine_BSZ @ out_BZD
-    cache = (x_BSD, unit_BSD, unit_cache, slot_ZD, slot_cache, cosine_BSZ, weights["scale_1"], dispatch_cache,
-             combine_cache, experts_cache, out_BZD, (E, C))
+    cache = (x_BSD, unit_BSD, unit_cache, slot_ZD, slot_cache, cosine_BSZ, weights["scale_1"], dispatch_BZS,
+             combine_BSZ, experts_cache, out_BZD, (E, C))
     return y_BSD.reshape(x_TD.shape), cache
 
 

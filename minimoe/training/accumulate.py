@@ -16,10 +16,11 @@ def gradients(params, batches, config, rng, look=None):
     all_losses, all_routings, grads, load_LE = [], [], {}, None
     passes = (model.model_forward(params, batch.tokens_BS, config, training=True, rng=rng) for batch in batches)
     if config.global_balance and config.moe_layers:
-        passes = list(passes)
-        count_LE = sum(np.array([r.count_E for r in routings]) for (_, routings), _ in passes)
-        load_LE = count_LE / count_LE.sum(axis=1, keepdims=True)
-    for batch, ((logit_TV, routings), cache) in zip(batches, passes, strict=True):
+        held = list(passes)
+        count_LE = sum(np.array([r.count_E for r in routings]) for (_, routings), _ in held)
+        load_LE, passes = count_LE / count_LE.sum(axis=1, keepdims=True), iter(held)
+    for batch in batches:
+        (logit_TV, routings), cache = next(passes)
         losses, losses_cache = model.losses_forward(logit_TV, routings, batch.targets_BS, config, load_LE=load_LE)
         if look is not None:
             look(losses, (cache, losses_cache))

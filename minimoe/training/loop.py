@@ -25,13 +25,16 @@ class Interrupted(KeyboardInterrupt):
 def new_state(model_config, train_config, corpus):
     """A run before its first step.
 
-    Raises ValueError if the model's vocabulary or context does not fit the corpus or the training sequences.
+    Raises ValueError if the model's vocabulary or context does not fit the corpus or the training sequences, or its
+    balance is to be global with one micro-batch a step.
     """
     if model_config.vocab_size != len(corpus.tokenizer):
         raise ValueError(f"vocab_size = {model_config.vocab_size}: the text has {len(corpus.tokenizer)} characters")
     if train_config.sequence > model_config.max_sequence:
         raise ValueError(f"sequence = {train_config.sequence}: must be at most max_sequence = "
                          f"{model_config.max_sequence}")
+    if model_config.global_balance and train_config.accumulate == 1:
+        raise ValueError("global_balance = True: with accumulate = 1 one micro-batch is all there is; accumulate more")
     params = model.init_params(model_config, train_config.seed)
     return TrainState(model_config, train_config, corpus.tokenizer, corpus.domains, corpus.digest, params,
                       optimizer.start_moments(params), np.random.default_rng(train_config.seed), {})

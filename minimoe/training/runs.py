@@ -1,5 +1,7 @@
 """A run in a folder: trained if it is not there, gone on with if it is not finished, taken as it is if it is."""
 
+from dataclasses import replace
+
 from minimoe.training import checkpoint, loop, progress
 
 
@@ -10,7 +12,7 @@ def finish(path, label, model_config, train_config, text, fresh, say):
     Raises ValueError if the checkpoint is of another configuration or text, KeyboardInterrupt after Ctrl-C.
     """
     if path.exists() and not fresh:
-        state = checkpoint.load(path)
+        state = _load(path)
         check_kind(path, state, model_config, train_config, text)
         say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
     else:
@@ -26,7 +28,21 @@ def finish(path, label, model_config, train_config, text, fresh, say):
     return state
 
 
+def _load(path):
+    try:
+        return checkpoint.load(path)
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"{error}; delete {path.parent} and repeat the command, to train it anew"
+                                         ) from error
+
+
 def check_kind(path, state, model_config, train_config, text):
     """Raise ValueError unless the state is a run of this configuration on this text."""
-    if (state.model_config, state.train_config, state.data_digest) != (model_config, train_config, text.digest):
+    have, want = (_with_weights_said(config) for config in (state.model_config, model_config))
+    if (have, state.train_config, state.data_digest) != (want, train_config, text.digest):
         raise ValueError(f"{path} is a run of another kind; train anew with --fresh")
+
+
+def _with_weights_said(config):
+    """The configuration with the weights of its losses filled in: said or not, they are the same."""
+    return replace(config, **{f"{name}_coef": coef for name, coef in config.loss_coefs.items()})

@@ -45,6 +45,13 @@ def test_orders_other_than_by_position_let_the_future_in_while_training(order):
     assert ROWS["softmax_topk", 0.75, "position", True].future == 0
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_another_last_token_has_another_number_too(training):
+    """Hash layers see nothing else of it; by rank its first choice comes before the second choices of earlier ones."""
+    assert ROWS["hash", 0.75, "rank", training].future > 0
+    assert ROWS["hash", 0.75, "position", training].future == 0
+
+
 def test_with_a_capacity_a_prefix_has_less_room_and_a_token_alone_has_enough():
     """8 tokens of 16 have half the slots, so other tokens are dropped; one by one nobody is."""
     row = ROWS["softmax_topk", 0.75, "position", False]

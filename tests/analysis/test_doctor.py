@@ -65,7 +65,8 @@ FAILURES = [  # the mode of failure, the run that has it, what the evidence says
     ("unspecialised", "by lot", r"0\.00 nats of the token, 0\.00 of the domain, 1\.\d\d of the position"),
     ("unspecialised", "in turn", r"0\.00 nats of the token, 0\.00 of the domain, 1\.\d\d of the position"),
     ("late churn", "never slower", r"^\d\d\.\d% of assignments changed between steps 90 and 100 in layer"),
-    ("logit growth", "much too fast", r"is \d+\.\d nats in layer \d \(alarm above 10\).*; in the first batch [12]\.\d"),
+    ("logit growth", "much too fast",
+     r"is \d+\.\d nats in layer \d \(alarm above 10\).*; in the first recorded batch [12]\.\d"),
 ]
 
 
@@ -129,7 +130,7 @@ def look(mode, history, **run):
 def test_experts_in_use_by_hand():
     # entropy of (1/2, 1/4, 1/4) is 1.5 log 2, and 2 ** 1.5 = 2.83; the limit is 2 + (4 - 2) / 4
     assert look("router collapse", loads(0.5, 0.25, 0.25, 0)) == (
-        False, "2.8 of 4 experts in use in layer 1 (alarm below 2.5); on held-out text 2.8")
+        False, "2.8 of 4 experts in use in layer 1 (alarm below 2.5): in training 2.8, on held-out text 2.8")
 
 
 def test_a_collapse_on_held_out_text_alone_is_one():
@@ -189,7 +190,7 @@ def test_drops_count_in_training_and_on_held_out_text(training, held_out, alarm)
 
 
 def test_without_a_limit_nothing_is_dropped():
-    assert look("dropped tokens", {}) == (False, "experts have room for all (capacity_factor is none)")
+    assert look("dropped tokens", {}) == (False, "nothing is turned away: capacity_factor is none")
 
 
 def gradients(gates, own, experts):
@@ -291,7 +292,7 @@ def test_churn_is_no_failure_until_late(steps, experts):
 def test_logits_by_hand():
     history = {"router_logit": [np.array([1.5]), np.array([3.0]), np.array([9.0]), np.array([10.5])]}
     assert look("logit growth", history) == (
-        True, "the largest logit of a token is 10.5 nats in layer 1 (alarm above 10); in the first batch 1.5")
+        True, "the largest logit of a token is 10.5 nats in layer 1 (alarm above 10); in the first recorded batch 1.5")
 
 
 def test_late_is_the_last_quarter():
@@ -338,8 +339,42 @@ def test_an_older_run_is_judged_by_what_it_has_recorded():
     older = replace(state, history={name: state.history[name] for name in known})
     unknown = [name for name, finding in found(older).items() if finding.alarm is None]
     assert unknown == ["starved router", "unspecialised", "late churn", "logit growth"]
-    assert found(older)["late churn"].evidence.startswith("not recorded (eval_experts)")
+    assert found(older)["late churn"].evidence.startswith("not recorded")
     assert doctor.report(older).splitlines()[-1].endswith(f"nothing to judge {', '.join(unknown)} by.")
+
+
+def test_churn_of_a_run_that_an_older_version_began_is_between_steps_that_both_have_experts():
+    # the experts of step 20 are unknown: those that there are belong to 50, 90, 95 and 100
+    history = moving((50, 90, 95, 100), ([0, 1], [2, 3], [0, 2], [0, 2])) | {"eval_step": [10, 20, 50, 90, 95, 100]}
+    assert look("late churn", history) == (
+        True, "50.0% of assignments changed between steps 90 and 100 in layer 1 (alarm above 20%)")
+
+
+def test_one_evaluation_since_an_older_version_is_too_few_for_churn():
+    alarm, evidence = look("late churn", moving((100,), ([0, 1],)) | {"eval_step": [50, 90, 100]})
+    assert alarm is None and evidence.endswith("or only one evaluation")
+
+
+def test_a_run_that_an_older_version_began_is_judged_by_the_same_last_records_and_evaluations():
+    state = trained("healthy")
+    always = ("router_step", "router_load", "router_drop", "router_entropy", "eval_step", "eval_ce", "eval_load")
+    taken_up = {name: values if name in always or not name.startswith(("eval_", "router_")) else
+                values[-len(values) // 2:] for name, values in state.history.items()}
+    assert len(taken_up["eval_step"]) == 10 and len(taken_up["eval_experts"]) == 5
+    findings = found(replace(state, history=taken_up))
+    whole = found(state)
+    assert [finding.alarm for finding in findings.values()] == [False] * len(MODES)
+    assert findings["late churn"] == whole["late churn"]
+    assert "between steps 90 and 100" in findings["late churn"].evidence
+    assert findings["unspecialised"] == whole["unspecialised"]
+    assert findings["logit growth"].evidence.endswith(
+        f"in the first recorded batch {_first_logit(taken_up, findings['logit growth'].evidence):.1f}")
+    assert doctor.report(replace(state, history=taken_up)).splitlines()[-1].startswith("No alarm")
+
+
+def _first_logit(history, evidence):
+    """The first recorded logit of the layer that is told of."""
+    return history["router_logit"][0][int(re.search(r"in layer (\d)", evidence)[1])]
 
 
 def test_the_page_of_a_healthy_run_says_so():

@@ -44,6 +44,44 @@ def test_slots_by_hand(name, slots):
     assert ENTRIES[name].slots == slots
 
 
+@pytest.mark.parametrize(("name", "slots"), [
+    ("GShard (paper)", 11),  # 2 * 44 / 8, no factor
+    ("GShard (lingvo)", 8),  # 1.25 * 44 / 8 = 6.875, down to 6, up to a multiple of 4
+    ("Switch (Mesh TF)", 6), ("ST-MoE (Mesh TF)", 6),  # 6.875, down
+    ("ST-MoE (Flaxformer)", 7),  # 6.875, to the nearest
+    ("MegaBlocks", 13),  # 2 * 6.875 = 13.75, down
+    ("Tutel", 14),  # 44 / 8 up is 6, 1.25 * 6 = 7.5 down is 7, twice
+    ("minimoe", 14)])  # 13.75, up
+def test_slots_of_44_tokens_with_2_of_8_experts_and_a_factor_of_a_quarter_more(name, slots):
+    assert rosetta.CONVENTIONS[name].capacity(44, 8, 2, 1.25) == slots
+
+
+@pytest.mark.parametrize(("name", "slots"), [
+    ("ST-MoE (Flaxformer)", 6),  # 6.5 lies between 6 and 7, and 6 is even
+    ("Switch (Mesh TF)", 6), ("ST-MoE (Mesh TF)", 6),  # 6.5, down
+    ("GShard (lingvo)", 8), ("MegaBlocks", 13), ("minimoe", 13),  # 2 * 6.5
+    ("Tutel", 14)])  # 6.5 up is 7, twice
+def test_slots_of_52_tokens_are_half_a_slot_more_than_a_whole_number(name, slots):
+    assert rosetta.CONVENTIONS[name].capacity(52, 8, 2, 1) == slots
+
+
+@pytest.mark.parametrize("name", ["Switch (Mesh TF)", "ST-MoE (Mesh TF)", "ST-MoE (Flaxformer)"])
+@pytest.mark.parametrize(("n_tokens", "top_k"), [(8, 2), (3, 1)])  # 1.25 * 8 / 8 = 1.25; 1.25 * 3 / 8 = 0.47
+def test_few_tokens_have_four_slots_all_the_same_even_if_there_are_fewer_than_four(name, n_tokens, top_k):
+    assert rosetta.CONVENTIONS[name].capacity(n_tokens, 8, top_k, 1.25) == 4
+
+
+@pytest.mark.parametrize(("name", "slots"), [
+    ("Switch (Mesh TF)", 16), ("ST-MoE (Mesh TF)", 16), ("minimoe", 16),  # 4 * 16 / 2 = 32, but no more than tokens
+    ("GShard (lingvo)", 32), ("ST-MoE (Flaxformer)", 32), ("MegaBlocks", 32), ("Tutel", 32)])
+def test_some_have_no_more_slots_than_tokens(name, slots):
+    assert rosetta.CONVENTIONS[name].capacity(16, 2, 1, 4) == slots
+
+
+def test_our_own_slots_are_one_at_least():
+    assert rosetta.CONVENTIONS["minimoe"].capacity(3, 8, 1, 1.25) == 1  # 0.47, up
+
+
 @pytest.mark.parametrize(("name", "dropped"), [
     # 32, 24, 16, 8, 8, 8 choices of experts 0 to 5
     ("GShard (paper)", 20 + 12 + 4), ("GShard (lingvo)", 24 + 16 + 8), ("ST-MoE (Flaxformer)", 24 + 16 + 8),

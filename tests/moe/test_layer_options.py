@@ -235,7 +235,7 @@ def test_finer_experts_change_nothing_else():
 
 @pytest.mark.parametrize("parts", [3, 8, 0, -2, 2.0, "2", None])
 def test_experts_that_cannot_be_divided_so_are_refused(parts):
-    with pytest.raises(ValueError, match=re.escape(f"parts = {parts!r}: must divide d_hidden = 4")):
+    with pytest.raises(ValueError, match=re.escape(f"finer = {parts!r}: must divide d_hidden = 4")):
         CONFIG.finer(parts)
 
 

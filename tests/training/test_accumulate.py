@@ -94,6 +94,21 @@ def test_with_global_balance_they_are_those_of_one_big_batch():
         np.testing.assert_allclose(np.mean([getattr(part, name) for part in losses]), getattr(big, name), rtol=1e-12)
 
 
+def test_the_load_of_all_counts_every_assignment_once_though_some_micro_batches_have_more():
+    """GShard leaves second choices out at random: a mean of the loads would give each micro-batch the same weight."""
+    batches = micro_batches()
+    losses, all_routings, _ = gradients(replace(GLOBAL, router="gshard"), batches)
+    assert len({len(routings[0].token_A) for routings in all_routings}) > 1
+    count_LE = sum(np.array([r.count_E for r in routings]) for routings in all_routings)
+    all_LE = count_LE / count_LE.sum(axis=1, keepdims=True)
+    means_LE = np.mean([[r.load_E for r in routings] for routings in all_routings], axis=0)
+    for part, routings in zip(losses, all_routings, strict=True):
+        by_count, by_mean = (np.mean([4 * load_LE[i] @ r.prob_TE.mean(axis=0) for i, r in enumerate(routings)])
+                             for load_LE in (all_LE, means_LE))
+        np.testing.assert_allclose(part.balance, by_count, rtol=1e-12)
+        assert abs(by_mean - by_count) > 1e-6
+
+
 def test_without_it_they_are_not_since_each_micro_batch_has_to_be_even_by_itself():
     batches = micro_batches()
     losses, _, grads = gradients(CONFIG, batches)
@@ -132,21 +147,24 @@ def test_global_balance_has_to_see_all_before_the_first_backward(monkeypatch):
     assert "".join(calls) == "FFFBBB"
 
 
-def test_no_more_than_one_forward_pass_is_kept_when_the_next_one_begins(monkeypatch):
-    forward, logits, alive = model.model_forward, [], []
+@pytest.mark.parametrize(("config", "expected"), [(CONFIG, [0, 0, 0, 0]), (GLOBAL, [0, 1, 2, 3])],
+                         ids=["each by itself", "global balance"])
+def test_no_forward_pass_is_kept_when_the_next_one_begins_unless_the_balance_is_global(config, expected, monkeypatch):
+    """Of each pass the logits, and what the attention of the first block has kept, are watched."""
+    forward, watched, alive = model.model_forward, [], []
 
     def spy(*arguments, **options):
-        alive.append(sum(logit() is not None for logit in logits))
-        result = forward(*arguments, **options)
-        logits.append(weakref.ref(result[0][0]))
-        return result
+        alive.append(sum(any(array() is not None for array in arrays) for arrays in watched))
+        (logit_TV, routings), cache = forward(*arguments, **options)
+        inner = [array for array in parameters.arrays_in(cache.blocks[0].attention)
+                 if not any(np.shares_memory(array, param) for param in arguments[0].values())]
+        assert inner
+        watched.append([weakref.ref(array) for array in (logit_TV, *inner)])
+        return (logit_TV, routings), cache
 
     monkeypatch.setattr(model, "model_forward", spy)
-    gradients(CONFIG, micro_batches(4))
-    assert max(alive) <= 1
-    alive.clear()
-    gradients(GLOBAL, micro_batches(4))
-    assert alive == [0, 1, 2, 3]
+    gradients(config, micro_batches(4))
+    assert alive == expected
 
 
 @each_way
@@ -183,6 +201,14 @@ def test_global_balance_asks_for_nothing_where_there_is_no_router(fields):
     assert grads.keys() == model.weights(config).keys()
 
 
+def test_a_run_with_global_balance_has_more_than_one_micro_batch_a_step():
+    with pytest.raises(ValueError, match="^global_balance = True: .*accumulate = 1"):
+        loop.new_state(GLOBAL, TRAINING, TEXT)
+    state = loop.new_state(GLOBAL, replace(TRAINING, accumulate=2), TEXT)
+    loop.step_once(state, TEXT)
+    assert state.step == 1
+
+
 @each_way
 def test_nothing_that_was_passed_in_is_changed(config):
     params, batches = gradcheck.random_params(config), micro_batches()
@@ -207,18 +233,38 @@ def test_a_bias_moves_by_whole_rates_and_neither_the_gradient_nor_the_decay_touc
         assert not any(array.any() for array in biases(moments).values())
 
 
+def routed_in_the_first_step(state):
+    """The routings of the micro-batches of the first step, one list a micro-batch."""
+    config, rng = state.model_config, np.random.default_rng(TRAINING.seed)
+    batches = [data.sample(TEXT.train, rng, 3, 8) for _ in range(state.train_config.accumulate)]
+    return [model.model_forward(state.params, b.tokens_BS, config, training=True, rng=rng)[0][1] for b in batches]
+
+
+def towards_even(count_E):
+    """How a bias moves in one step of rate 0.001."""
+    return np.sign(count_E.mean() - count_E) * np.float32(0.001)
+
+
 def test_a_bias_goes_by_the_load_of_the_whole_step():
     state = new("sigmoid_bias", accumulate=3)
-    rng = np.random.default_rng(TRAINING.seed)
-    batches = [data.sample(TEXT.train, rng, 3, 8) for _ in range(3)]
-    count_LE = 0
-    for batch in batches:
-        _, routings = model.forward(state.params, batch.tokens_BS, state.model_config)
-        count_LE = count_LE + np.array([r.count_E for r in routings])
+    parts = routed_in_the_first_step(state)
     loop.step_once(state, TEXT)
     for i in range(2):
-        expected_E = np.sign(count_LE[i].mean() - count_LE[i]) * np.float32(0.001)
-        np.testing.assert_allclose(state.params[f"layers.{i}.moe.bias_E"], expected_E, rtol=1e-6)
+        count_E = sum(routings[i].count_E for routings in parts)
+        np.testing.assert_allclose(state.params[f"layers.{i}.moe.bias_E"], towards_even(count_E), rtol=1e-6)
+
+
+def test_a_bias_goes_by_what_experts_were_asked_for_and_not_by_what_they_had_room_for():
+    """With room for a quarter of an even load, 48 / 4, all experts are full: they keep 3 of each micro-batch."""
+    state = new("sigmoid_bias", accumulate=2)
+    state = replace(state, model_config=replace(state.model_config, capacity_factor=0.25))
+    parts = routed_in_the_first_step(state)
+    loop.step_once(state, TEXT)
+    for i in range(2):
+        count_E = sum(routings[i].count_E for routings in parts)
+        assert sum(routings[i].kept_count_E for routings in parts).tolist() == [6] * 4
+        assert np.ptp(count_E) > 0
+        np.testing.assert_allclose(state.params[f"layers.{i}.moe.bias_E"], towards_even(count_E), rtol=1e-6)
 
 
 def test_with_a_rate_of_0_no_bias_ever_moves():

@@ -31,7 +31,7 @@ def balance_backward(dloss, cache):
 def sequence_forward(routing):
     """The balance loss of each sequence by itself, averaged over sequences: no single text may overload an expert.
 
-        L = mean over sequences of sum_e f_e P_e,   f_e = E / (K S) * assignments to e,   P_e = mean over S of prob_te
+        L = mean over sequences of sum_e f_e P_e,   f_e = E * share of the sequence's assignments,   P_e = mean prob_te
 
                                                         [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2]
     f counts the assignments that were made; the paper's f counts the K best scores without the bias that helped to

@@ -12,7 +12,8 @@ NEEDS_TOKEN_IDS = False
 EVALUATION = "the second expert always"
 
 SURE, LEAST = 0.5, -1.0
-"""Share of the gates from which a second expert is always used in training; share that it must exceed in evaluation."""
+"""Share of the gates from which a second expert is always used in training; share that it must exceed in evaluation
+(any does).  ST-MoE has others."""
 
 weights = softmax_topk.weights
 

@@ -12,6 +12,10 @@ NEEDS_TOKEN_IDS = False
 EVALUATION = "the same as in training; the biases stay"
 
 
+LEAST_SCORE = 1e-30
+"""Added to every score: a token that all experts score 0 would have gates of 0 / 0."""
+
+
 def weights(config, std):
     """One score an expert, linear in the token; and its bias, which starts at 0 and is moved by `after_step` alone."""
     return {"w_router_DE": Weight((config.d_model, config.n_experts), std),
@@ -29,6 +33,7 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     """
     logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
     score_TE, sigmoid_cache = ops.sigmoid_forward(logit_TE)
+    score_TE = score_TE + LEAST_SCORE
     sum_T1 = score_TE.sum(axis=1, keepdims=True)
     prob_TE = score_TE / sum_T1
     biased_TE = within_groups(score_TE.real + weights["bias_E"].real, config)

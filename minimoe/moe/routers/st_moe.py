@@ -15,7 +15,7 @@ weights = gshard.weights
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
     """Softmax top-2; in training the second expert is used with probability min(1, g_2 / 0.2), g_2 = p_2 / (p_1 + p_2).
 
-                                                        [ST-MoE, arXiv:2202.08906, app. A]
+                                                        [ST-MoE, arXiv:2202.08906; Mesh TensorFlow, moe.py]
     Mesh TensorFlow draws in evaluation too; here evaluation uses its "threshold" policy, which is not left to chance.
     Returns a Routing, cache.
     """

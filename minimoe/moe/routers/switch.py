@@ -16,7 +16,7 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
 
         p = softmax((x * u) W), u from U(1 - jitter, 1 + jitter);  y = p_i E_i(x)
 
-                                                        [Switch, arXiv:2101.03961, eq. 1-2 and app. A]
+                                                        [Switch, arXiv:2101.03961, eq. 1-2 and sec. 2.4]
     A gate of p / p = 1 would hide the router from the task, so the raw probability it is.  Returns a Routing, cache.
     """
     factor_TD = None

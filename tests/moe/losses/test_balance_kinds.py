@@ -64,6 +64,30 @@ def test_sequence_gradient_by_hand():
     np.testing.assert_allclose(dprob_TE, [[2 / 3, 1 / 3]] * 3 + [[0, 3]] + [[0, 0]] * 2)
 
 
+def with_single_choices():
+    """Two texts of two tokens, of which the second of the first text and the first of the second have one expert."""
+    prob_TE = np.array([[1 / 2, 1 / 4, 1 / 4], [3 / 4, 1 / 4, 0], [1 / 4, 0, 3 / 4], [1 / 2, 0, 1 / 2]])
+    sent_TK = np.array([[True, True], [True, False], [True, False], [True, True]])
+    token_A, expert_A, rank_A = routing.by_token(np.array([[0, 1], [0, 1], [2, 0], [2, 0]]), sent_TK)
+    return routing.without_limit(token_A, expert_A, rank_A, np.ones(6), np.zeros_like(prob_TE), prob_TE,
+                                 token_records.of_batch(np.zeros((2, 2), int)))
+
+
+def test_sequence_by_hand_where_some_second_choices_are_missing():
+    """3 assignments a text, not K * S = 4.
+
+    First: f = 3 (2/3, 1/3, 0), P = 5/8, 1/4, 1/8, so 5/4 + 1/4 = 3/2.
+    Second: f = 3 (1/3, 0, 2/3), P = 3/8, 0, 5/8, so 3/8 + 5/4 = 13/8.
+    """
+    np.testing.assert_allclose(sequence(with_single_choices()), (3 / 2 + 13 / 8) / 2)
+
+
+def test_sequence_gradient_by_hand_where_some_second_choices_are_missing():
+    # f / (tokens of the sequence * sequences), f = 2, 1, 0 and 1, 0, 2
+    dprob_TE = losses.sequence_backward(1.0, losses.sequence_forward(with_single_choices())[1])
+    np.testing.assert_allclose(dprob_TE, [[2 / 4, 1 / 4, 0]] * 2 + [[1 / 4, 0, 2 / 4]] * 2)
+
+
 def test_sequence_equals_a_loop_over_sequences():
     r = random_routing(lengths(5, 2, 4))
     total = 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from one_hot import route
 
-from minimoe.moe.routers import base
+from minimoe.moe import balanced
 
 SIZES = [(6, 3), (6, 2), (7, 3), (5, 2), (8, 2), (5, 4), (2, 4), (3, 4), (1, 3), (4, 4), (5, 1)]
 
@@ -46,27 +46,27 @@ def test_the_sum_of_scores_is_the_largest_of_all_even_assignments(size, kind):
     T, E = size
     for seed in range(5):
         score_TE = SCORES[kind](np.random.default_rng(seed), size)
-        expert_T = base.balanced(score_TE)
+        expert_T = balanced.balanced(score_TE)
         assert np.ptp(loads(expert_T, E)) <= 1
         assert score_TE.astype(float)[np.arange(T), expert_T].sum() == pytest.approx(largest_sum(score_TE), rel=1e-12)
 
 
 def test_the_best_assignment_by_hand():
     """Both tokens like expert 0 better, the second much better: 1 + 9 with the first sent away beats 5 + 2."""
-    assert base.balanced(np.array([[5.0, 1.0], [9.0, 2.0]])).tolist() == [1, 0]
+    assert balanced.balanced(np.array([[5.0, 1.0], [9.0, 2.0]])).tolist() == [1, 0]
 
 
 def test_a_move_through_a_third_expert_by_hand():
     """Tokens 0 and 1 want expert 0, token 2 expert 1.  Token 1 to 1 and 2 on to 2 costs 1 + 1; straight away 10."""
     score_TE = np.array([[20.0, 0.0, 0.0], [10.0, 9.0, 0.0], [0.0, 10.0, 9.0]])
-    assert base.balanced(score_TE).tolist() == [0, 1, 2]
+    assert balanced.balanced(score_TE).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_between_two_experts_the_lead_decides(seed):
     """The half of the tokens with the largest lead of expert 0 over 1 go there, which is best, also for many tokens."""
     score_TE = np.random.default_rng(seed).normal(size=(300, 2)) + [3, 0]
-    expert_T = base.balanced(score_TE)
+    expert_T = balanced.balanced(score_TE)
     order_T = np.argsort(score_TE[:, 1] - score_TE[:, 0])
     assert set(np.flatnonzero(expert_T == 0)) == set(order_T[:150])
 
@@ -74,14 +74,14 @@ def test_between_two_experts_the_lead_decides(seed):
 @pytest.mark.parametrize(("T", "E"), [(256, 8), (250, 8), (3, 8), (96, 3)])
 @pytest.mark.parametrize("kind", SCORES)
 def test_loads_are_even_for_many_tokens_too(kind, T, E):
-    count_E = loads(base.balanced(SCORES[kind](np.random.default_rng(0), (T, E))), E)
+    count_E = loads(balanced.balanced(SCORES[kind](np.random.default_rng(0), (T, E))), E)
     assert sorted(count_E)[0] == T // E and sorted(count_E)[-1] == -(-T // E)
 
 
 @pytest.mark.parametrize("kind", SCORES)
 def test_no_two_of_many_tokens_would_rather_change_places(kind):
     score_TE = SCORES[kind](np.random.default_rng(0), (250, 8)).astype(float)
-    expert_T = base.balanced(score_TE)
+    expert_T = balanced.balanced(score_TE)
     own_T = score_TE[np.arange(250), expert_T]
     gain_TT = score_TE[:, expert_T] - own_T[:, None]  # of the row's token in the column's place
     assert (gain_TT + gain_TT.T).max() <= 1e-9
@@ -102,8 +102,8 @@ def no_endless_search(monkeypatch):
         assert next(rounds) < 100, "moves go back and forth"
         return loss_EE, next_EE
 
-    search = base._shortest_paths
-    monkeypatch.setattr(base, "_shortest_paths", shortest_paths)
+    search = balanced._shortest_paths
+    monkeypatch.setattr(balanced, "_shortest_paths", shortest_paths)
 
 
 @pytest.mark.parametrize("seed", [5869, 4207, 7775, 13338, 14767, 146, 249])
@@ -112,24 +112,24 @@ def test_rounding_error_in_float32_is_not_taken_for_a_gain(seed, no_endless_sear
     rng = np.random.default_rng(seed)
     T, E = rng.integers(3, 13), rng.integers(3, 8)
     score_TE = (0.1 * rng.integers(-3, 4, (T, E)) + rng.normal(size=E)).astype(np.float32)
-    assert np.ptp(loads(base.balanced(score_TE), E)) <= 1
+    assert np.ptp(loads(balanced.balanced(score_TE), E)) <= 1
 
 
 @pytest.mark.parametrize("T", [6, 7])
 def test_scores_that_are_not_finite_are_assigned_somehow(T, no_endless_search):
     """Training reports them; it must get so far."""
-    assert np.ptp(loads(base.balanced(np.full((T, 3), np.nan)), 3)) <= 1
+    assert np.ptp(loads(balanced.balanced(np.full((T, 3), np.nan)), 3)) <= 1
 
 
 def test_nobody_is_assigned_nowhere():
-    assert base.balanced(np.zeros((0, 3))).tolist() == []
+    assert balanced.balanced(np.zeros((0, 3))).tolist() == []
 
 
 def test_training_uses_the_even_assignment_and_evaluation_each_tokens_best():
     trained, _ = route("base", LOGIT_TE, training=True)
     evaluated, _ = route("base", LOGIT_TE)
     assert trained.count_E.tolist() == [3, 3, 3, 3]
-    np.testing.assert_array_equal(trained.expert_A, base.balanced(LOGIT_TE))
+    np.testing.assert_array_equal(trained.expert_A, balanced.balanced(LOGIT_TE))
     assert evaluated.expert_A.tolist() == [max(range(4), key=lambda e, row_E=row_E: row_E[e]) for row_E in LOGIT_TE]
     assert evaluated.count_E[0] > 9
 
@@ -149,5 +149,5 @@ def test_the_probabilities_are_the_softmax():
 def test_padding_has_no_part_in_the_assignment():
     mask_T = np.arange(12) % 3 > 0
     r, _ = route("base", LOGIT_TE, training=True, mask_T=mask_T)
-    np.testing.assert_array_equal(r.expert_A, base.balanced(LOGIT_TE[mask_T]))
+    np.testing.assert_array_equal(r.expert_A, balanced.balanced(LOGIT_TE[mask_T]))
     np.testing.assert_array_equal(r.token_A, np.flatnonzero(mask_T))

@@ -97,6 +97,27 @@ def test_no_gradient_moves_the_bias():
     assert dweights["w_router_DE"].any()
 
 
+@pytest.mark.parametrize("top_k", [2, 3])
+def test_a_token_that_every_expert_scores_0_has_equal_gates_and_finite_gradients(top_k):
+    """sigmoid(-200) = 1e-87 is 0 in float32: shares of it would be 0 / 0.  The other token's gates stay."""
+    config = ModelConfig(d_model=2, n_heads=1, n_experts=4, top_k=top_k, router="sigmoid_bias")
+    logit_TE = np.array([[-200] * 4, [0, 1, 2, 3]], np.float32)
+    weights = {"w_router_DE": logit_TE, "bias_E": np.zeros(4, np.float32)}
+    with np.errstate(all="raise", under="ignore"):
+        r, cache = sigmoid_bias.forward(np.eye(2, dtype=np.float32), weights, config, tokens.nameless(np.ones(2, bool)))
+        uneven = routing.RoutingGrad(np.arange(2 * top_k, dtype=np.float32),
+                                     *(np.arange(8, dtype=np.float32).reshape(2, 4) for _ in range(3)))
+        dx_TD, dweights = sigmoid_bias.backward(uneven, cache)
+    gate_TK = r.gate_A.reshape(2, top_k)
+    np.testing.assert_allclose(gate_TK[0], 1 / top_k, rtol=1e-6)
+    np.testing.assert_allclose(r.prob_TE[0], 1 / 4, rtol=1e-6)
+    score_K = [sigmoid(z) for z in (3, 2, 1)[:top_k]]
+    np.testing.assert_allclose(gate_TK[1], np.array(score_K) / sum(score_K), rtol=1e-6)
+    assert r.gate_A.dtype == np.float32
+    for gradient in (dx_TD, dweights["w_router_DE"]):
+        assert gradient.dtype == np.float32 and np.isfinite(gradient).all()
+
+
 def group_config(**options):
     return config_for("sigmoid_bias", np.zeros((2, 8)), **options)
 
