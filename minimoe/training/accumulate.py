@@ -25,7 +25,7 @@ def gradients(params, batches, config, rng, look=None):
         if look is not None:
             look(losses, (cache, losses_cache))
         one = model.objective_backward(1 / len(batches), (cache, losses_cache))
-        del cache, losses_cache  # before the next forward pass fills its own
+        del logit_TV, cache, losses_cache  # before the next forward pass fills its own
         grads = {name: grads[name] + grad for name, grad in one.items()} if grads else one
         all_losses.append(losses)
         all_routings.append(routings)
