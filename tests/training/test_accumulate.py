@@ -150,8 +150,8 @@ def test_global_balance_has_to_see_all_before_the_first_backward(monkeypatch):
 @pytest.mark.parametrize(("config", "expected"), [(CONFIG, [0, 0, 0, 0]), (GLOBAL, [0, 1, 2, 3])],
                          ids=["each by itself", "global balance"])
 def test_no_forward_pass_is_kept_when_the_next_one_begins_unless_the_balance_is_global(config, expected, monkeypatch):
-    """Of each pass the logits, and what the attention of the first block has kept, are watched."""
-    forward, watched, alive = model.model_forward, [], []
+    """Watched are the logits, and what attention in the first block and the cross-entropy have kept."""
+    forward, losses_forward, watched, alive = model.model_forward, model.losses_forward, [], []
 
     def spy(*arguments, **options):
         alive.append(sum(any(array() is not None for array in arrays) for arrays in watched))
@@ -162,7 +162,15 @@ def test_no_forward_pass_is_kept_when_the_next_one_begins_unless_the_balance_is_
         watched.append([weakref.ref(array) for array in (logit_TV, *inner)])
         return (logit_TV, routings), cache
 
+    def spy_losses(*arguments, **options):
+        losses, cache = losses_forward(*arguments, **options)
+        inner = [array for array in parameters.arrays_in(cache[1]) if array.ndim == 2]
+        assert inner
+        watched.append([weakref.ref(array) for array in inner])
+        return losses, cache
+
     monkeypatch.setattr(model, "model_forward", spy)
+    monkeypatch.setattr(model, "losses_forward", spy_losses)
     gradients(config, micro_batches(4))
     assert alive == expected
 
