@@ -14,7 +14,7 @@ from minimoe.analysis import comparison, plots
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL, MOE
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.moe import telemetry
-from minimoe.training import checkpoint, corpus, data, runs
+from minimoe.training import corpus, data, runs
 
 FOLDERS = {MOE: "moe", DENSE_ACTIVE: "dense-active", DENSE_TOTAL: "dense-total"}
 
@@ -86,13 +86,9 @@ def figures(say=print):
     paths = {name: [tour.path(name, seed) for seed in range(max(seeds, 1))] for name in FOLDERS}
     if not paths[MOE][0].exists():
         raise ValueError(f"there is no checkpoint {paths[MOE][0]}: `python -m minimoe` makes it")
-    states = {name: list(map(checkpoint.load, of_seeds)) for name, of_seeds in paths.items()}
-    for name, of_seeds in states.items():
-        for seed, (path, state) in enumerate(zip(paths[name], of_seeds, strict=True)):
-            runs.check_kind(path, state, tour.configs()[name], replace(tour.training, seed=seed), text)
-            if not state.finished:
-                raise ValueError(f"{path} is at step {state.step} of {state.train_config.n_steps}: `python -m minimoe` "
-                                 "goes on with it")
+    states = {name: [runs.finished(path, tour.configs()[name], replace(tour.training, seed=seed), text,
+                                   "python -m minimoe") for seed, path in enumerate(of_seeds)]
+              for name, of_seeds in paths.items()}
     draw(tour, states, {name: comparison.measure(of_seeds, text) for name, of_seeds in states.items()}, text)
     say(f"wrote {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
 

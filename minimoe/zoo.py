@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from minimoe.analysis import plots
+from minimoe.analysis import comparison, plots
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.moe import routers
 from minimoe.names import ROUTERS
-from minimoe.training import checkpoint, corpus, data, runs
+from minimoe.training import corpus, data, runs
 
 DENSE = "dense"
 """The model without a choice: one expert that does as much work as a token's experts together."""
@@ -84,7 +84,7 @@ def main(quick=False, seeds=3, fresh=False, say=print):
         states = [runs.finish(zoo.path(name, seed), f"{name}, seed {seed}", config, replace(zoo.training, seed=seed),
                               text, fresh, say) for seed in range(seeds)]
         results[name] = measure(states)
-    plots.save(plots.routers(results, kinds(), title(results, zoo.training.n_steps)), zoo.figure)
+    _draw(zoo, results)
     say("\n" + table(results, configs))
     say(f"\nPicture: {zoo.figure}")
     say("\n" + ("Far too short to compare anything: this shows that all works." if quick else verdict(results)))
@@ -101,17 +101,15 @@ def figure(say=print):
     seeds = min(len(list((zoo.runs / name).glob("seed*/checkpoint.npz"))) for name in configs)
     if seeds == 0:
         return False
-    results = {}
-    for name, config in configs.items():
-        states = [checkpoint.load(zoo.path(name, seed)) for seed in range(seeds)]
-        for seed, state in enumerate(states):
-            runs.check_kind(zoo.path(name, seed), state, config, replace(zoo.training, seed=seed), text)
-        if not all(state.finished for state in states):
-            raise ValueError(f"the runs in {zoo.runs / name} are not finished: `python -m minimoe routers` goes on")
-        results[name] = measure(states)
-    plots.save(plots.routers(results, kinds(), title(results, zoo.training.n_steps)), zoo.figure)
+    _draw(zoo, {name: measure([runs.finished(zoo.path(name, seed), config, replace(zoo.training, seed=seed), text,
+                                             "python -m minimoe routers") for seed in range(seeds)])
+                for name, config in configs.items()})
     say(f"wrote {zoo.figure}")
     return True
+
+
+def _draw(zoo, results):
+    plots.save(plots.routers(results, kinds(), title(results, zoo.training.n_steps)), zoo.figure)
 
 
 def measure(states):
@@ -147,8 +145,9 @@ def table(results, configs):
              f"{'s/step':>9}  {'looks at'}"]
     for name in _order(results):
         r, config = results[name], configs[name]
-        lines.append(f"{name:<15}{f'{config.top_k} of {config.n_experts}':>9}{_spread(r.ce, 3):>18}"
-                     f"{_spread(r.load, 2) if np.isfinite(r.load).all() else '-':>17}{r.drop.mean():>10.1%}"
+        busiest = comparison.mean_and_spread(r.load, 2) if np.isfinite(r.load).all() else "-"
+        lines.append(f"{name:<15}{f'{config.top_k} of {config.n_experts}':>9}{comparison.mean_and_spread(r.ce):>18}"
+                     f"{busiest:>17}{r.drop.mean():>10.1%}"
                      f"{np.median(r.seconds):>9.4f}  {kinds()[name]}")
     return "\n".join(lines + ["", NOTES])
 
@@ -189,8 +188,3 @@ def verdict(results):
 
 def _order(results):
     return sorted(results, key=lambda name: (kinds()[name] == "sees the future", results[name].ce.mean()))
-
-
-def _spread(values, digits):
-    mean = f"{values.mean():.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"

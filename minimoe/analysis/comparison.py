@@ -45,7 +45,7 @@ def table(results):
     head = ("", "parameters", "active", "FLOPs/token", "s/step", "peak memory", "validation loss", "dropped", "balance")
     rows = [head] + [(
         name, f"{r.parameters.total:,}", f"{r.parameters.active:,}", f"{r.forward_flops / 1e6:.3f} M",
-        f"{r.seconds:.3f}", f"{r.peak / 2**20:.0f} MiB", _mean_and_spread(r.ce), f"{r.drop.mean():.1%}",
+        f"{r.seconds:.3f}", f"{r.peak / 2**20:.0f} MiB", mean_and_spread(r.ce), f"{r.drop.mean():.1%}",
         f"{r.balance.mean():.3f}" if name == MOE else "-") for name, r in results.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
@@ -102,10 +102,14 @@ def layers_words(config):
     if set(kinds) == {"dense"}:
         return f"layers: {layers}, so no router"
     room = "dropless" if config.capacity_factor is None else f"capacity factor {config.capacity_factor:g}"
-    losses = ", ".join(f"{name} {coef:g}" for name, coef in config.loss_coefs.items() if coef > 0) or "none"
     shared = f" and {config.n_shared_experts} shared" if config.n_shared_experts else ""
     return (f"layers: {layers}; router {config.router}, {config.top_k} of {config.n_experts} experts of width "
-            f"{config.d_hidden} a token{shared}, {room}; auxiliary losses: {losses}")
+            f"{config.d_hidden} a token{shared}, {room}; auxiliary losses: {losses_words(config)}")
+
+
+def losses_words(config):
+    """The auxiliary losses that have a weight, with it."""
+    return ", ".join(f"{name} {coef:g}" for name, coef in config.loss_coefs.items() if coef > 0) or "none"
 
 
 def router_words(history, layers=None):
@@ -122,5 +126,7 @@ def router_words(history, layers=None):
     return "\n".join([head, *(f"  layer {i}: entropy {h:.2f}, margin {m:.3f}, dead {d}" for i, h, m, d in rows)])
 
 
-def _mean_and_spread(values):
-    return f"{values.mean():.3f}" if len(values) == 1 else f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+def mean_and_spread(values, digits=3):
+    """The mean of an array in words, and the standard deviation of a sample if there is more than one value."""
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"

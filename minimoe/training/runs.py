@@ -36,6 +36,18 @@ def _load(path):
                                          ) from error
 
 
+def finished(path, model_config, train_config, text, command):
+    """The TrainState of a run that is there and finished.  command: what trains it, for a message.
+
+    Raises ValueError if the checkpoint is of another configuration or text, or not finished.
+    """
+    state = _load(path)
+    check_kind(path, state, model_config, train_config, text)
+    if not state.finished:
+        raise ValueError(f"{path} is at step {state.step} of {train_config.n_steps}: `{command}` goes on with it")
+    return state
+
+
 def check_kind(path, state, model_config, train_config, text):
     """Raise ValueError unless the state is a run of this configuration on this text."""
     have, want = (_with_weights_said(config) for config in (state.model_config, model_config))

@@ -11,7 +11,6 @@ CAUSAL_IN_EVALUATION = True
 NEEDS_TOKEN_IDS = False
 EVALUATION = "without noise: the best clean scores"
 
-
 LEAST_SPREAD = 0.01
 """Added to every spread, as the paper's code in Tensor2Tensor does: a spread of 0 would leave a load of 0 / 0."""
 

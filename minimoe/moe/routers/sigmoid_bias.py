@@ -11,7 +11,6 @@ CAUSAL_IN_EVALUATION = True
 NEEDS_TOKEN_IDS = False
 EVALUATION = "the same as in training; the biases stay"
 
-
 LEAST_SCORE = 1e-30
 """Added to every score: a token that all experts score 0 would have gates of 0 / 0."""
 
