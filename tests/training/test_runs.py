@@ -50,3 +50,16 @@ def test_the_weights_of_another_router_are_other_ones(check):
 def test_another_model_text_or_training_is_another_kind_though_the_weights_are_the_same(other, check):
     with pytest.raises(ValueError, match="another kind"):
         check(SAID, **{"asked": UNSAID} | other)
+
+
+def test_only_a_finished_run_of_the_kind_that_is_asked_for_is_taken_as_finished(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    state = loop.new_state(UNSAID, TRAINING, TEXT)
+    checkpoint.save(path, state)
+    with pytest.raises(ValueError, match="at step 0 of 2: `some command` goes on with it"):
+        runs.finished(path, UNSAID, TRAINING, TEXT, "some command")
+    state.step = 2
+    checkpoint.save(path, state)
+    assert runs.finished(path, UNSAID, TRAINING, TEXT, "some command").finished
+    with pytest.raises(ValueError, match="run of another kind"):
+        runs.finished(path, replace(UNSAID, top_k=1), TRAINING, TEXT, "some command")
