@@ -12,9 +12,10 @@
 Names of arrays end in their shape, one letter an axis:
 
     B batch   S sequence   T = B*S tokens   D model width   H heads   G key and value heads   P head width
-    M attended keys   V vocabulary   L layers   E experts   K choices per token   F expert hidden width
-    J hidden width of what every token uses   C capacity (slots of an expert)   Z = E*C slots of all experts
-    A assignments (token, expert)   N kept assignments   R ranks (devices)   1 one
+    M attended keys   Q = H/G * S queries of one key head   V vocabulary   L layers   E experts
+    K choices per token   F expert hidden width   J hidden width of what every token uses
+    C capacity (slots of an expert)   Z = E*C slots of all experts   A assignments (token, expert)
+    N kept assignments   R ranks (devices)   1 one
 
 so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx_TD, dw_DF.
 """
@@ -22,7 +23,8 @@ so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx
 from minimoe import analysis, gradcheck
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.generation import generate
-from minimoe.model import Losses, forward, init_params, loss_and_grads
+from minimoe.groups import loss_and_grads
+from minimoe.model import Losses, forward, init_params
 
 __all__ = ["Losses", "ModelConfig", "TrainConfig", "analysis", "forward", "generate", "gradcheck", "init_params",
            "loss_and_grads", "preset"]

@@ -9,7 +9,6 @@ import threadpoolctl
 
 from minimoe import commands, gradcheck, names
 from minimoe import config as configs
-from minimoe.config import ModelConfig, TrainConfig
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +30,7 @@ def main(arguments=None):
         _check_tour_options(options)
         if options.threads < 1:
             raise ValueError(f"--threads {options.threads}: must be 1 or more")
-        with threadpoolctl.threadpool_limits(options.threads):
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):  # `workers` says why
             return options.run_command(options) or 0
     except ValueError as error:
         print(f"minimoe: error: {error}", file=sys.stderr)
@@ -58,7 +57,7 @@ def parser():
     _add_threads(parser, commands.DEFAULT_THREADS)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for add in (_add_train, _add_generate, _add_route, _add_doctor, _add_gradcheck, _add_figures,
-                _add_routers, _add_causality, _add_rosetta):
+                _add_routers, _add_causality, _add_rosetta, _add_bench):
         add(subparsers)
     return parser
 
@@ -93,8 +92,7 @@ def _add_rosetta(subparsers):
 
 def _add_train(subparsers):
     parser = _command(subparsers, "train", commands.train, "train one model on the embedded corpus or on your own text")
-    parser.add_argument("--preset", choices=configs.PRESETS,
-                        help=f"fields to start from (default: {commands.DEFAULT_PRESET})")
+    _add_preset(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", metavar="FILE", help="train on these text files, one domain each")
     source.add_argument("--clusters", action="store_true", help="train on a made-up language of four known clusters")
@@ -102,8 +100,9 @@ def _add_train(subparsers):
                         "many a token: fine-grained experts, at the same cost (DeepSeekMoE)")
     parser.add_argument("--run", default="runs/train", metavar="FOLDER", help="where to save (default: runs/train)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder of --run")
-    _add_fields(parser, ModelConfig(), leave_out=("vocab_size",))
-    _add_fields(parser, TrainConfig())
+    model_config, train_config = configs.preset(commands.DEFAULT_PRESET)
+    _add_fields(parser, model_config, leave_out=("vocab_size",))
+    _add_fields(parser, train_config)
 
 
 def _add_generate(subparsers):
@@ -146,6 +145,24 @@ def _add_figures(subparsers):
     _command(subparsers, "figures", commands.figures, "draw the figures again from the finished runs")
 
 
+def _add_bench(subparsers):
+    parser = _command(subparsers, "bench", commands.bench, "measure this machine: how fast it trains and writes, and "
+                      "where the time goes")
+    _add_preset(parser)
+    parser.add_argument("--steps", type=int, default=commands.BENCH_STEPS, metavar="N",
+                        help=f"rounds of measurements (default: {commands.BENCH_STEPS})")
+    parser.add_argument("--figure", default="runs/bench/bench.png", metavar="PATH",
+                        help="where the figure goes (default: runs/bench/bench.png)")
+    model_config, train_config = configs.preset(commands.DEFAULT_PRESET)
+    _add_fields(parser, model_config)
+    _add_fields(parser, train_config, leave_out={field.name for field in fields(train_config)} - commands.BENCH_FIELDS)
+
+
+def _add_preset(parser):
+    parser.add_argument("--preset", choices=configs.PRESETS,
+                        help=f"fields to start from (default: {commands.DEFAULT_PRESET})")
+
+
 def _command(subparsers, name, run, text):
     parser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     parser.set_defaults(run_command=run)
@@ -154,8 +171,8 @@ def _command(subparsers, name, run, text):
 
 
 def _add_threads(parser, default):
-    parser.add_argument("--threads", type=int, metavar="N", default=default, help="threads of matrix products; the "
-                        f"same number gives the same bits (default: {commands.DEFAULT_THREADS})")
+    parser.add_argument("--threads", type=int, metavar="N", default=default, help="groups of a batch that run at "
+                        f"the same time; no number depends on it (default: {commands.DEFAULT_THREADS})")
 
 
 def _add_run(parser):

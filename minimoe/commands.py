@@ -10,12 +10,15 @@ from minimoe import config as configs
 from minimoe.config import ModelConfig, TrainConfig
 
 DEFAULT_THREADS = 2
-"""More do not make products as small as ours faster, and on a busy machine they wait for each other."""
+"""As many as the presets have groups; more would have nothing to do."""
 
 DEFAULT_RUN, DEFAULT_PRESET = "runs/tour/moe/seed0", "shakespeare-cpu"
 
 
-TOUR_SEEDS, ROUTERS_SEEDS = 1, 3
+TOUR_SEEDS, ROUTERS_SEEDS, BENCH_STEPS = 1, 3, 40
+
+BENCH_FIELDS = {"batch", "sequence", "groups", "accumulate"}
+"""Fields of TrainConfig on which the time of a step depends."""
 
 
 def _seeds(options, default):
@@ -32,7 +35,7 @@ def _given(options, record):
 def tour(options):
     """Train three models, compare them, draw what the router did."""
     from minimoe import tour
-    tour.main(bool(options.quick), _seeds(options, TOUR_SEEDS), bool(options.fresh))
+    tour.main(bool(options.quick), _seeds(options, TOUR_SEEDS), bool(options.fresh), options.threads)
 
 
 def figures(options):
@@ -47,7 +50,7 @@ def figures(options):
 def routers(options):
     """Train every router on one budget, and compare them."""
     from minimoe import zoo
-    zoo.main(bool(options.quick), _seeds(options, ROUTERS_SEEDS), bool(options.fresh))
+    zoo.main(bool(options.quick), _seeds(options, ROUTERS_SEEDS), bool(options.fresh), options.threads)
 
 
 def causality(options):
@@ -82,13 +85,12 @@ def train(options):
         return
     try:
         with progress.bar(state, options.run) as on_step:
-            loop.train(state, text, path, on_step)
+            loop.train(state, text, path, on_step, options.threads)
     except loop.Diverged as error:
         kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
         raise ValueError(f"{error}; {kept}; start anew in another --run, with a lower --learning-rate") from error
     except loop.Interrupted as error:
-        threads = [] if options.threads == DEFAULT_THREADS else ["--threads", str(options.threads)]
-        again = shlex.join([*threads, "train", "--resume", "--run", options.run, *_source_words(options)])
+        again = shlex.join(["train", "--resume", "--run", options.run, *_source_words(options)])
         raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
     print(comparison.router_words(state.history, state.model_config.moe_layers))
     print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
@@ -229,3 +231,19 @@ def gradcheck(options):
     from minimoe import gradcheck
     config = replace(gradcheck.SMALL, **_given(options, ModelConfig))
     return 0 if gradcheck.check_everything(config, print) else 1
+
+
+def bench(options):
+    """Measure this machine: a training step, its matrix products, generation, and where the time goes."""
+    from tqdm import tqdm
+
+    from minimoe.analysis import bench, plots
+    configurations = configs.preset(options.preset or DEFAULT_PRESET, _given(options, ModelConfig),
+                                    _given(options, TrainConfig))
+    seconds = 0.1 if sys.stderr.isatty() else 10  # a log file needs fewer lines than a screen
+    measured = bench.measure(*configurations, options.steps, options.threads, lambda n: tqdm(
+        range(n), "bench", unit="round", dynamic_ncols=True, mininterval=seconds, maxinterval=seconds))
+    print(bench.report(measured))
+    places = bench.usual(measured.places)
+    plots.save(plots.time_by_part(places, bench.PARTS, bench.title(places)), options.figure)
+    print(f"\nPicture: {options.figure}")

@@ -241,6 +241,8 @@ class TrainConfig:
     n_steps: int = _option(1000, "optimiser steps", "steps")
     batch: int = _option(12, "sequences in a micro-batch", "sequences")
     sequence: int = _option(64, "length of a training sequence", "tokens")
+    groups: int = _option(
+        1, "groups of a micro-batch, each with capacity and balance of its own; they run side by side", "groups")
     accumulate: int = _option(1, "micro-batches whose gradients are averaged into one step", "micro-batches")
     learning_rate: float = _option(3e-3, "peak learning rate", "1/step")
     min_learning_rate: float | None = _option(
@@ -258,8 +260,9 @@ class TrainConfig:
     seed: int = _option(0, "seed of the initial weights and of the order of the data")
 
     def __post_init__(self):
-        _require_counts(self, ("n_steps", "batch", "sequence", "accumulate", "eval_every", "eval_batches",
-                               "record_every", "checkpoint_every"))
+        _require_counts(self, ("n_steps", "batch", "sequence", "groups", "accumulate", "eval_every",
+                               "eval_batches", "record_every", "checkpoint_every"))
+        _require(self.batch % self.groups == 0, "groups", self.groups, f"must divide batch = {self.batch}")
         _require_numbers(self, ("learning_rate", "adam_eps", "clip_norm"), positive=True)
         _require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2"), positive=False)
         for name in ("warmup_steps", "seed"):

@@ -7,7 +7,7 @@ the batch, and a router that compares tokens (expert choice) would look into a f
 
 import numpy as np
 
-from minimoe import model
+from minimoe import decode, model
 from minimoe.moe import routers
 
 
@@ -32,47 +32,40 @@ def stream(params, config, prompt_S, n_tokens, temperature=1.0, top_k=None, top_
     check_config(config)
     check_options(n_tokens, temperature, top_k, top_p, seed)
     model.check_params(params, config)
-    view = list(check_prompt(prompt_S, config))[-config.max_sequence:]
+    view = check_prompt(prompt_S, config).tolist()[-config.max_sequence:]
     return _stream(params, config, view, n_tokens, (temperature, top_k, top_p), np.random.default_rng(seed))
 
 
 def _stream(params, config, view, n_tokens, options, rng):
-    unread, pasts = view, None
+    room, decoder = min(config.max_sequence, len(view) + n_tokens), None
     for _ in range(n_tokens):
-        logit_V, pasts = next_logits(params, config, np.array(unread), pasts)
-        token = sample(logit_V, *options, rng)
-        yield token
-        view, unread = view + [token], [token]
+        if decoder is None:
+            logit_V, decoder = decode.start(params, config, np.array(view), room)
+        else:
+            logit_V = decode.step(decoder, view[-1], len(view) - 1)
+        view.append(sample(logit_V, *options, rng))
+        yield view[-1]
         if len(view) > config.max_sequence:
-            view = view[-max(config.max_sequence // 2, 1):]
-            unread, pasts = view, None
-
-
-def next_logits(params, config, tokens_S, pasts=None):
-    """Logits of the token after tokens_S, and the keys and values of every layer, to be handed to the next call.
-
-    pasts: what the call for the earlier tokens returned; None at the start.  Returns logit_V, pasts.
-    """
-    (logit_TV, _), cache = model.model_forward(params, tokens_S[None], config, pasts=pasts)
-    return logit_TV[-1], [(block.attention.k_BGMP, block.attention.v_BGMP) for block in cache.blocks]
+            view, decoder = view[-max(config.max_sequence // 2, 1):], None
 
 
 def sample(logit_V, temperature, top_k, top_p, rng):
     """One token, drawn from softmax(logit / temperature) among those that top_k and top_p leave.
 
     top_p keeps the fewest likeliest tokens whose probabilities reach p.          [arXiv:1904.09751, sec. 3.1]
+    Raises ValueError if the logits are no numbers.
     """
     order_V = np.argsort(-logit_V, kind="stable")[:top_k]
     if temperature == 0:
         return int(order_V[0])
     with np.errstate(over="ignore"):  # a temperature next to 0 gives -inf, which is a probability of 0
         scaled_V = (logit_V[order_V] - logit_V[order_V[0]]).astype(float) / temperature
-    p_V = np.exp(scaled_V)
-    p_V /= p_V.sum()
-    if top_p is not None:
-        before_V = np.cumsum(p_V) - p_V
-        p_V = np.where(before_V < top_p, p_V, 0.0)
-    return int(order_V[rng.choice(len(p_V), p=p_V / p_V.sum())])
+    reached_V = np.exp(scaled_V).cumsum()
+    if not np.isfinite(reached_V[-1]):
+        raise ValueError("logit_V is not finite: the parameters cannot be used, perhaps since training diverged")
+    reached_V /= reached_V[-1]
+    last = len(reached_V) - 1 if top_p is None else reached_V.searchsorted(top_p)
+    return int(order_V[reached_V.searchsorted(rng.random() * reached_V[last], side="right")])
 
 
 def causal(config):

@@ -88,17 +88,17 @@ def init_params(config, seed=0, dtype=np.float32):
     return parameters.init(weights(config), seed, dtype)
 
 
-def block_forward(x_TD, weights, config, kind, tokens, past=None, **routing_options):
+def block_forward(x_TD, weights, config, kind, tokens, rope, past=None, **routing_options):
     """One block: attention, then experts, each on a normalised copy and added to the stream.
 
     weights: dict with the names "attention.*" and those of the kind, "moe.*" or "dense.*" or "soft.*".
-    tokens: Tokens.  past, routing_options: see `attention_forward`, `moe_forward`.
+    tokens: Tokens.  rope, past, routing_options: see `attention_forward`, `moe_forward`.
     Returns (x_TD, Routing or None), cache.
     """
     for_attention, for_experts = parameters.scope(weights, "attention."), parameters.scope(weights, f"{kind}.")
     normed_TD, attention_norm = ops.rmsnorm_forward(x_TD, for_attention["gain_D"], config.norm_eps)
     normed_BSD = normed_TD.reshape(tokens.n_sequences, -1, x_TD.shape[1])
-    mixed_BSD, attended = attention.attention_forward(normed_BSD, for_attention, config.rope_theta, past)
+    mixed_BSD, attended = attention.attention_forward(normed_BSD, for_attention, rope, past)
     x_TD = x_TD + mixed_BSD.reshape(x_TD.shape)
     normed_TD, norm = ops.rmsnorm_forward(x_TD, for_experts["gain_D"], config.norm_eps)
     (y_TD, routing), done = feed_forward.kind_forward(normed_TD, for_experts, config, kind, tokens, **routing_options)
@@ -131,11 +131,13 @@ def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=N
     n_past = 0 if pasts is None else pasts[0][0].shape[2]
     tokens = token_records.of_batch(tokens_BS, mask_BS, n_past)
     x_TD, embed = ops.embedding_forward(tokens.id_T, params["embed.w_VD"])
+    position_S = n_past + np.arange(tokens_BS.shape[1])
+    rope = attention.rope_table(position_S, config.d_head, config.rope_theta, x_TD.real.dtype)
     routings, blocks = [], []
     replay_of = dict(zip(config.moe_layers, replays or [], strict=False))
     for i, (kind, past) in enumerate(zip(config.layer_kinds, pasts or [None] * config.n_layers, strict=True)):
         (x_TD, routing), block = block_forward(x_TD, parameters.scope(params, f"layers.{i}."), config, kind, tokens,
-                                               past, replay=replay_of.get(i), **routing_options)
+                                               rope, past, replay=replay_of.get(i), **routing_options)
         routings += [] if routing is None else [routing]
         blocks.append(block)
     normed_TD, norm = ops.rmsnorm_forward(x_TD, params["final.gain_D"], config.norm_eps)
@@ -161,14 +163,14 @@ def model_backward(dlogit_TV, grads_of_routings, cache):
     return grads
 
 
-def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, load_LE=None):
+def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, load_LE=None, n_real=None):
     """What training lowers, from what the model said: total = ce + sum over losses of coef * mean over layers of loss.
 
     load_LE: for `global_balance`, each layer's load in the whole step; None is that of the routings.
-    Returns Losses, cache.
+    n_real: the number of real tokens that ce is a mean over; None counts them.  Returns Losses, cache.
     """
     mask_T = np.ones(targets_BS.size, bool) if mask_BS is None else mask_BS.ravel()
-    weight_T = (mask_T / max(mask_T.sum(), 1)).astype(logit_TV.real.dtype)
+    weight_T = (mask_T / (n_real or max(mask_T.sum(), 1))).astype(logit_TV.real.dtype)
     ce, ce_cache = ops.cross_entropy_forward(logit_TV, targets_BS.ravel(), weight_T)
     loads = [None] * len(routings) if load_LE is None else load_LE
     layers = [losses.auxiliary_forward(r, config, load_E) for r, load_E in zip(routings, loads, strict=True)]
@@ -225,25 +227,9 @@ def forward(params, tokens_BS, config, mask_BS=None):
     mask_BS: False for padding after the text.  Returns logits_BSV and a list of one Routing a layer that has a router.
     Raises ValueError if params, tokens or mask do not fit the config.
     """
-    tokens_BS, mask_BS = _check_inputs(params, config, tokens_BS, mask_BS)
+    tokens_BS, mask_BS = check_inputs(params, config, tokens_BS, mask_BS)
     (logit_TV, routings), _ = model_forward(params, tokens_BS, config, mask_BS)
     return logit_TV.reshape(*tokens_BS.shape, -1), routings
-
-
-def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training=True, rng=None):
-    """The losses of one batch, and their gradients for every parameter.
-
-    targets_BS: the token that follows each token.  training: whether training capacity and drop order apply.
-    rng: numpy.random.Generator, for what is left to chance in training: jitter, noise, lots.
-    Returns Losses and a dict with the keys of params.
-    Raises ValueError if params, tokens, targets or mask do not fit the config.
-    """
-    tokens_BS, mask_BS = _check_inputs(params, config, tokens_BS, mask_BS)
-    targets_BS = check_tokens(targets_BS, config, "targets_BS")
-    if targets_BS.shape != tokens_BS.shape:
-        raise ValueError(f"targets_BS has shape {targets_BS.shape}, tokens_BS {tokens_BS.shape}: must be the same")
-    (result, _), cache = objective_forward(params, tokens_BS, targets_BS, config, mask_BS, training=training, rng=rng)
-    return result, objective_backward(1.0, cache)
 
 
 def check_params(params, config):
@@ -275,7 +261,8 @@ def check_tokens(tokens_BS, config, name="tokens_BS"):
     return tokens_BS
 
 
-def _check_inputs(params, config, tokens_BS, mask_BS):
+def check_inputs(params, config, tokens_BS, mask_BS):
+    """Tokens and mask as arrays.  Raises ValueError if params, tokens or mask do not fit the config or each other."""
     check_params(params, config)
     tokens_BS = check_tokens(tokens_BS, config)
     if mask_BS is None:

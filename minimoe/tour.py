@@ -51,10 +51,11 @@ def plan(quick, seeds, vocab_size):
     return Plan(moe, training, seeds, Path("runs/tour"), Path("figures"))
 
 
-def main(quick=False, seeds=1, fresh=False, say=print):
+def main(quick=False, seeds=1, fresh=False, threads=1, say=print):
     """Train what is not trained yet, draw the figures, print the table, a sample and the verdict.
 
-    quick: the small version.  seeds: runs of each model.  fresh: train again what is there.  say: prints.
+    quick: the small version.  seeds: runs of each model.  fresh: train again what is there.  threads: see `loop.train`.
+    say: prints.
     """
     text = data.build(corpus.embedded(), TrainConfig().sequence)
     tour = plan(quick, seeds, len(text.tokenizer))
@@ -63,7 +64,7 @@ def main(quick=False, seeds=1, fresh=False, say=print):
     say(f"Training a Mixture of Experts and two dense models on {lengths}.\n"
         f"{DENSE_ACTIVE}: as many parameters as the MoE uses for one token.  {DENSE_TOTAL}: as many as it has in all.\n"
         f"Interrupt when you like: the same command goes on from there.\n")
-    states = {name: [_train(tour, name, config, seed, text, fresh, say) for seed in range(seeds)]
+    states = {name: [_train(tour, name, config, seed, text, fresh, say, threads) for seed in range(seeds)]
               for name, config in tour.configs().items()}
     results = {name: comparison.measure(of_seeds, text) for name, of_seeds in states.items()}
     draw(tour, states, results, text)
@@ -93,9 +94,10 @@ def figures(say=print):
     say(f"wrote {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
 
 
-def _train(tour, name, config, seed, text, fresh, say):
+def _train(tour, name, config, seed, text, fresh, say, threads):
     label = name if tour.seeds == 1 else f"{name}, seed {seed}"
-    return runs.finish(tour.path(name, seed), label, config, replace(tour.training, seed=seed), text, fresh, say)
+    return runs.finish(tour.path(name, seed), label, config, replace(tour.training, seed=seed), text, fresh, say,
+                       threads)
 
 
 def sample(state, n_tokens=300):

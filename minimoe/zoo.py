@@ -69,10 +69,11 @@ def plan(quick, seeds, vocab_size):
     return Plan(whole, training, seeds, Path("runs/routers"), Path("figures/routers.png"))
 
 
-def main(quick=False, seeds=3, fresh=False, say=print):
+def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
     """Train each router that is not trained yet, print the table and the verdict, draw the figure.
 
-    quick: the small version.  seeds: runs of each.  fresh: train again what is there.  say: prints.
+    quick: the small version.  seeds: runs of each.  fresh: train again what is there.  threads: see `loop.train`.
+    say: prints.
     """
     text = data.build(corpus.embedded(), TrainConfig().sequence)
     zoo = plan(quick, seeds, len(text.tokenizer))
@@ -82,7 +83,7 @@ def main(quick=False, seeds=3, fresh=False, say=print):
     results = {}
     for name, config in configs.items():
         states = [runs.finish(zoo.path(name, seed), f"{name}, seed {seed}", config, replace(zoo.training, seed=seed),
-                              text, fresh, say) for seed in range(seeds)]
+                              text, fresh, say, threads) for seed in range(seeds)]
         results[name] = measure(states)
     _draw(zoo, results)
     say("\n" + table(results, configs))

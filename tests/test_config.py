@@ -15,8 +15,8 @@ CLASSES = config.ModelConfig, config.TrainConfig
 COUNTS = {
     config.ModelConfig: ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_hidden", "n_experts", "top_k",
                          "d_dense", "moe_every", "n_groups", "top_groups", "n_devices", "max_sequence"),
-    config.TrainConfig: ("n_steps", "batch", "sequence", "accumulate", "eval_every", "eval_batches", "record_every",
-                         "checkpoint_every"),
+    config.TrainConfig: ("n_steps", "batch", "sequence", "groups", "accumulate", "eval_every", "eval_batches",
+                         "record_every", "checkpoint_every"),
 }
 COUNTS_FROM_ZERO = {config.ModelConfig: ("n_shared_experts", "first_dense_layers")}
 ABOVE_ZERO = {
@@ -228,8 +228,8 @@ def test_a_preset_keeps_its_fields_and_the_defaults_of_the_others(name):
 
 def test_overrides_win_over_the_preset_once():
     plain = config.preset("tiny")
-    model, train = config.preset("tiny", model=dict(top_k=1, vocab_size=9), train=dict(batch=3))
-    assert (model.top_k, model.vocab_size, train.batch) == (1, 9, 3)
+    model, train = config.preset("tiny", model=dict(top_k=1, vocab_size=9), train=dict(batch=6))
+    assert (model.top_k, model.vocab_size, train.batch) == (1, 9, 6)
     assert (model.d_model, train.n_steps) == (plain[0].d_model, plain[1].n_steps)
     assert config.preset("tiny") == plain
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import generation, model
+from minimoe import decode, generation, model
 from minimoe.config import ModelConfig
 from minimoe.moe import routers
 from minimoe.names import ROUTERS
@@ -70,20 +70,6 @@ def generate(prompt=(1, 2), n_tokens=20, config=CONFIG, **options):
 
 
 @each_variant
-@pytest.mark.parametrize("n_first", [1, 4])
-def test_cached_logits_equal_those_of_the_full_text_at_every_place(config, n_first):
-    params = params_of(config)
-    text = np.random.default_rng(0).integers(0, 11, config.max_sequence)
-    expected = full_logits(params, config, text)
-    n_first = min(n_first, len(text))
-    logit_V, pasts = generation.next_logits(params, config, text[:n_first])
-    np.testing.assert_allclose(logit_V, expected[n_first - 1], rtol=1e-12, atol=1e-12)
-    for place in range(n_first, len(text)):
-        logit_V, pasts = generation.next_logits(params, config, text[place:place + 1], pasts)
-        np.testing.assert_allclose(logit_V, expected[place], rtol=1e-12, atol=1e-12)
-
-
-@each_variant
 def test_each_logit_is_that_of_the_tokens_in_view_also_after_some_are_forgotten(config, monkeypatch):
     seen, sample = [], generation.sample
     monkeypatch.setattr(generation, "sample", lambda logit_V, *rest: seen.append(logit_V) or sample(logit_V, *rest))
@@ -92,6 +78,23 @@ def test_each_logit_is_that_of_the_tokens_in_view_also_after_some_are_forgotten(
     assert text == expected
     np.testing.assert_allclose(seen, logits, rtol=1e-12, atol=1e-12)
     assert len(set(text)) > 1
+
+
+def test_there_is_room_for_the_text_or_the_context_whichever_is_less(monkeypatch):
+    rooms, start = [], decode.start
+    monkeypatch.setattr(decode, "start", lambda *given: rooms.append(given[-1]) or start(*given))
+    for config, n_tokens in ((replace(CONFIG, max_sequence=10**6), 5), (CONFIG, 5), (CONFIG, 9)):
+        generate([3, 1], n_tokens, config)
+    # 2 + 5 tokens; as many; and a context of 7 for 2 + 9 tokens, of which the newer half is read again at the eighth
+    assert rooms == [7, 7, 7, 7]
+
+
+def test_a_prompt_is_read_at_once_and_each_new_token_once(monkeypatch):
+    places, step = [], decode.step
+    monkeypatch.setattr(decode, "step", lambda *given: places.append(given[-1]) or step(*given))
+    generate([3, 1], 10)
+    # positions after the prompt until the context of 7 is full; then 3 tokens are read again, and it goes on from there
+    assert places == [2, 3, 4, 5, 6, 3, 4, 5]
 
 
 def test_the_context_keeps_its_newer_half_when_it_is_full():
@@ -168,6 +171,55 @@ def test_top_p_takes_no_more_than_reach_it():
     # four tokens of 1/4, of which two reach 1/2 exactly
     rng = np.random.default_rng(0)
     assert {generation.sample(np.zeros(4), 1.0, None, 0.5, rng) for _ in range(100)} == {0, 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.5, "top_k": 3, "top_p": 0.8}])
+def test_a_draw_is_that_of_numpys_choice_with_the_same_generator(options):
+    logit_V, ours, numpys = np.random.default_rng(1).normal(size=9), np.random.default_rng(2), np.random.default_rng(2)
+    order_V = sorted(range(9), key=lambda token: -logit_V[token])[:options.get("top_k")]
+    p_V = np.exp(logit_V[order_V] / options.get("temperature", 1.0))
+    p_V /= p_V.sum()
+    n_kept = next(n for n in range(1, 10) if p_V[:n].sum() >= options.get("top_p", 0.999999) or n == len(p_V))
+    p_V = p_V[:n_kept] / p_V[:n_kept].sum()
+    for _ in range(200):
+        token = generation.sample(logit_V, options.get("temperature", 1.0), options.get("top_k"), options.get("top_p"),
+                                  ours)
+        assert token == numpys.choice(order_V[:n_kept], p=p_V)
+
+
+class Chance:
+    """A generator whose every number is the same."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def random(self):
+        return self.number
+
+
+@pytest.mark.parametrize("number, expected", [
+    (0.0, 1), (0.49, 1), (0.51, 3), (0.74, 3), (0.76, 0), (0.874, 0), (0.876, 2), (1 - 2**-53, 2)])
+def test_where_a_number_falls_by_hand(number, expected):
+    # token 1 has [0, 1/2), token 3 [1/2, 3/4), token 0 [3/4, 7/8), token 2 [7/8, 1)
+    assert generation.sample(LOGITS, 1.0, None, None, Chance(number)) == expected
+
+
+def test_a_number_on_the_border_belongs_to_the_token_behind_it():
+    # four tokens of 1/4: [0, 1/4), [1/4, 1/2), [1/2, 3/4), [3/4, 1)
+    assert [generation.sample(np.zeros(4), 1.0, None, None, Chance(i / 4)) for i in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_a_token_without_probability_is_never_drawn(number):
+    logit_V = np.array([-np.inf, 1.0, -np.inf, -2000.0])
+    assert generation.sample(logit_V, 1.0, None, None, Chance(number)) == 1
+    assert generation.sample(logit_V, 1.0, 3, 1.0, Chance(number)) == 1
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_refused(broken):
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="logit_V is not finite: the parameters"):
+        generation.sample(np.array([0.0, broken, 1.0]), 1.0, None, None, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("temperature", [1e-2, 1e-300, 5e-324])

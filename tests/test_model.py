@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import gradcheck, model
+from minimoe import gradcheck, groups, model
 from minimoe import params as parameters
 from minimoe.config import ModelConfig
 from minimoe.moe import routing as records
@@ -61,7 +61,7 @@ def batch_of(config=CONFIG, sequences=3, length=7, seed=0):
 
 
 def step(params, tokens_BS, targets_BS, config, mask_BS=None):
-    return model.loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS, rng=np.random.default_rng(0))
+    return groups.loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS, rng=np.random.default_rng(0))
 
 
 def numbers(losses):
@@ -90,13 +90,18 @@ def rows_of_past(cache):
     return [(block.attention.k_BGMP, block.attention.v_BGMP) for block in cache.blocks]
 
 
+def rotations(config, length):
+    return attention.rope_table(np.arange(length), config.d_head, config.rope_theta, np.float64)
+
+
 def slow_logits(params, tokens_S, config):
     """One sequence through the model, its tokens through the experts that work on them one at a time."""
     x_SD = params["embed.w_VD"][tokens_S]
     for i in range(config.n_layers):
         w = parameters.scope(params, f"layers.{i}.")
         normed_SD, _ = ops.rmsnorm_forward(x_SD, w["attention.gain_D"], config.norm_eps)
-        mixed, _ = attention.attention_forward(normed_SD[None], parameters.scope(w, "attention."), config.rope_theta)
+        mixed, _ = attention.attention_forward(normed_SD[None], parameters.scope(w, "attention."),
+                                               rotations(config, len(tokens_S)))
         x_SD = x_SD + mixed[0]
         kind = config.layer_kinds[i]
         normed_SD, _ = ops.rmsnorm_forward(x_SD, w[f"{kind}.gain_D"], config.norm_eps)
@@ -130,7 +135,7 @@ def dense_block(x_TD, w, config, batch, dy_TD):
     normed_TD, norm1 = ops.rmsnorm_forward(x_TD, w["attention.gain_D"], config.norm_eps)
     normed_BSD = normed_TD.reshape(batch, -1, config.d_model)
     mixed_BSD, attended = attention.attention_forward(
-        normed_BSD, parameters.scope(w, "attention."), config.rope_theta)
+        normed_BSD, parameters.scope(w, "attention."), rotations(config, normed_BSD.shape[1]))
     x_TD = x_TD + mixed_BSD.reshape(x_TD.shape)
     normed_TD, norm2 = ops.rmsnorm_forward(x_TD, w["moe.gain_D"], config.norm_eps)
     names = ["moe.w_gate_EDF", "moe.w_up_EDF", "moe.w_down_EFD"]
@@ -220,7 +225,7 @@ def test_every_loss_by_hand():
                          balance_coef=0.25, z_coef=0.5)
     params = flat_params(config)
     params["layers.1.moe.w_router_DE"][0] = 0.5
-    losses, _ = model.loss_and_grads(params, *batch_of(config), config)
+    losses, _ = groups.loss_and_grads(params, *batch_of(config), config)
     z = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
     np.testing.assert_allclose(numbers(losses), [math.log(5), 1, z, math.log(5) + 0.25 + 0.5 * z], 1e-14)
 
@@ -234,7 +239,7 @@ def test_layers_collapsed_onto_opposite_experts_are_not_balanced():
     params = flat_params(config)
     params["layers.0.moe.w_router_DE"][0] = 50, -50
     params["layers.1.moe.w_router_DE"][0] = -50, 50
-    losses, _ = model.loss_and_grads(params, *batch_of(config), config)
+    losses, _ = groups.loss_and_grads(params, *batch_of(config), config)
     assert math.isclose(losses.balance, 2, rel_tol=1e-14)
 
 
@@ -248,7 +253,7 @@ def test_logits_against_a_loop(config):
 
 def test_the_reported_ce_is_the_cross_entropy_of_the_logits_alone():
     params, (tokens_BS, targets_BS) = gradcheck.random_params(CONFIG), batch_of()
-    losses, _ = model.loss_and_grads(params, tokens_BS, targets_BS, CONFIG)
+    losses, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, CONFIG)
     logits_BSV, _ = model.forward(params, tokens_BS, CONFIG)
     slow = [math.log(sum(math.exp(x) for x in logits_BSV[b, s])) - logits_BSV[b, s, targets_BS[b, s]]
             for b, s in np.ndindex(tokens_BS.shape)]
@@ -258,8 +263,8 @@ def test_the_reported_ce_is_the_cross_entropy_of_the_logits_alone():
 @pytest.mark.parametrize(("balance_coef", "z_coef"), [(0, 0), (0.01, 0), (0, 0.01), (2, 3)])
 def test_the_objective_is_the_weighted_sum_of_what_is_reported(balance_coef, z_coef):
     params, batch = gradcheck.random_params(CONFIG), batch_of()
-    losses, _ = model.loss_and_grads(params, *batch, replace(CONFIG, balance_coef=balance_coef, z_coef=z_coef))
-    plain, _ = model.loss_and_grads(params, *batch, CONFIG)
+    losses, _ = groups.loss_and_grads(params, *batch, replace(CONFIG, balance_coef=balance_coef, z_coef=z_coef))
+    plain, _ = groups.loss_and_grads(params, *batch, CONFIG)
     assert numbers(losses)[:3] == numbers(plain)[:3]
     assert losses.total == losses.ce + (balance_coef * losses.balance + z_coef * losses.z)
     assert losses.auxiliary == {"balance": losses.balance, "z": losses.z}
@@ -349,7 +354,7 @@ def test_one_expert_is_exactly_a_dense_block():
     weights = parameters.scope(gradcheck.random_params(config), "layers.0.")
     x_TD, dy_TD = np.random.default_rng(0).normal(size=(2, 3 * 5, config.d_model))
     of_batch = tokens.of_batch(np.zeros((3, 5), int))
-    (y_TD, routing), cache = model.block_forward(x_TD, weights, config, "moe", of_batch)
+    (y_TD, routing), cache = model.block_forward(x_TD, weights, config, "moe", of_batch, rotations(config, 5))
     dx_TD, grads = model.block_backward(dy_TD, records.no_gradient(routing), cache, batch=3)
     dense_y_TD, dense_dx_TD, dense_grads = dense_block(x_TD, weights, config, 3, dy_TD)
     np.testing.assert_array_equal(y_TD, dense_y_TD)
@@ -392,8 +397,8 @@ def test_the_order_of_the_batch_does_not_matter(config):
     logits_BSV, _ = model.forward(params, tokens_BS, config)
     permuted_BSV, _ = model.forward(params, tokens_BS[order_B], config)
     np.testing.assert_allclose(permuted_BSV, logits_BSV[order_B], atol=1e-12)
-    losses, grads = model.loss_and_grads(params, tokens_BS, targets_BS, config)
-    permuted_losses, permuted_grads = model.loss_and_grads(params, tokens_BS[order_B], targets_BS[order_B], config)
+    losses, grads = groups.loss_and_grads(params, tokens_BS, targets_BS, config)
+    permuted_losses, permuted_grads = groups.loss_and_grads(params, tokens_BS[order_B], targets_BS[order_B], config)
     np.testing.assert_allclose(numbers(permuted_losses), numbers(losses), 1e-13)
     assert_close(permuted_grads, grads)
 
@@ -435,8 +440,8 @@ def test_rows_of_different_lengths_count_token_by_token():
     """Rows of 7 and 3 tokens: the mean over all 10 is 7/10 of the one row's ce and 3/10 of the other's."""
     params, (tokens_BS, targets_BS) = gradcheck.random_params(CONFIG), batch_of(sequences=2)
     mask_BS = np.arange(7) < [[7], [3]]
-    losses, _ = model.loss_and_grads(params, tokens_BS, targets_BS, CONFIG, mask_BS)
-    long, short = (model.loss_and_grads(params, tokens_BS[b:b + 1, :n], targets_BS[b:b + 1, :n], CONFIG)[0].ce
+    losses, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, CONFIG, mask_BS)
+    long, short = (groups.loss_and_grads(params, tokens_BS[b:b + 1, :n], targets_BS[b:b + 1, :n], CONFIG)[0].ce
                    for b, n in enumerate((7, 3)))
     assert math.isclose(losses.ce, 0.7 * long + 0.3 * short, rel_tol=1e-13)
 
@@ -454,7 +459,7 @@ def test_what_happens_between_two_steps_does_not_change_the_second(config):
     params, batch = gradcheck.random_params(config), batch_of(config)
     losses, grads = step(params, *batch, config)
     model.forward(params, batch_of(config, seed=1)[0], config)
-    model.loss_and_grads(params, *batch_of(config, seed=2), config, training=False)
+    groups.loss_and_grads(params, *batch_of(config, seed=2), config, training=False)
     losses_again, grads_again = step(params, *batch, config)
     assert losses == losses_again
     assert_equal(grads, grads_again)
@@ -501,10 +506,10 @@ def test_training_and_evaluation_have_each_their_own_room():
     config = replace(CONFIG, capacity_factor=0.5, eval_capacity_factor=0.1)
     params, batch = gradcheck.random_params(config), batch_of(config)
     assert {routing.capacity for routing in model.forward(params, batch[0], config)[1]} == {2}
-    wide, narrow = (model.loss_and_grads(params, *batch, replace(config, capacity_factor=factor))[0]
+    wide, narrow = (groups.loss_and_grads(params, *batch, replace(config, capacity_factor=factor))[0]
                     for factor in (0.5, 0.1))
-    assert model.loss_and_grads(params, *batch, config, training=True)[0] == wide
-    assert model.loss_and_grads(params, *batch, config, training=False)[0] == narrow != wide
+    assert groups.loss_and_grads(params, *batch, config, training=True)[0] == wide
+    assert groups.loss_and_grads(params, *batch, config, training=False)[0] == narrow != wide
 
 
 @each_dropless
@@ -535,7 +540,7 @@ def test_a_replay_takes_over_the_decisions_of_another_model(config):
 
 
 def train(params, tokens_BS, config, mask_BS=None):
-    return model.loss_and_grads(params, tokens_BS, np.zeros((2, 4), int), config, mask_BS)
+    return groups.loss_and_grads(params, tokens_BS, np.zeros((2, 4), int), config, mask_BS)
 
 
 each_entrance = pytest.mark.parametrize("call", [model.forward, train])
@@ -572,13 +577,13 @@ def test_tokens_that_do_not_fit_are_refused(call, tokens_BS, message):
 @pytest.mark.parametrize(("targets_BS", "message"), BAD_TOKENS)
 def test_targets_that_do_not_fit_are_refused(targets_BS, message):
     with pytest.raises(ValueError, match="^targets_BS " + message):
-        model.loss_and_grads(model.init_params(CONFIG), TOKENS_BS, targets_BS, CONFIG)
+        groups.loss_and_grads(model.init_params(CONFIG), TOKENS_BS, targets_BS, CONFIG)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 2), (1, 8)])
 def test_targets_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=rf"^targets_BS has shape \({shape[0]}, {shape[1]}\), tokens_BS \(2, 4\)"):
-        model.loss_and_grads(model.init_params(CONFIG), TOKENS_BS, np.zeros(shape, int), CONFIG)
+        groups.loss_and_grads(model.init_params(CONFIG), TOKENS_BS, np.zeros(shape, int), CONFIG)
 
 
 @each_entrance
@@ -622,13 +627,13 @@ def test_a_random_order_needs_a_generator_in_training_alone():
     config = VARIANTS["drop by random"]
     params, batch = model.init_params(config), batch_of(config)
     with pytest.raises(ValueError, match="drop_order = 'random' needs rng"):
-        model.loss_and_grads(params, *batch, config)
-    model.loss_and_grads(params, *batch, config, training=False)
+        groups.loss_and_grads(params, *batch, config)
+    groups.loss_and_grads(params, *batch, config, training=False)
 
 
 def test_lists_are_taken_as_arrays():
     params, mask = model.init_params(CONFIG), [[True, True], [True, False]]
-    from_lists = model.loss_and_grads(params, [[1, 2], [3, 4]], [[2, 3], [4, 5]], CONFIG, mask)
-    from_arrays = model.loss_and_grads(params, *np.array([[[1, 2], [3, 4]], [[2, 3], [4, 5]]]), CONFIG, np.array(mask))
+    from_lists = groups.loss_and_grads(params, [[1, 2], [3, 4]], [[2, 3], [4, 5]], CONFIG, mask)
+    from_arrays = groups.loss_and_grads(params, *np.array([[[1, 2], [3, 4]], [[2, 3], [4, 5]]]), CONFIG, np.array(mask))
     assert from_lists[0] == from_arrays[0]
     assert_equal(from_lists[1], from_arrays[1])

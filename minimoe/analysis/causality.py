@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from minimoe import generation, model
+from minimoe import decode, model
 from minimoe.config import ModelConfig
 from minimoe.moe import capacity, feed_forward, routers
 from minimoe.moe import tokens as token_records
@@ -177,8 +177,8 @@ def _cached_differs(config, training, seed):
     params = model.init_params(config, seed, np.float64)
     tokens_S = np.random.default_rng(seed).integers(0, config.vocab_size, config.max_sequence)
     logits_BSV, _ = model.forward(params, tokens_S[None], config)
-    pasts, worst = None, 0.0
-    for i in range(len(tokens_S)):
-        logit_V, pasts = generation.next_logits(params, config, tokens_S[i:i + 1], pasts)
-        worst = max(worst, np.abs(logits_BSV[0, i] - logit_V).max())
+    logit_V, decoder = decode.start(params, config, tokens_S[:1], len(tokens_S))
+    worst = np.abs(logits_BSV[0, 0] - logit_V).max()
+    for i in range(1, len(tokens_S)):
+        worst = max(worst, np.abs(logits_BSV[0, i] - decode.step(decoder, tokens_S[i], i)).max())
     return worst > SAME

@@ -69,8 +69,9 @@ def overload(state):
 def drops(state):
     """Dropped assignments: late in training or on held-out text, whichever is more; and whom it hits in training.
 
-    An expert fills up in the order of its queue.  By default that is the order of the batch, so that the last sequences
-    are turned away more than the first ones, and in each the last tokens.
+    An expert fills up in the order of its queue.  By default that is the order of the group (of sequences that
+    queue together, see `groups`), so that the last sequences are turned away more than the first ones, and in each the
+    last tokens.
     """
     config = state.model_config
     if (config.capacity_factor, config.eval_capacity_factor) == (None, None):
@@ -79,7 +80,7 @@ def drops(state):
     alarm, evidence = _judge(state, drop_L, "above", DROPPED, ".1%", "{} of assignments dropped")
     position, sequence = (_ends(_late(state, f"drop_{place}").mean(axis=0)[drop_L.argmax()])
                           for place in ("position", "sequence"))
-    return alarm, f"{evidence}; from first to last quarter of a sequence {position}, of a batch {sequence}"
+    return alarm, f"{evidence}; from first to last quarter of a sequence {position}, of a group {sequence}"
 
 
 def starved(state):

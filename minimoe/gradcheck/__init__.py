@@ -10,16 +10,18 @@ gradient: a routing flip, not a wrong gradient.  The complex step never flips, s
 
 from minimoe.gradcheck.checks import (
     OBJECTIVES,
-    SMALL,
-    check_direction,
     check_everything,
-    check_flips,
     check_layer,
-    check_model,
     check_ops,
     check_pair,
-    flips,
     layer_cases,
+)
+from minimoe.gradcheck.models import (
+    SMALL,
+    check_direction,
+    check_flips,
+    check_model,
+    flips,
     random_batch,
     random_params,
 )

@@ -1,30 +1,15 @@
-"""The checks of this project's gradients: every operation, the layer in every setting, whole models, and flips."""
+"""The checks of this project's gradients: every operation, the layer in every setting; and all checks in one go."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
 
-from minimoe import model
-from minimoe import params as parameters
 from minimoe.config import ModelConfig
-from minimoe.gradcheck import numeric
+from minimoe.gradcheck import models, numeric
 from minimoe.moe import feed_forward, losses
 from minimoe.moe import tokens as token_records
 from minimoe.names import DROP_ORDERS, LOSSES, ROUTERS
 from minimoe.nn import attention, ops
-
-SMALL = ModelConfig(vocab_size=7, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=5, n_experts=3, top_k=2,
-                    max_sequence=9, balance_coef=0.5, z_coef=0.3)
-"""A model with all that a model has: two layers, grouped heads with two wavelengths each, coefficients large enough to
-see.  Small enough to check every number."""
-
-
-def random_params(config, seed=0):
-    """float64 parameters that hide nothing: no gain is 1, and no two experts or tokens are alike."""
-    rng = np.random.default_rng(seed)
-    start = model.init_params(config, seed, np.float64)
-    return {name: array + 0.3 * rng.normal(size=array.shape) for name, array in start.items()}
 
 
 def check_pair(title, forward, backward, arrays):
@@ -77,7 +62,7 @@ def _check_attention(rng):
     arrays = {name: rng.normal(size=shape) for name, shape in zip(names, shapes, strict=True)}
 
     def forward(x_BSD, *weights):
-        return attention.attention_forward(x_BSD, dict(zip(names[1:], weights, strict=True)), 100.0)
+        return attention.attention_forward(x_BSD, dict(zip(names[1:], weights, strict=True)), table)
 
     def backward(dy_BSD, cache):
         dx_BSD, dweights = attention.attention_backward(dy_BSD, cache)
@@ -177,103 +162,8 @@ def check_layer(config, objective="all together", seed=0, n_tokens=11, one_by_on
     return compare(f"{kind} layer, objective: {objective}", value, arrays, {"x_TD": dx_TD} | dweights, notes=notes)
 
 
-def check_model(config=SMALL, seed=0, most=None):
-    """Check every parameter of a whole model, for the objective with all its losses, in training, routing live.
-
-    most: entries to check of each tensor; None checks all in a model of up to 5,000 parameters and else as many, in
-    total, drawn at random.  Returns a Report.
-    """
-    params, batch = random_params(config, seed), random_batch(config, seed)
-    if most is None and parameters.count(params) > 5000:
-        most = math.ceil(5000 / len(params))
-    _, grads = model.loss_and_grads(params, *batch, config, rng=np.random.default_rng(seed))
-    parts = " + ".join(["ce", *(name for name, coef in config.loss_coefs.items() if coef > 0)])
-    title = f"whole model, {parameters.count(params):,} parameters, objective: {parts}"
-    return numeric.compare(title, _objective(config, batch, seed), params, grads, most=most)
-
-
-def check_direction(config=SMALL, seed=0):
-    """One random direction through all parameters at once: <gradient, u> against a central difference along u.
-
-    Returns a Report of one row.  Live routing: a flip, which the notes count, makes the difference meaningless.
-    """
-    params, batch = random_params(config, seed), random_batch(config, seed)
-    _, grads = model.loss_and_grads(params, *batch, config, rng=np.random.default_rng(seed))
-    direction = {name: np.random.default_rng([seed, i]).normal(size=array.shape)
-                 for i, (name, array) in enumerate(params.items())}
-    routings = []
-
-    def along(arrays):
-        stepped = {name: array + arrays["step"][0] * direction[name] for name, array in params.items()}
-        (losses_, routings_), _ = model.objective_forward(
-            stepped, *batch, config, training=True, rng=np.random.default_rng(seed))
-        routings.append(routings_)
-        return losses_.total
-
-    slope = sum((grads[name] * direction[name]).sum() for name in params)
-    report = numeric.compare("whole model, one random direction", along, {"step": np.zeros(1)},
-                             {"step": np.array([slope])}, numeric.central_difference, numeric.DIRECTION_TOLERANCE)
-    return replace(report, notes=[f"{flips(*routings)} routing flips"])
-
-
-def check_flips(config=SMALL, seed=0):
-    """The student's check, central difference, on the router of the first layer: routing live, and routing frozen.
-
-    The first token's last chosen expert is moved to within 1e-6 of the next best, as happens by chance in every large
-    batch.  Returns two Reports; the notes of the live one count the entries whose steps changed a choice.
-    """
-    name = "layers.0.moe.w_router_DE"
-    batch = random_batch(config, seed)
-    params = _near_tie(random_params(config, seed), batch, config, name)
-    rng = np.random.default_rng(seed)
-    (_, routings), cache = model.objective_forward(params, *batch, config, training=True, rng=rng)
-    grads = {name: model.objective_backward(1.0, cache)[name]}
-    seen, central = [], (numeric.central_difference, numeric.CENTRAL_TOLERANCE)
-    live = numeric.compare("router, central difference, live routing", _objective(config, batch, seed, seen=seen),
-                           params, grads, *central)
-    flipped = sum(flips(routings, a) + flips(routings, b) > 0 for a, b in zip(seen[::2], seen[1::2], strict=True))
-    note = f"{flipped} of {params[name].size} steps changed a choice: a routing flip, not a wrong gradient"
-    frozen = numeric.compare("router, central difference, frozen routing", _objective(config, batch, seed, routings),
-                             params, grads, *central)
-    return replace(live, notes=[note]), frozen
-
-
-def flips(before, after):
-    """Number of assignments that two lists of Routings, one a layer, decide differently: expert, or kept or not."""
-    return sum(int(((a.expert_A != b.expert_A) | (a.kept_A != b.kept_A)).sum())
-               for a, b in zip(before, after, strict=True))
-
-
-def random_batch(config, seed=0):
-    """tokens_BS and targets_BS of two random sequences of up to 9 tokens."""
-    rng = np.random.default_rng([seed, 1])
-    return tuple(rng.integers(0, config.vocab_size, (2, 2, min(config.max_sequence, 9))))
-
-
-def _objective(config, batch, seed, replays=None, seen=None):
-    """params -> total loss; `seen` collects the routings."""
-    def total(params):
-        (losses_, routings), _ = model.objective_forward(
-            params, *batch, config, training=True, rng=np.random.default_rng(seed), replays=replays)
-        if seen is not None:
-            seen.append(routings)
-        return losses_.total
-    return total
-
-
-def _near_tie(params, batch, config, name):
-    """The parameters with the first token's K-th and next expert moved to almost the same score."""
-    (_, routings), cache = model.objective_forward(params, *batch, config)
-    logit_E, x_D = routings[0].logit_TE[0], cache[0].blocks[0].feed_forward_norm[0][0] * params["layers.0.moe.gain_D"]
-    order_E = np.argsort(-logit_E, kind="stable")
-    last, next_ = order_E[config.top_k - 1], order_E[config.top_k]
-    w_router_DE = params[name].copy()
-    w_router_DE[:, next_] += x_D * (logit_E[last] - logit_E[next_] - 1e-6) / (x_D @ x_D)
-    return params | {name: w_router_DE}
-
-
 def check_everything(config, say):
-    """Check all that there is and `say` it: operations, the layer in every setting, a model of this config, flips.
+    """Check all that there is and `say` it: operations, the layer in every setting, models of this config, flips.
 
     Returns whether every gradient is right.
     """
@@ -286,9 +176,11 @@ def check_everything(config, say):
         cells = ["" if o not in row else f"{row[o].worst:.1e}" if row[o].ok else "WRONG" for o in OBJECTIVES]
         say(f"{name:44}" + "".join(f"{cell:>11}" for cell in cells))
         reports += row.values()
-    reports += [check_model(config), check_direction(config)]
-    say(f"\n{reports[-2]}\n\n{reports[-1]}")
-    live, frozen = check_flips()
+    whole = [models.check_model(config), models.check_direction(config)] + [
+        models.check_model(replace(config, global_balance=is_global), groups=2, most=50) for is_global in (False, True)]
+    say("".join(f"\n{report}\n" for report in whole))
+    reports += whole
+    live, frozen = models.check_flips()
     say("\nWhat central differences make of a token between two experts. With live routing they must come out WRONG, "
         f"since steps change the choice; that is why we use the complex step, which changes none:\n{live}\n{frozen}")
     reports.append(frozen)

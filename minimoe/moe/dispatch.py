@@ -10,33 +10,36 @@ import numpy as np
 
 def dispatch_forward(x_TD, routing):
     """Copy each token to one row for each expert that keeps it.  Returns rows_ND, cache."""
-    return x_TD[routing.token_A[routing.kept_N]], routing
+    return x_TD.take(routing.token_A[routing.kept_N], axis=0), routing
 
 
 def dispatch_backward(drows_ND, cache):
     """Gradient of x_TD: a token was copied to K rows, so their gradients add up."""
     routing = cache
-    return _sum_rows(drows_ND, routing.row_TK)
+    return _sum_rows(drows_ND, routing)
 
 
 def combine_forward(out_ND, routing):
     """Each token's sum of gate * output over the experts that kept it.  Returns y_TD, cache."""
     gate_N = routing.gate_A[routing.kept_N]
-    return _sum_rows(gate_N[:, None] * out_ND, routing.row_TK), (out_ND, gate_N, routing)
+    return _sum_rows(gate_N[:, None] * out_ND, routing), (out_ND, gate_N, routing)
 
 
 def combine_backward(dy_TD, cache):
     """Gradients of out_ND and of the kept gates, both in row order."""
     out_ND, gate_N, routing = cache
-    dy_ND = dy_TD[routing.token_A[routing.kept_N]]  # y_t = sum gate * out
-    return gate_N[:, None] * dy_ND, (dy_ND * out_ND).sum(axis=1)
+    dy_ND = dy_TD.take(routing.token_A[routing.kept_N], axis=0)  # y_t = sum gate * out
+    dgate_N = np.einsum("nd,nd->n", dy_ND, out_ND)
+    dy_ND *= gate_N[:, None]
+    return dy_ND, dgate_N
 
 
-def _sum_rows(rows_ND, row_TK):
-    """sum_k rows[row_TK[:, k]], with a row of zeros at the index N."""
-    zeros_1D = np.zeros((1, rows_ND.shape[1]), rows_ND.dtype)
-    padded = np.concatenate([rows_ND, zeros_1D])
-    total_TD = padded[row_TK[:, 0]]
-    for row_T in row_TK.T[1:]:
-        total_TD += padded[row_T]
+def _sum_rows(rows_ND, routing):
+    """The sum of each token's rows.  Where it has fewer than K, a row of zeros at the index N stands for nothing."""
+    padded = rows_ND
+    if len(rows_ND) < routing.row_TK.size:
+        padded = np.concatenate([rows_ND, np.zeros((1, rows_ND.shape[1]), rows_ND.dtype)])
+    total_TD = padded.take(routing.row_TK[:, 0], axis=0)
+    for row_T in routing.row_TK.T[1:]:
+        total_TD += padded.take(row_T, axis=0)
     return total_TD

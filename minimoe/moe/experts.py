@@ -26,11 +26,9 @@ def weights(config, std, out_std):
 def experts_forward(rows_ND, weights, count_E):
     """Each expert works on its own rows.  count_E: rows of each expert.  Returns out_ND, cache."""
     w_gate_EDF, w_up_EDF, w_down_EFD = (weights[name] for name in NAMES)
-    out_ND = np.empty(rows_ND.shape, np.result_type(rows_ND, w_gate_EDF, w_up_EDF, w_down_EFD))
-    caches = []
-    for e, rows in enumerate(_rows_of_each(count_E)):
-        out_ND[rows], cache = ops.swiglu_forward(rows_ND[rows], w_gate_EDF[e], w_up_EDF[e], w_down_EFD[e])
-        caches.append(cache)
+    out_ND, caches = np.empty(rows_ND.shape, np.result_type(rows_ND, w_gate_EDF, w_up_EDF, w_down_EFD)), {}
+    for e, rows in _rows_of_each(count_E):
+        out_ND[rows], caches[e] = ops.swiglu_forward(rows_ND[rows], w_gate_EDF[e], w_up_EDF[e], w_down_EFD[e])
     return out_ND, (caches, (w_gate_EDF, w_up_EDF, w_down_EFD), count_E)
 
 
@@ -38,12 +36,19 @@ def experts_backward(dout_ND, cache):
     """Gradients of rows_ND and, as a dict, of the weights.  An expert without rows has a gradient of zeros."""
     caches, weights, count_E = cache
     drows_ND = np.empty_like(dout_ND)
-    dw_gate_EDF, dw_up_EDF, dw_down_EFD = (np.empty_like(w) for w in weights)
-    for e, rows in enumerate(_rows_of_each(count_E)):
-        drows_ND[rows], dw_gate_EDF[e], dw_up_EDF[e], dw_down_EFD[e] = ops.swiglu_backward(dout_ND[rows], caches[e])
-    return drows_ND, dict(zip(NAMES, (dw_gate_EDF, dw_up_EDF, dw_down_EFD), strict=True))
+    dw_gate_EDF, dw_up_EDF, dw_down_EFD = dweights = [np.empty_like(w) for w in weights]
+    for e, rows in _rows_of_each(count_E):
+        into = dw_gate_EDF[e], dw_up_EDF[e], dw_down_EFD[e]
+        drows_ND[rows], *_ = ops.swiglu_backward(dout_ND[rows], caches[e], into)
+    for dw in dweights:
+        dw[count_E == 0] = 0
+    return drows_ND, dict(zip(NAMES, dweights, strict=True))
 
 
 def _rows_of_each(count_E):
-    stop_E = np.cumsum(count_E)
-    return [slice(stop - count, stop) for stop, count in zip(stop_E, count_E, strict=True)]
+    """(expert, its rows) of the experts that have any."""
+    stop = 0
+    for e, count in enumerate(count_E.tolist()):
+        if count > 0:
+            yield e, slice(stop, stop + count)
+        stop += count

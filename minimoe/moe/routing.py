@@ -151,10 +151,13 @@ def best(score_TE, top_k, replay=None):
     No gradient flows through a choice.  replay: a Routing whose choices are taken instead, where it has any.
     Returns expert_TK.
     """
-    score_TE = score_TE.real.copy()
+    left_TE = np.maximum(score_TE.real, np.finfo(score_TE.real.dtype).min)  # so that -inf is: taken already
     if replay is not None:
-        score_TE[replay.token_A, replay.expert_A] = np.inf  # before all others, so that no expert comes twice
-    expert_TK = np.argsort(-score_TE, axis=-1, kind="stable")[:, :top_k]
+        left_TE[replay.token_A, replay.expert_A] = np.inf  # before all others, so that no expert comes twice
+    expert_TK, rows_T = np.empty((len(left_TE), top_k), int), np.arange(len(left_TE))
+    for k in range(top_k):  # K looks for the largest, where sorting all E costs more the more experts there are
+        expert_TK[:, k] = left_TE.argmax(axis=1)
+        left_TE[rows_T, expert_TK[:, k]] = -np.inf
     if replay is not None:
         expert_TK[replay.token_A, replay.rank_A] = replay.expert_A
     return expert_TK
@@ -165,14 +168,15 @@ def by_token(expert_TK, sent):
 
     sent: which of them are meant, [T, K]; or mask_T, for all of a real token's.  Returns token_A, expert_A, rank_A.
     """
-    sent_TK = np.broadcast_to(sent.reshape(len(expert_TK), -1), expert_TK.shape)
-    token_A, rank_A = np.nonzero(sent_TK)
-    return token_A, expert_TK[token_A, rank_A], rank_A
+    sent_TK = np.empty(expert_TK.shape, bool)
+    sent_TK[:] = sent.reshape(len(expert_TK), -1)
+    token_A, rank_A = sent_TK.nonzero()
+    return token_A, expert_TK[sent_TK], rank_A
 
 
 def without_limit(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens, chance_TE=None):
     """What a router returns: every assignment kept, and no queue formed yet."""
-    slot_A = np.zeros_like(expert_A)
+    slot_A = np.zeros(len(expert_A), int)
     return Routing(token_A, expert_A, rank_A, gate_A, slot_A, np.ones(len(expert_A), bool), logit_TE, prob_TE, tokens,
                    chance_TE=chance_TE)
 

@@ -38,14 +38,12 @@ class AttentionCache(NamedTuple):
     has_past: bool
 
 
-def attention_forward(x_BSD, weights, rope_theta, past=None):
+def attention_forward(x_BSD, weights, rope, past=None):
     """Mix each token with the tokens before it.
 
-    past: (k_BGMP, v_BGMP) of an earlier call whose tokens come before these; None at the start of a text.
-    Returns y_BSD, cache.
+    rope: `rope_table` of the positions.  past: (k_BGMP, v_BGMP) of an earlier call whose tokens come before these; None
+    at the start of a text.  Returns y_BSD, cache.
     """
-    start = 0 if past is None else past[0].shape[2]
-    rope = rope_table(start + np.arange(x_BSD.shape[1]), weights["w_q_DHP"].shape[2], rope_theta, x_BSD.real.dtype)
     q_BHSP, q_split = split_heads_forward(x_BSD, weights["w_q_DHP"])
     k_BGSP, k_split = split_heads_forward(x_BSD, weights["w_k_DGP"])
     v_BGSP, v_split = split_heads_forward(x_BSD, weights["w_v_DGP"])
@@ -83,34 +81,36 @@ def attend_forward(q_BHSP, k_BGMP, v_BGMP):
     """Each query reads a mean of the values, weighted by how well their keys match: softmax(q k^T / sqrt(P)) v.
 
     Queries stand at the last S of the M positions.  The H/G heads that share a key head are stacked as more
-    queries of that head, so that nothing is copied.  Returns mix_BHSP, cache.
+    queries of that head, Q = H/G * S, so that nothing is copied; keys come before queries in the scores, since
+    NumPy adds up columns several times faster than rows.  Returns mix_BHSP, cache.
     """
     B, H, S, P = q_BHSP.shape
     G, M = k_BGMP.shape[1:3]
-    stacked = (B, G, H // G * S, P)
-    score_BHSM = (q_BHSP.reshape(stacked) @ k_BGMP.swapaxes(2, 3)).reshape(B, H, S, M)
-    score_BHSM *= 1 / math.sqrt(P)
-    future_SM = np.triu(np.full((S, M), -np.inf, score_BHSM.real.dtype), k=1 + M - S)
-    score_BHSM += future_SM  # exp(-inf) = 0: the future has exactly no weight
-    weight_BHSM, _ = ops.softmax_forward(score_BHSM)
-    mix_BHSP = (weight_BHSM.reshape(B, G, H // G * S, M) @ v_BGMP).reshape(B, H, S, P)
-    return mix_BHSP, (q_BHSP, k_BGMP, v_BGMP, weight_BHSM)
+    q_BGQP = q_BHSP.reshape(B, G, H // G * S, P) * (1 / math.sqrt(P))
+    score_BGMQ = k_BGMP @ q_BGQP.swapaxes(2, 3)
+    future_MS = np.tril(np.full((M, S), -np.inf, score_BGMQ.real.dtype), k=S - M - 1)
+    score_BGMQ += np.tile(future_MS, H // G)  # exp(-inf) = 0: the future has exactly no weight
+    weight_BGMQ, _ = ops.softmax_forward(score_BGMQ, axis=2)
+    mix_BGQP = weight_BGMQ.swapaxes(2, 3) @ v_BGMP
+    return mix_BGQP.reshape(B, H, S, P), (q_BGQP, k_BGMP, v_BGMP, weight_BGMQ, mix_BGQP)
 
 
 def attend_backward(dmix_BHSP, cache):
-    """Gradients of q_BHSP, k_BGMP and v_BGMP; those of a shared head add up over the queries stacked on it."""
-    q_BHSP, k_BGMP, v_BGMP, weight_BHSM = cache
-    B, H, S, P = q_BHSP.shape
-    G, M = k_BGMP.shape[1:3]
-    by_width, by_key = (B, G, H // G * S, P), (B, G, H // G * S, M)
-    dmix_stacked = dmix_BHSP.reshape(by_width)
-    dv_BGMP = weight_BHSM.reshape(by_key).swapaxes(2, 3) @ dmix_stacked  # mix = weight @ v
-    dweight_BHSM = (dmix_stacked @ v_BGMP.swapaxes(2, 3)).reshape(B, H, S, M)
-    dscore_BHSM = ops.softmax_backward(dweight_BHSM, weight_BHSM)
-    dscore_BHSM *= 1 / math.sqrt(P)  # score = q @ k.T / sqrt(P)
-    dq_BHSP = (dscore_BHSM.reshape(by_key) @ k_BGMP).reshape(B, H, S, P)
-    dk_BGMP = dscore_BHSM.reshape(by_key).swapaxes(2, 3) @ q_BHSP.reshape(by_width)
-    return dq_BHSP, dk_BGMP, dv_BGMP
+    """Gradients of q_BHSP, k_BGMP and v_BGMP; those of a shared head add up over the queries stacked on it.
+
+    The softmax's mean of dweight is taken from mix, which is smaller: sum_m weight dweight = dmix . mix
+                                                        [FlashAttention, arXiv:2205.14135, appendix B.2]
+    """
+    q_BGQP, k_BGMP, v_BGMP, weight_BGMQ, mix_BGQP = cache
+    dmix_BGQP = dmix_BHSP.reshape(mix_BGQP.shape)
+    dv_BGMP = weight_BGMQ @ dmix_BGQP  # mix = weight.T @ v
+    dscore_BGMQ = v_BGMP @ dmix_BGQP.swapaxes(2, 3)
+    dscore_BGMQ -= np.einsum("bgqp,bgqp->bgq", dmix_BGQP, mix_BGQP)[:, :, None]
+    dscore_BGMQ *= weight_BGMQ  # weight = softmax(score)
+    dk_BGMP = dscore_BGMQ @ q_BGQP  # score = k @ (q / sqrt(P)).T
+    dq_BGQP = dscore_BGMQ.swapaxes(2, 3) @ k_BGMP
+    dq_BGQP *= 1 / math.sqrt(k_BGMP.shape[3])
+    return dq_BGQP.reshape(dmix_BHSP.shape), dk_BGMP, dv_BGMP
 
 
 def split_heads_forward(x_BSD, w_DHP):
@@ -166,16 +166,18 @@ def rope_forward(x_BHSP, cos_SP, sin_SP):
 
     Returns the turned x_BHSP, cache.
     """
-    return x_BHSP * cos_SP + _quarter_turn(x_BHSP) * sin_SP, (cos_SP, sin_SP)
+    return x_BHSP * cos_SP + _swapped(x_BHSP, sin_SP, -1), (cos_SP, sin_SP)
 
 
 def rope_backward(dy_BHSP, cache):
     """Gradient of x_BHSP: a rotation is undone, and transposed, by turning the other way."""
     cos_SP, sin_SP = cache
-    return dy_BHSP * cos_SP - _quarter_turn(dy_BHSP) * sin_SP
+    return dy_BHSP * cos_SP + _swapped(dy_BHSP, sin_SP, 1)
 
 
-def _quarter_turn(x_BHSP):
-    """(a, b) -> (-b, a) for the two halves of each head."""
-    first, second = np.split(x_BHSP, 2, axis=-1)
-    return np.concatenate([-second, first], axis=-1)
+def _swapped(x_BHSP, sin_SP, sign):
+    """(a, b) -> (sign b sin, -sign a sin) for the two halves of each head."""
+    halves = (*x_BHSP.shape[:-1], 2, x_BHSP.shape[-1] // 2)
+    swapped = x_BHSP.reshape(halves)[..., ::-1, :]
+    signed = sin_SP.reshape(len(sin_SP), *halves[-2:]) * np.array([[sign], [-sign]], sin_SP.dtype)
+    return (swapped * signed).reshape(x_BHSP.shape)

@@ -37,15 +37,15 @@ def linear_backward(dy_TF, cache):
     return dy_TF @ w_DF.T, x_TD.T @ dy_TF  # y = x @ w
 
 
-def softmax_forward(x_TE):
-    """Softmax over the last axis, p_e = exp(x_e) / sum_i exp(x_i).  Any number of leading axes.
+def softmax_forward(x_TE, axis=-1):
+    """Softmax over one axis, by default the last: p_e = exp(x_e) / sum_i exp(x_i).  Any number of other axes.
 
     The maximum comes off first, since exp overflows; it cancels in the ratio.  An entry of -inf gets exactly 0.
     Returns p_TE, cache.
     """
-    p_TE = x_TE - x_TE.real.max(axis=-1, keepdims=True)
+    p_TE = x_TE - x_TE.real.max(axis=axis, keepdims=True)
     np.exp(p_TE, out=p_TE)
-    p_TE /= p_TE.sum(axis=-1, keepdims=True)
+    p_TE /= p_TE.sum(axis=axis, keepdims=True)
     return p_TE, p_TE
 
 
@@ -114,7 +114,8 @@ def rmsnorm_forward(x_TD, gain_D, eps):
 
     eps: added to the mean square, in the square of x's unit.  Returns y_TD, cache.
     """
-    scale_T1 = 1 / np.sqrt((x_TD * x_TD).mean(axis=-1, keepdims=True) + eps)
+    square_T = np.einsum("td,td->t", x_TD, x_TD)  # sums of products without the products in memory
+    scale_T1 = 1 / np.sqrt(square_T / x_TD.shape[1] + eps)[:, None]
     unit_TD = x_TD * scale_T1
     return gain_D * unit_TD, (unit_TD, scale_T1, gain_D)
 
@@ -122,10 +123,11 @@ def rmsnorm_forward(x_TD, gain_D, eps):
 def rmsnorm_backward(dy_TD, cache):
     """Gradients of x_TD and gain_D.  The scale depends on all of a token, so its part along unit_TD comes off."""
     unit_TD, scale_T1, gain_D = cache
-    dunit_TD = dy_TD * gain_D  # y = gain * unit
-    along_T1 = (dunit_TD * unit_TD).mean(axis=-1, keepdims=True)
-    dx_TD = scale_T1 * (dunit_TD - unit_TD * along_T1)  # unit = x * scale(x)
-    return dx_TD, (dy_TD * unit_TD).sum(axis=0)
+    dx_TD = dy_TD * gain_D  # y = gain * unit
+    along_T = np.einsum("td,td->t", dx_TD, unit_TD) / gain_D.size
+    dx_TD -= unit_TD * along_T[:, None]  # unit = x * scale(x)
+    dx_TD *= scale_T1
+    return dx_TD, np.einsum("td,td->d", dy_TD, unit_TD)
 
 
 def silu_gate_forward(gate_TF, up_TF):
@@ -144,8 +146,13 @@ def silu_gate_backward(dh_TF, cache):
     """Gradients of gate_TF and up_TF."""
     gate_TF, up_TF, sigmoid_TF = cache
     silu_TF = gate_TF * sigmoid_TF
-    slope_TF = sigmoid_TF + silu_TF * (1 - sigmoid_TF)  # d silu/dz = s + z s (1 - s)
-    return dh_TF * up_TF * slope_TF, dh_TF * silu_TF  # h = silu(gate) * up
+    dgate_TF = 1 - sigmoid_TF
+    dgate_TF *= silu_TF
+    dgate_TF += sigmoid_TF  # d silu/dz = s + z s (1 - s)
+    dgate_TF *= up_TF
+    dgate_TF *= dh_TF
+    silu_TF *= dh_TF  # h = silu(gate) * up
+    return dgate_TF, silu_TF
 
 
 def swiglu_forward(x_TD, w_gate_DF, w_up_DF, w_down_FD):
@@ -158,14 +165,16 @@ def swiglu_forward(x_TD, w_gate_DF, w_up_DF, w_down_FD):
     return h_TF @ w_down_FD, (x_TD, h_TF, gate_cache, (w_gate_DF, w_up_DF, w_down_FD))
 
 
-def swiglu_backward(dy_TD, cache):
-    """Gradients of x_TD, w_gate_DF, w_up_DF and w_down_FD."""
+def swiglu_backward(dy_TD, cache, out=(None, None, None)):
+    """Gradients of x_TD, w_gate_DF, w_up_DF and w_down_FD.  out: where to write those of the weights; None: new."""
     x_TD, h_TF, gate_cache, (w_gate_DF, w_up_DF, w_down_FD) = cache
-    dh_TF, dw_down_FD = dy_TD @ w_down_FD.T, h_TF.T @ dy_TD  # y = h @ w_down
-    dgate_TF, dup_TF = silu_gate_backward(dh_TF, gate_cache)
+    dw_down_FD = np.matmul(h_TF.T, dy_TD, out=out[2])
+    dgate_TF, dup_TF = silu_gate_backward(dy_TD @ w_down_FD.T, gate_cache)  # y = h @ w_down
+    dw_gate_DF = np.matmul(x_TD.T, dgate_TF, out=out[0])
+    dw_up_DF = np.matmul(x_TD.T, dup_TF, out=out[1])
     dx_TD = dgate_TF @ w_gate_DF.T  # gate = x @ w_gate
     dx_TD += dup_TF @ w_up_DF.T  # up = x @ w_up
-    return dx_TD, x_TD.T @ dgate_TF, x_TD.T @ dup_TF, dw_down_FD
+    return dx_TD, dw_gate_DF, dw_up_DF, dw_down_FD
 
 
 def embedding_forward(tokens_T, w_VD):

@@ -7,11 +7,12 @@ import time
 
 import numpy as np
 
-from minimoe import model
+from minimoe import groups, model
 from minimoe import params as parameters
 from minimoe.moe import losses as auxiliary
-from minimoe.training import accumulate, checkpoint, data, optimizer, record
+from minimoe.training import checkpoint, data, optimizer, record
 from minimoe.training.checkpoint import TrainState
+from minimoe.workers import workers
 
 
 class Diverged(ValueError):
@@ -33,17 +34,19 @@ def new_state(model_config, train_config, corpus):
     if train_config.sequence > model_config.max_sequence:
         raise ValueError(f"sequence = {train_config.sequence}: must be at most max_sequence = "
                          f"{model_config.max_sequence}")
-    if model_config.global_balance and train_config.accumulate == 1:
-        raise ValueError("global_balance = True: with accumulate = 1 one micro-batch is all there is; accumulate more")
+    if model_config.global_balance and train_config.accumulate * train_config.groups == 1:
+        raise ValueError("global_balance = True: with accumulate = 1 and groups = 1 one balance is all there is; "
+                         "accumulate more, or have more groups")
     params = model.init_params(model_config, train_config.seed)
     return TrainState(model_config, train_config, corpus.tokenizer, corpus.domains, corpus.digest, params,
                       optimizer.start_moments(params), np.random.default_rng(train_config.seed), {})
 
 
-def train(state, corpus, path=None, on_step=None):
+def train(state, corpus, path=None, on_step=None, threads=1):
     """Train until all steps are done.  Changes and returns the state.
 
     path: where to save checkpoints; None saves none.  on_step: called with the state after every step.
+    threads: groups, and batches of an evaluation, that run at the same time; no number depends on it.
     Ctrl-C finishes the step, saves, and raises Interrupted; a second Ctrl-C stops at once.
     Raises ValueError if the corpus is not the one that the state was trained on, Diverged at the first number that is
     not finite (the checkpoint before it stays), CheckpointError if a checkpoint cannot be written.
@@ -51,12 +54,13 @@ def train(state, corpus, path=None, on_step=None):
     check_text(state, corpus)
     config, alone = state.train_config, checkpoint.only_trainer(path) if path is not None else contextlib.nullcontext()
     # what is not finite is found and reported, without NumPy's warnings
-    with alone, _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"):
+    with (alone, _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"),
+          workers(threads) as each):
         while not state.finished:
-            step_once(state, corpus)
+            step_once(state, corpus, each)
             due = state.step % config.eval_every == 0 or state.finished
             if due:
-                _record_evaluation(state, corpus)
+                _record_evaluation(state, corpus, each)
             if on_step is not None:
                 on_step(state)
             stop = asked_to_stop.is_set()
@@ -74,31 +78,33 @@ def check_text(state, corpus):
         raise ValueError("the text is not the one that this run was trained on: other files, another order, or changed")
 
 
-def step_once(state, corpus):
-    """One optimiser step on freshly drawn data; adds one entry to the history."""
+def step_once(state, corpus, each=map):
+    """One optimiser step on freshly drawn data; adds one entry to the history.  each: see `workers`."""
     started = time.perf_counter()
-    config, pulls = state.train_config, []
+    config = state.train_config
     recorded = state.step % config.record_every == 0
 
     def look(losses, cache):
         if not np.isfinite(losses.total):
             raise Diverged(f"step {state.step + 1}: the loss is {losses.total}; the first number that is not finite is "
                            f"in {first_not_finite(state.params, cache)}")
-        if recorded:
-            pulls.append(record.own_pulls(cache))
+        return record.own_pulls(cache) if recorded else None
 
     batches = [data.sample(corpus.train, state.rng, config.batch, config.sequence) for _ in range(config.accumulate)]
-    losses, routings, grads = accumulate.gradients(state.params, batches, state.model_config, state.rng, look)
+    parts = [group for batch in batches for group in groups.cut(batch.tokens_BS, batch.targets_BS, config.groups)]
+    losses, routings, pulls, grads = groups.gradients(state.params, parts, state.model_config, state.rng, look,
+                                                      each=each)
     norm = _finite_norm(grads, state.step)
     optimizer.adamw_update(state.params, grads, state.moments, state.step, config,
                            optimizer.clip_scale(norm, config.clip_norm))
-    count_LE = sum(np.array([r.count_E for r in of_batch]) for of_batch in routings)
+    count_LE = sum(np.array([r.count_E for r in of_group]) for of_group in routings)
     state.params.update(model.after_step(state.params, count_LE, state.model_config))
     state.step += 1
     seconds = time.perf_counter() - started
-    record.write(state.history, record.losses(losses, routings[-1]) | {"grad_norm": norm, "seconds": seconds})
+    last = routings[-config.groups:]  # the last micro-batch
+    record.write(state.history, record.losses(losses, last) | {"grad_norm": norm, "seconds": seconds})
     if recorded:
-        record.write(state.history, {"step": state.step} | record.routed(routings[-1], config)
+        record.write(state.history, {"step": state.step} | record.routed(last, config)
                      | record.gradients(grads, pulls, state.model_config), "router_")
 
 
@@ -112,8 +118,8 @@ def _finite_norm(grads, step):
     return norm
 
 
-def evaluate(params, corpus, model_config, train_config):
-    """Loss and routing on held-out text, the same pieces at every call and for every model.
+def evaluate(params, corpus, model_config, train_config, each=map):
+    """Loss and routing on held-out text, the same pieces at every call and for every model.  each: see `workers`.
 
     Returns a dict: ce, nats per token, the domains weighted by their length; ce_domain, one a domain; drop, share
     dropped.  Of the L layers with a router: load, the share of each domain's assignments that go to each expert,
@@ -123,9 +129,13 @@ def evaluate(params, corpus, model_config, train_config):
     sizes = {"token": model_config.vocab_size, "position": train_config.sequence, "domain": len(corpus.held_out),
              "expert": model_config.n_experts}
     ces, drops, by_place, total, probes = [[] for _ in corpus.held_out], [], [], {}, []
-    for domain, batch in _held_out_batches(corpus.held_out, train_config):
-        (losses, routings), _ = model.objective_forward(params, batch.tokens_BS, batch.targets_BS, model_config,
-                                                        training=False)
+
+    def forward(held_out):
+        domain, batch = held_out
+        result, _ = model.objective_forward(params, batch.tokens_BS, batch.targets_BS, model_config, training=False)
+        return domain, result
+
+    for domain, (losses, routings) in each(forward, _held_out_batches(corpus.held_out, train_config)):
         if not ces[domain]:
             probes.append(record.probe(routings, model_config.n_experts))
         ces[domain].append(losses.ce)
@@ -187,8 +197,8 @@ def _all_finite(tree):
     return all(np.isfinite(array).all() for array in parameters.arrays_in(tree))
 
 
-def _record_evaluation(state, corpus):
-    result = evaluate(state.params, corpus, state.model_config, state.train_config)
+def _record_evaluation(state, corpus, each):
+    result = evaluate(state.params, corpus, state.model_config, state.train_config, each)
     if not np.isfinite(result["ce"]):
         _check_parameters(state)
         raise Diverged(f"step {state.step}: the loss on the held-out text is {result['ce']}")

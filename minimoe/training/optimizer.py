@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-CHUNK = 1 << 15
+CHUNK = 1 << 16
 """Numbers updated at a time: parameter, gradient, moments and scratch of a chunk stay in the processor's cache."""
 
 
@@ -50,18 +50,19 @@ def adamw_update(params, grads, moments, step, config, scale=1.0):
     for name, array in params.items():
         decay = config.weight_decay if array.ndim > 1 else 0.0
         for w, g, m, v in _chunks(array, grads[name], means[name], squares[name]):
-            g = g * scale
+            new = g * (scale * (1 - config.beta1))
             m *= config.beta1
-            m += (1 - config.beta1) * g
-            g *= g
-            g *= 1 - config.beta2
+            m += new
+            new *= new
+            new *= (1 - config.beta2) / (1 - config.beta1) ** 2
             v *= config.beta2
-            v += g
-            root = np.sqrt(v, out=g)
-            root *= 1 / math.sqrt(bias2)
-            root += config.adam_eps
+            v += new
+            root = np.sqrt(v, out=new)
+            root += config.adam_eps * math.sqrt(bias2)  # sqrt(v / bias2) + eps, but for a factor
+            change = np.divide(m, root, out=root)
+            change *= lr * math.sqrt(bias2) / bias1
             w *= 1 - lr * decay
-            w -= np.divide(m, root, out=root) * (lr / bias1)
+            w -= change
 
 
 def _chunks(*arrays):

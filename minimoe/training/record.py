@@ -20,9 +20,12 @@ def write(history, values, prefix=""):
 
 
 def losses(parts, routings):
-    """At every step: means over its micro-batches, whose Losses `parts` are.  routings: of the last, for its drops."""
+    """At every step: means over its groups, whose Losses `parts` are.
+
+    routings: of each group of the last micro-batch, for its drops.
+    """
     values = {"ce": np.mean([part.ce for part in parts]), "balance": np.mean([part.balance for part in parts]),
-              "z": np.mean([part.z for part in parts]), "drop": drop(routings)}
+              "z": np.mean([part.z for part in parts]), "drop": np.mean([drop(of_group) for of_group in routings])}
     return values | {name: np.mean([part.auxiliary[name] for part in parts]) for name in parts[0].auxiliary}
 
 
@@ -32,16 +35,19 @@ def drop(routings):
 
 
 def routed(routings, train_config):
-    """Every `record_every` steps: what the routers did with a micro-batch.
+    """Every `record_every` steps: what the routers did with a micro-batch, the mean over its groups.
 
-    load [L, E], drop, entropy, margin, dead, logit [L]: see `telemetry.Summary`.
-    drop_position [L, S]: share dropped by place in the sequence.   drop_sequence [L, B]: by place in the batch.
+    routings: of each group.   load [L, E], drop, entropy, margin, dead, logit [L]: see `telemetry.Summary`; dead are
+    experts that no group uses.   drop_position [L, S]: share dropped by place in the sequence.
+    drop_sequence [L, B / groups]: by place in the group, where sequences queue for the same slots.
     """
-    summary = telemetry.summarize(routings)._asdict()
-    return {name.split("_")[0]: value for name, value in summary.items()} | {
-        "drop_position": drop_position(routings, train_config.sequence),
-        "drop_sequence": _by_layer([telemetry.drop_by_label(r, r.tokens.sequence_T, train_config.batch)
-                                    for r in routings], train_config.batch)}
+    queue = train_config.batch // train_config.groups
+    rows = [{name.split("_")[0]: value for name, value in telemetry.summarize(of_group)._asdict().items()} | {
+        "drop_position": drop_position(of_group, train_config.sequence),
+        "drop_sequence": _by_layer([telemetry.drop_by_label(r, r.tokens.sequence_T, queue) for r in of_group], queue)}
+        for of_group in routings]
+    means = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
+    return means | {"dead": np.array([np.sum(load_E == 0) for load_E in means["load"]])}
 
 
 def drop_position(routings, length):
@@ -52,7 +58,7 @@ def drop_position(routings, length):
 def own_pulls(cache):
     """Gradients of each router's weights from the auxiliary losses of its own layer: L dicts.
 
-    cache: of a micro-batch, as `accumulate.gradients` shows it.
+    cache: of a group, as `groups.gradients` shows it.
     """
     model_cache, losses_cache = cache
     _, pulls = model.losses_backward(1.0, losses_cache)
@@ -64,7 +70,7 @@ def own_pulls(cache):
 def gradients(grads, pulls, config):
     """With `routed`: the lengths of gradients in each layer, [L]; nothing if routers have no weights.
 
-    grads: of the step.   pulls: `own_pulls` of each of its micro-batches.
+    grads: of the step.   pulls: `own_pulls` of each of its groups.
     grad_own: of the router's weights, from the auxiliary losses of its own layer.   grad_gates: of the same, the rest,
     which can only have come through the gates: from the task, and a little from the losses of later layers.
     grad_experts: of all the experts' weights.

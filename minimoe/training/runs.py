@@ -5,10 +5,11 @@ from dataclasses import replace
 from minimoe.training import checkpoint, loop, progress
 
 
-def finish(path, label, model_config, train_config, text, fresh, say):
+def finish(path, label, model_config, train_config, text, fresh, say, threads=1):
     """The finished TrainState of a run, trained as far as it is not yet.
 
     path: of its checkpoint.  label: what to call it while it trains.  fresh: train again what is there.  say: prints.
+    threads: see `loop.train`.
     Raises ValueError if the checkpoint is of another configuration or text, KeyboardInterrupt after Ctrl-C.
     """
     if path.exists() and not fresh:
@@ -21,7 +22,7 @@ def finish(path, label, model_config, train_config, text, fresh, say):
         checkpoint.check_folder(path)
         try:
             with progress.bar(state, label) as on_step:
-                loop.train(state, text, path, on_step)
+                loop.train(state, text, path, on_step, threads)
         except loop.Interrupted as error:
             again = "the same command without --fresh" if fresh else "the same command"
             raise KeyboardInterrupt(f"{label}: {error}; {again} goes on from there") from error

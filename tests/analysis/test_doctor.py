@@ -50,6 +50,9 @@ RUNS = {
     "deafening": (FREE, louder(300), {}),
     "by lot": (replace(HEALTHY, router="random"), None, {}),
     "in turn": (replace(HEALTHY, router="uniform"), None, {}),
+    "healthy, in groups": (HEALTHY, None, dict(groups=2)),
+    "pushed to expert 5, with little room, in groups": (
+        replace(FREE, capacity_factor=1.0), pushed(5, 0.5), dict(groups=2)),
     "never slower": (HEALTHY, None, dict(learning_rate=0.03, min_learning_rate=0.03)),
     "much too fast": (FREE, None, FAST),
 }
@@ -60,6 +63,8 @@ FAILURES = [  # the mode of failure, the run that has it, what the evidence says
     ("overload", "pushed to expert 0", r"^the busiest expert has [4-8]\.\d times an even load"),
     ("overload", "pushed to expert 5, with little room", r"^the busiest expert has [34]\.\d times"),
     ("dropped tokens", "pushed to expert 5, with little room", r"^\d\d\.\d% of assignments dropped in layer"),
+    ("overload", "pushed to expert 5, with little room, in groups", r"^the busiest expert has [34]\.\d times"),
+    ("dropped tokens", "pushed to expert 5, with little room, in groups", r"^\d\d\.\d% of assignments dropped in"),
     ("starved router", "deafening", r"is 0\.\d% of that on its experts in layer \d \(alarm below 1%\)"),
     ("entropy collapse", "loud", r"^the router's entropy is \d\.\d% of the largest possible, 2\.08 nats, in layer"),
     ("unspecialised", "by lot", r"0\.00 nats of the token, 0\.00 of the domain, 1\.\d\d of the position"),
@@ -98,8 +103,9 @@ def test_every_mode_has_a_run_that_fails_so():
     assert {mode for mode, _, _ in FAILURES} == set(MODES)
 
 
-def test_a_healthy_run_raises_no_alarm():
-    findings = found(trained("healthy"))
+@pytest.mark.parametrize("run", ["healthy", "healthy, in groups"])
+def test_a_healthy_run_raises_no_alarm(run):
+    findings = found(trained(run))
     assert list(findings) == MODES
     assert [finding.alarm for finding in findings.values()] == [False] * len(MODES)
 
@@ -181,7 +187,7 @@ def test_drops_by_hand():
     history = dropping(0.25, 0, [0, 0.1] + [0.3] * 4 + [0.3, 0.4], [0, 0, 0.2, 0.2, 0.2, 0.4, 0.4, 0.6])
     assert look("dropped tokens", history, capacity_factor=1.0) == (
         True, "25.0% of assignments dropped in layer 1 (alarm above 10%); from first to last quarter of a sequence "
-        "5.0% to 35.0%, of a batch 0.0% to 50.0%")
+        "5.0% to 35.0%, of a group 0.0% to 50.0%")
 
 
 @pytest.mark.parametrize(("training", "held_out", "alarm"), [(0.2, 0, True), (0, 0.2, True), (0.09, 0.09, False)])

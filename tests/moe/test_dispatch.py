@@ -111,6 +111,25 @@ def test_one_token_in_many_rows_gathers_all_their_gradients():
     np.testing.assert_allclose(dispatch.dispatch_backward(drows_ND, cache), expected_TD, rtol=1e-12)
 
 
+@pytest.mark.parametrize("factor", [None, 0.3, 0.7, 1.0])
+def test_with_and_without_a_gap_every_row_comes_back_to_its_token(factor):
+    """Twelve tokens with two of five experts each; a token that lost a row has a gap in `row_TK`."""
+    rng = np.random.default_rng(0)
+    expert_TK = np.argsort(rng.random((12, 5)), axis=1, kind="stable")[:, :2]
+    scores_TE = np.zeros((2, 12, 5))
+    r = routing.without_limit(*routing.by_token(expert_TK, np.ones(12, bool)), rng.normal(size=24), *scores_TE,
+                              tokens.nameless(np.ones(12, bool)))
+    r, _ = capacity.keep_forward(r, 2, factor, "random", rng)
+    assert r.kept_A.all() == (factor is None)
+    x_TD = rng.normal(size=(12, 3))
+    rows_ND, cache = dispatch.dispatch_forward(x_TD, r)
+    y_TD, _ = dispatch.combine_forward(rows_ND, r)
+    gate_T, kept_T = (np.array([sum(value_A[(r.token_A == t) & r.kept_A]) for t in range(12)])
+                      for value_A in (r.gate_A, np.ones(24)))
+    np.testing.assert_allclose(y_TD, gate_T[:, None] * x_TD, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(dispatch.dispatch_backward(rows_ND, cache), kept_T[:, None] * x_TD, rtol=1e-12)
+
+
 def test_dropped_assignments_add_exactly_nothing_and_the_others_are_not_rescaled():
     r = random_routing(12, 5, 0.4, seed=0)
     out_ND = np.random.default_rng(0).normal(size=(r.kept_A.sum(), 3))

@@ -62,6 +62,18 @@ def test_an_idle_expert_has_a_gradient_of_zeros():
         np.testing.assert_array_equal(dweights[name].any(axis=(1, 2)), [True, False, True, True])
 
 
+def test_idle_experts_keep_nothing_for_the_backward_and_their_gradient_is_zero_whatever_the_others_is():
+    rows_ND, weights = random_case()
+    for count_E, busy in ((COUNT_E, [0, 2, 3]), ([0, 9, 0, 0], [1]), ([0, 0, 0, 9], [3]), ([5, 4, 0, 0], [0, 1])):
+        out_ND, cache = experts.experts_forward(rows_ND, weights, np.array(count_E))
+        assert sorted(cache[0]) == busy
+        drows_ND, dweights = experts.experts_backward(np.full_like(out_ND, np.nan), cache)
+        assert np.isnan(drows_ND).all()
+        for dw in dweights.values():
+            assert np.flatnonzero(np.isnan(dw).all(axis=(1, 2))).tolist() == busy
+            assert not dw[np.setdiff1d(np.arange(4), busy)].any()
+
+
 def test_an_expert_works_on_its_own_rows_alone():
     rows_ND, weights = random_case()
     out_ND, _ = experts.experts_forward(rows_ND, weights, COUNT_E)

@@ -126,6 +126,21 @@ def test_the_best_are_those_of_a_replay_where_it_has_any():
     assert routing.best(score_TE, 2, EXAMPLE).tolist() == [[2, 0], [2, 0], [0, 1], [2, 1]]
 
 
+def test_what_a_replay_leaves_open_goes_to_the_best_of_the_others():
+    # the replay's one assignment is the token's first choice, expert 2; the second is the best of experts 0 and 1
+    one = replace(EXAMPLE, token_A=np.array([0]), expert_A=np.array([2]), rank_A=np.array([0]))
+    assert routing.best(np.array([[3.0, 2.0, 1.0]]), 2, one).tolist() == [[2, 0]]
+    assert routing.best(np.array([[1.0, 2.0, 3.0]]), 2, one).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("sent", [np.array([True, False, True]), np.array([[True], [False], [True]])])
+def test_the_assignments_are_arrays_of_their_own(sent):
+    expert_TK = np.array([[2, 0], [1, 2], [0, 1]])
+    columns = routing.by_token(expert_TK, sent)
+    assert [column.tolist() for column in columns] == [[0, 0, 2, 2], [2, 0, 0, 1], [0, 1, 0, 1]]
+    assert not any(np.shares_memory(column, array) for column in columns for array in (expert_TK, sent))
+
+
 def test_a_router_without_scores_has_even_gates_and_probabilities():
     real = tokens.nameless(np.array([True, True, False]))
     r = routing.without_scores(np.array([[3, 1], [0, 1], [2, 0]]), real, 4, np.float32)

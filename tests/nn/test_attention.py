@@ -18,8 +18,13 @@ SHAPES = (B, S, D), (D, H, P), (D, G, P), (D, G, P), (H, P, D)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
+def table(dtype=np.float64, start=0, stop=S):
+    """The rotations of some positions of a head."""
+    return attention.rope_table(np.arange(start, stop), P, THETA, dtype)
+
+
 def layer_forward(x_BSD, *weights):
-    return attention.attention_forward(x_BSD, dict(zip(NAMES[1:], weights, strict=True)), THETA)
+    return attention.attention_forward(x_BSD, dict(zip(NAMES[1:], weights, strict=True)), table(x_BSD.real.dtype))
 
 
 def layer_backward(dy_BSD, cache):
@@ -28,7 +33,7 @@ def layer_backward(dy_BSD, cache):
 
 
 def rope(x_BHSP):
-    return attention.rope_forward(x_BHSP, *attention.rope_table(np.arange(S), P, THETA, x_BHSP.real.dtype))
+    return attention.rope_forward(x_BHSP, *table(x_BHSP.real.dtype))
 
 
 PAIRS = {
@@ -82,8 +87,8 @@ def slow_rope(x_BHSP, theta):
 
 def scores(q_SP, k_SP, position_S):
     """q.k of every two positions."""
-    table = attention.rope_table(position_S, q_SP.shape[1], THETA, np.float64)
-    return attention.rope_forward(q_SP, *table)[0] @ attention.rope_forward(k_SP, *table)[0].T
+    turns = attention.rope_table(position_S, q_SP.shape[1], THETA, np.float64)
+    return attention.rope_forward(q_SP, *turns)[0] @ attention.rope_forward(k_SP, *turns)[0].T
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -137,10 +142,44 @@ def test_attend_against_a_loop(name):
     np.testing.assert_allclose(attention.attend_forward(*arrays)[0], slow_attend(*arrays), atol=1e-14)
 
 
+@pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (4, 1), (4, 2), (6, 2), (3, 3)])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (1, 1), (1, 6), (3, 7)])
+def test_heads_that_share_a_key_head_attend_as_the_loop_says(heads, key_heads, queries, keys):
+    rng = np.random.default_rng(0)
+    q_BHSP, *keys_and_values = (rng.normal(size=(2, n, length, 4))
+                                for n, length in ((heads, queries), (key_heads, keys), (key_heads, keys)))
+    mix_BHSP, (*_, weight_BGMQ, _) = attention.attend_forward(q_BHSP, *keys_and_values)
+    np.testing.assert_allclose(mix_BHSP, slow_attend(q_BHSP, *keys_and_values), atol=1e-14)
+    assert weight_BGMQ.shape == (2, key_heads, keys, heads // key_heads * queries)  # keys first
+    np.testing.assert_allclose(weight_BGMQ.sum(axis=2), 1, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 1), (4, 2), (3, 3)])
+def test_gradients_of_attend_against_a_loop_over_queries(heads, key_heads):
+    """score = q.k / 2: dv = sum weight dmix; dscore = weight (dmix.v - sum weight dmix.v); dq, dk = dscore k, q / 2."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, n, S, 4)) for n in (heads, key_heads, key_heads))
+    dmix = rng.normal(size=q.shape)
+    dq, dk, dv = (np.zeros_like(array) for array in (q, k, v))
+    for b, h, s in np.ndindex(q.shape[:3]):
+        shared, seen = (b, h // (heads // key_heads)), slice(0, s + 1)
+        weight = np.exp(k[shared][seen] @ q[b, h, s] / 2)
+        weight /= weight.sum()
+        pull = v[shared][seen] @ dmix[b, h, s]
+        dscore = weight * (pull - weight @ pull)
+        dv[shared][seen] += np.outer(weight, dmix[b, h, s])
+        dq[b, h, s] += dscore @ k[shared][seen] / 2
+        dk[shared][seen] += np.outer(dscore, q[b, h, s]) / 2
+    _, cache = attention.attend_forward(q, k, v)
+    for mine, expected in zip(attention.attend_backward(dmix, cache), (dq, dk, dv), strict=True):
+        assert gradcheck.error(mine, expected) < 1e-14
+
+
 def test_the_future_has_exactly_no_weight():
-    *_, weight_BHSM = attention.attend_forward(*arrays_of("attend"))[1]
-    assert not weight_BHSM[..., np.triu(np.ones((S, S), bool), k=1)].any()
-    assert weight_BHSM[..., np.tril(np.ones((S, S), bool))].all()
+    *_, weight_BGMQ, _ = attention.attend_forward(*arrays_of("attend"))[1]
+    by_head = np.moveaxis(weight_BGMQ.reshape(B, G, S, H // G, S), 3, 2)  # [..., key, query]
+    assert not by_head[..., np.tril(np.ones((S, S), bool), k=-1)].any()
+    assert by_head[..., np.triu(np.ones((S, S), bool))].all()
 
 
 @each_dtype
@@ -188,16 +227,28 @@ def test_rotation_by_hand():
 
     (1, 0) becomes (cos 1, sin 1), and (0, 2) becomes (-2 sin 0.1, 2 cos 0.1).
     """
-    table = attention.rope_table(np.array([1]), 4, 100.0, np.float64)
-    y, _ = attention.rope_forward(np.array([[[[1.0, 0, 0, 2]]]]), *table)
+    turns = attention.rope_table(np.array([1]), 4, 100.0, np.float64)
+    y, _ = attention.rope_forward(np.array([[[[1.0, 0, 0, 2]]]]), *turns)
     np.testing.assert_allclose(y.ravel(), [math.cos(1), -2 * math.sin(0.1), math.sin(1), 2 * math.cos(0.1)], 1e-15)
 
 
 @pytest.mark.parametrize("width", [2, 4, 10])
 def test_rotation_against_a_loop(width):
     x_BHSP = np.random.default_rng(0).normal(size=(B, H, S, width))
-    table = attention.rope_table(np.arange(S), width, THETA, np.float64)
-    np.testing.assert_allclose(attention.rope_forward(x_BHSP, *table)[0], slow_rope(x_BHSP, THETA), atol=1e-14)
+    turns = attention.rope_table(np.arange(S), width, THETA, np.float64)
+    np.testing.assert_allclose(attention.rope_forward(x_BHSP, *turns)[0], slow_rope(x_BHSP, THETA), atol=1e-14)
+
+
+@pytest.mark.parametrize("start", [0, 7])
+def test_rotation_is_multiplication_by_a_complex_number(start):
+    """Of x_i + i x_{i+P/2} by exp(i * position * theta^(-2i/P)); the gradient is multiplied by its conjugate."""
+    x_BHSP = np.random.default_rng(0).normal(size=(B, H, S, 6))
+    turns = attention.rope_table(start + np.arange(S), 6, THETA, np.float64)
+    turn = np.exp(1j * np.outer(start + np.arange(S), THETA ** (-np.arange(3) / 3)))
+    y_BHSP, cache = attention.rope_forward(x_BHSP, *turns)
+    for got, factor in ((y_BHSP, turn), (attention.rope_backward(x_BHSP, cache), turn.conj())):
+        turned = (x_BHSP[..., :3] + 1j * x_BHSP[..., 3:]) * factor
+        np.testing.assert_allclose(got, np.concatenate([turned.real, turned.imag], axis=-1), atol=1e-14)
 
 
 def test_the_first_position_is_not_turned():
@@ -215,8 +266,8 @@ def test_scores_depend_on_the_distance_alone(shift):
 def test_scores_differ_with_the_distance_and_its_sign():
     """One query and one key, at every distance from -4 to 4."""
     q_P, k_P = np.random.default_rng(0).normal(size=(2, P))
-    table = scores(np.tile(q_P, (S, 1)), np.tile(k_P, (S, 1)), np.arange(S))
-    by_distance = [table[0, 4 - i] if i < 5 else table[i - 4, 0] for i in range(9)]
+    all_SS = scores(np.tile(q_P, (S, 1)), np.tile(k_P, (S, 1)), np.arange(S))
+    by_distance = [all_SS[0, 4 - i] if i < 5 else all_SS[i - 4, 0] for i in range(9)]
     assert np.diff(np.sort(by_distance)).min() > 1e-3
 
 
@@ -266,9 +317,10 @@ def test_the_keys_that_are_kept_are_already_turned_to_their_positions():
 def test_a_text_in_two_parts_gives_the_output_of_the_whole(split):
     x_BSD, *weights = arrays_of("attention")
     weights = dict(zip(NAMES[1:], weights, strict=True))
-    whole_BSD, cache = attention.attention_forward(x_BSD, weights, THETA)
-    first_BSD, past = attention.attention_forward(x_BSD[:, :split], weights, THETA)
-    rest_BSD, both = attention.attention_forward(x_BSD[:, split:], weights, THETA, (past.k_BGMP, past.v_BGMP))
+    whole_BSD, cache = attention.attention_forward(x_BSD, weights, table())
+    first_BSD, past = attention.attention_forward(x_BSD[:, :split], weights, table(stop=split))
+    rest_BSD, both = attention.attention_forward(x_BSD[:, split:], weights, table(start=split),
+                                                 (past.k_BGMP, past.v_BGMP))
     np.testing.assert_allclose(np.concatenate([first_BSD, rest_BSD], axis=1), whole_BSD, atol=1e-13)
     np.testing.assert_allclose([both.k_BGMP, both.v_BGMP], [cache.k_BGMP, cache.v_BGMP], atol=1e-14)
 
@@ -278,17 +330,17 @@ def test_a_text_token_by_token_gives_the_output_of_the_whole():
     weights = dict(zip(NAMES[1:], weights, strict=True))
     past, outputs = None, []
     for s in range(S):
-        y_B1D, cache = attention.attention_forward(x_BSD[:, s:s + 1], weights, THETA, past)
+        y_B1D, cache = attention.attention_forward(x_BSD[:, s:s + 1], weights, table(start=s, stop=s + 1), past)
         past = cache.k_BGMP, cache.v_BGMP
         outputs.append(y_B1D)
-    whole_BSD, _ = attention.attention_forward(x_BSD, weights, THETA)
+    whole_BSD, _ = attention.attention_forward(x_BSD, weights, table())
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), whole_BSD, atol=1e-13)
 
 
 def test_backward_after_a_past_is_refused():
     x_BSD, *weights = arrays_of("attention")
     weights = dict(zip(NAMES[1:], weights, strict=True))
-    _, past = attention.attention_forward(x_BSD, weights, THETA)
-    y_BSD, cache = attention.attention_forward(x_BSD, weights, THETA, (past.k_BGMP, past.v_BGMP))
+    _, past = attention.attention_forward(x_BSD, weights, table())
+    y_BSD, cache = attention.attention_forward(x_BSD, weights, table(start=S, stop=2 * S), (past.k_BGMP, past.v_BGMP))
     with pytest.raises(ValueError, match="the forward had a past"):
         attention.attention_backward(y_BSD, cache)

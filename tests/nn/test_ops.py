@@ -132,6 +132,21 @@ def test_softmax_takes_any_leading_axes():
                                   ops.softmax_forward(x_ABE.reshape(6, 4))[0])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2, -2])
+def test_softmax_over_another_axis_is_that_of_the_last_when_axes_are_swapped(axis):
+    x = np.random.default_rng(0).normal(size=(3, 4, 5))
+    p, cache = ops.softmax_forward(x, axis=axis)
+    np.testing.assert_allclose(p, ops.softmax_forward(x.swapaxes(axis, -1))[0].swapaxes(axis, -1), rtol=1e-15)
+    np.testing.assert_allclose(p.sum(axis=axis), 1, rtol=1e-15)
+    assert cache is p
+
+
+def test_softmax_over_columns_by_hand():
+    """exp is 1 and 3 in the first column, 1 and 0 in the second, 1 and 1 in the third."""
+    p, _ = ops.softmax_forward(np.array([[0.0, 5, 7], [math.log(3), -np.inf, 7]]), axis=0)
+    np.testing.assert_allclose(p, [[1 / 4, 1, 1 / 2], [3 / 4, 0, 1 / 2]], rtol=1e-15)
+
+
 @each_dtype
 def test_softmax_of_huge_scores(dtype):
     """Ties share; a lead of 1e4 takes all; and 1e4 added to every score changes nothing."""
@@ -330,6 +345,20 @@ def test_swiglu_by_hand():
 def test_swiglu_against_a_loop():
     x_TD, *weights = arrays_of("SwiGLU")
     np.testing.assert_allclose(ops.swiglu_forward(x_TD, *weights)[0], [slow_swiglu(x, *weights) for x in x_TD], 1e-12)
+
+
+def test_swiglu_writes_gradients_of_its_weights_where_it_is_told_to():
+    """The same numbers, into what `out` gives and nowhere else: one expert of three, over what was there before."""
+    x_TD, *weights = arrays_of("SwiGLU")
+    y_TD, cache = ops.swiglu_forward(x_TD, *weights)
+    dy_TD = np.random.default_rng(1).normal(size=y_TD.shape)
+    dx_TD, *expected = ops.swiglu_backward(dy_TD, cache)
+    stacked = [np.full((3, *w.shape), np.nan) for w in weights]
+    dx_too_TD, *returned = ops.swiglu_backward(dy_TD, cache, out=[dw[1] for dw in stacked])
+    np.testing.assert_array_equal(dx_too_TD, dx_TD)
+    for dw, same, there in zip(expected, returned, stacked, strict=True):
+        np.testing.assert_array_equal(there[1], dw)
+        assert np.shares_memory(same, there) and np.isnan(there[::2]).all()
 
 
 def test_embedding_by_hand():

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import model
+from minimoe import groups, model
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.moe import telemetry
 from minimoe.names import ROUTERS
@@ -94,7 +94,7 @@ def test_a_step_is_clipped_adamw_on_the_gradient_of_the_batch():
     state, training = in_float64(new(clip_norm=0.1)), replace(TRAINING, clip_norm=0.1)
     params, [batch] = {name: array.copy() for name, array in state.params.items()}, first_batches(1)
     moments = optimizer.start_moments(params)
-    _, grads = model.loss_and_grads(params, batch.tokens_BS, batch.targets_BS, MOE)
+    _, grads = groups.loss_and_grads(params, batch.tokens_BS, batch.targets_BS, MOE)
     norm = math.sqrt(sum((grad ** 2).sum() for grad in grads.values()))
     optimizer.adamw_update(params, grads, moments, 0, training, 0.1 / norm)
     loop.step_once(state, TEXT)
@@ -105,7 +105,8 @@ def test_a_step_is_clipped_adamw_on_the_gradient_of_the_batch():
 
 def test_accumulated_gradients_are_the_mean_over_micro_batches():
     state = in_float64(new(accumulate=2, clip_norm=1e9))
-    results = [model.loss_and_grads(state.params, batch.tokens_BS, batch.targets_BS, MOE) for batch in first_batches(2)]
+    results = [groups.loss_and_grads(state.params, batch.tokens_BS, batch.targets_BS, MOE)
+               for batch in first_batches(2)]
     loop.step_once(state, TEXT)
     for name, mean in state.moments[0].items():  # after the first step, (1 - beta1) times the gradient
         expected = (results[0][1][name] + results[1][1][name]) / 2
@@ -403,13 +404,17 @@ def test_training_works_outside_of_the_main_thread():
 
 
 def test_what_is_left_to_chance_draws_from_the_generator_of_the_run(monkeypatch):
-    text = data.build(corpus.clusters(length=200), 8)
-    config = ModelConfig(vocab_size=32, d_model=8, n_layers=1, n_heads=2, d_hidden=4, n_experts=3, max_sequence=8)
-    state = loop.new_state(config, TrainConfig(n_steps=1, batch=2, sequence=8), text)
+    """Each group of each step has chances of its own; they are the same when the run is begun again."""
     seen, forward = [], model.model_forward
-    monkeypatch.setattr(model, "model_forward", lambda *a, **more: seen.append(more) or forward(*a, **more))
-    loop.step_once(state, text)
-    assert seen[0]["rng"] is state.rng
+    monkeypatch.setattr(model, "model_forward",
+                        lambda *a, **more: seen.append(more["rng"].random()) or forward(*a, **more))
+    for seed in (0, 0, 1):
+        state = new(groups=3, accumulate=2, seed=seed)
+        loop.step_once(state, TEXT)
+        loop.step_once(state, TEXT)
+    first, again, other = np.array(seen).reshape(3, 12)
+    assert first.tolist() == again.tolist()
+    assert len({*first, *other}) == 24
 
 
 @pytest.mark.parametrize(("change", "words"), [

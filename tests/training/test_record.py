@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import model
+from minimoe import groups, model
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.moe import telemetry
 from minimoe.names import ROUTERS
@@ -52,7 +52,7 @@ def one_record(state, name):
 def test_the_gradient_through_the_gates_is_that_of_the_task_in_the_last_layer(router):
     config = replace(MIXED[router], balance_coef=5.0, z_coef=5.0)
     state, ([batch], rng) = new(config), first_batches(1)
-    _, grads = model.loss_and_grads(state.params, *batch[:2], without_losses(config), rng=rng)
+    _, grads = groups.loss_and_grads(state.params, *batch[:2], without_losses(config), rng=rng)
     gates_L = one_record(state, "grad_gates")
     assert gates_L[1] == pytest.approx(router_length(grads, 1), rel=1e-10)
 
@@ -60,14 +60,15 @@ def test_the_gradient_through_the_gates_is_that_of_the_task_in_the_last_layer(ro
 def test_the_own_gradient_is_what_the_losses_of_the_layer_add():
     config = replace(MOE, n_layers=1, balance_coef=5.0, z_coef=5.0)
     state, ([batch], _) = new(config), first_batches(1)
-    (_, all_), (_, task) = (model.loss_and_grads(state.params, *batch[:2], c) for c in (config, without_losses(config)))
+    (_, all_), (_, task) = (groups.loss_and_grads(state.params, *batch[:2], c)
+                            for c in (config, without_losses(config)))
     added = {name: all_[name] - task[name] for name in all_}
     assert one_record(state, "grad_own") == pytest.approx([router_length(added, 0)], rel=1e-10)
 
 
 def test_the_gradient_of_the_experts_is_that_of_all_their_weights():
     state, ([batch], _) = new(), first_batches(1)
-    _, grads = model.loss_and_grads(state.params, *batch[:2], MOE)
+    _, grads = groups.loss_and_grads(state.params, *batch[:2], MOE)
     expected = [np.sqrt(sum((grads[f"layers.{i}.moe.{name}"] ** 2).sum()
                             for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD"))) for i in range(2)]
     np.testing.assert_allclose(one_record(state, "grad_experts"), expected, rtol=1e-12)
@@ -78,7 +79,7 @@ def test_gradients_are_those_of_the_whole_step():
     state, (batches, _) = new(config, accumulate=2), first_batches(2)
     with_and_without = []
     for c in (config, without_losses(config)):
-        parts = [model.loss_and_grads(state.params, *batch[:2], c)[1] for batch in batches]
+        parts = [groups.loss_and_grads(state.params, *batch[:2], c)[1] for batch in batches]
         with_and_without.append({name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]})
     both, task = with_and_without
     added = {name: both[name] - task[name] for name in both}
@@ -101,6 +102,59 @@ def test_drops_by_place_by_hand():
     loop.step_once(state, text)
     np.testing.assert_allclose(state.history["router_drop_sequence"][0], [[0, 1 / 2, 1]], rtol=1e-12)
     np.testing.assert_allclose(state.history["router_drop_position"][0], [[1 / 3] * 4 + [2 / 3] * 4], rtol=1e-12)
+
+
+def test_drops_by_place_in_groups_are_the_mean_over_groups_each_with_its_own_queue():
+    # three groups of one sequence: its 8 tokens want the same two experts, which have room for 2 * 8 / 4 = 4 each
+    text = data.Corpus(TEXT.tokenizer, ("same",), (np.full(50, 9),), (np.full(50, 9),))
+    state = new(replace(MOE, n_layers=1, capacity_factor=1.0), text, groups=3)
+    loop.step_once(state, text)
+    assert state.history["router_drop_sequence"][0].tolist() == [[1 / 2]]
+    assert state.history["router_drop_position"][0].tolist() == [[0] * 4 + [1] * 4]
+    assert state.history["drop"] == [1 / 2] and state.history["router_drop"][0].tolist() == [1 / 2]
+    assert state.history["router_dead"][0].tolist() == [2]
+
+
+def routed_in_groups(config, n, **training):
+    """The routings of the groups of the last micro-batch of the first step, and what the step wrote down."""
+    state, (batches, _) = new(config, groups=n, **training), first_batches(training.get("accumulate", 1))
+    routings = [model.model_forward(state.params, part_BS, config, training=True)[0][1]
+                for part_BS in np.split(batches[-1].tokens_BS, n)]
+    loop.step_once(state, TEXT)
+    return routings, state.history
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_record_of_groups_is_the_mean_of_their_summaries(accumulate):
+    routings, history = routed_in_groups(replace(MOE, capacity_factor=0.7), 3, accumulate=accumulate)
+    summaries = [telemetry.summarize(of_group) for of_group in routings]
+    for name, field in (("load", "load_LE"), ("drop", "drop_L"), ("entropy", "entropy_L"), ("margin", "margin_L"),
+                        ("logit", "logit_L")):
+        expected = np.mean([getattr(summary, field) for summary in summaries], axis=0)
+        np.testing.assert_allclose(history[f"router_{name}"][0], expected, rtol=1e-14)
+    drops = [telemetry.drop_rate(r) for of_group in routings for r in of_group]
+    assert history["drop"] == [pytest.approx(np.mean(drops), rel=1e-14)] != [0]
+
+
+def test_an_expert_is_dead_if_no_group_uses_it():
+    # one of the three sequences is of another character, which has experts of its own: dead to a group, not to all
+    config = replace(MOE, n_layers=1, top_k=1, router="hash")
+    ids_of = [next(token for token in range(32) if hash_expert(config, token) == expert) for expert in range(4)]
+    text = data.Corpus(TEXT.tokenizer, ("same",), (np.full(50, ids_of[0]),), (np.full(50, 9),))
+    state = new(config, text, groups=3)
+    loop.step_once(state, text)
+    assert state.history["router_dead"][0].tolist() == [3]
+    for last, dead in ((0, 1), (3, 0)):  # an expert with one token in one group is not dead
+        tokens_BS = np.repeat(ids_of[:3], 8).reshape(3, 8)
+        tokens_BS[2, -1] = ids_of[last]
+        routings = [model.forward(state.params, tokens_S[None], config)[1] for tokens_S in tokens_BS]
+        assert record.routed(routings, replace(TRAINING, groups=3))["dead"].tolist() == [dead]
+
+
+def hash_expert(config, token):
+    """The expert that a token has in the first layer."""
+    _, (routing,) = model.forward(new(config).params, np.array([[token]]), config)
+    return routing.expert_A[0]
 
 
 def held_out_routings(state):

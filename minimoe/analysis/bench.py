@@ -1,0 +1,295 @@
+"""What this machine makes of a training step: its time, the floor under it, and where in the model the time goes.
+
+The floor is the step's own matrix products and nothing else.  Where the time goes is measured on the code that trains:
+for a while its functions are replaced by ones that look at the clock before and after.
+"""
+
+import contextlib
+import functools
+import os
+import textwrap
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import threadpoolctl
+
+from minimoe import generation, model
+from minimoe.analysis import comparison, cost
+from minimoe.config import ModelConfig, TrainConfig
+from minimoe.moe import capacity, dense, dispatch, experts, routers, soft
+from minimoe.nn import attention, ops
+from minimoe.training import data, loop, optimizer
+from minimoe.training.tokenizer import Tokenizer
+from minimoe.workers import workers
+
+WARM, WRITTEN = 3, 64
+"""Rounds that are not counted, since the first ones have fresh memory to get; tokens that a round generates."""
+
+BLOCK, REST = "block", "rest"
+
+PARTS = {
+    "embedding, head, loss": ((model, "model"), (model, "losses")),
+    "attention": ((attention, "attention"),),
+    "norms": ((ops, "rmsnorm"),),
+    "router": ((capacity, "keep"),),
+    "dispatch, combine": ((dispatch, "dispatch"), (dispatch, "combine"), (soft, "soft")),
+    "experts": ((experts, "experts"), (dense, "dense")),
+    "optimiser": ((optimizer, "global_norm"), (optimizer, "adamw_update"), (model, "after_step")),
+    REST: ((model, BLOCK), (loop, "step_once")),
+}
+"""Part of a step -> (module, function, or what a forward and its backward are both called).
+
+The configuration's router comes to "router".  Soft MoE weighs and mixes in one function, so it has no time of a router.
+"""
+
+WAYS = ("forward", "backward", "update")
+
+
+class Place(NamedTuple):
+    """Where time goes.  layer: None outside of the layers.  part: of PARTS.  way: of WAYS."""
+
+    layer: int | None
+    part: str
+    way: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds, one entry a round: a step, its products, the step with its groups one after another, without and with
+    timers, and the generation of WRITTEN tokens (NaN if the model cannot).
+
+    places: one dict a round, Place -> seconds.  products: of all groups of a step, as `cost.Product`.
+    """
+
+    model_config: ModelConfig
+    train_config: TrainConfig
+    threads: int
+    dtype: np.dtype
+    products: list
+    step: np.ndarray
+    floor: np.ndarray
+    serial: np.ndarray
+    timed: np.ndarray
+    generation: np.ndarray
+    places: list
+
+
+def measure(model_config, train_config, steps, threads=1, rounds=range):
+    """Time a step, its floor, its parts and generation, in turn, `steps` times; random tokens.  Returns Measured.
+
+    rounds: counts the rounds, as `range` does; a progress bar can.
+    Raises ValueError for steps below 1, and where `loop.new_state` does.
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: must be 1 or more")
+    text = random_text(model_config, train_config)
+    state = loop.new_state(model_config, train_config, text)
+    products = [group_products(model_config, train_config, seed)
+                for seed in range(train_config.accumulate * train_config.groups)]
+    replays, writes = [replay(of_group) for of_group in products], generation.causal(model_config)
+    dropless, measured = replace(model_config, eval_capacity_factor=None), []
+
+    def write(params):
+        return list(generation.stream(params, dropless, [0], WRITTEN))
+
+    with workers(threads) as each:
+        for _ in rounds(WARM + steps):
+            step = seconds(lambda: loop.step_once(state, text, each))
+            floor = seconds(lambda: list(each(lambda run: run(), replays)))
+            serial = seconds(lambda: loop.step_once(state, text))
+            with timers(model_config) as places:
+                timed = seconds(lambda: loop.step_once(state, text))
+            written = seconds(lambda: write(state.params)) if writes else np.nan
+            measured.append((step, floor, serial, timed, written, places))
+    *times, places = zip(*measured[WARM:], strict=True)
+    return Measured(model_config, train_config, threads, state.params["embed.w_VD"].dtype, sum(products, []),
+                    *map(np.array, times), list(places))
+
+
+def random_text(model_config, train_config):
+    """A Corpus of random tokens."""
+    V = model_config.vocab_size
+    stream = np.random.default_rng(0).integers(0, V, 100 * train_config.sequence)
+    return data.Corpus(Tokenizer(range(V)), ("random",), (stream,), (stream,))  # it is asked for its length alone
+
+
+def group_products(model_config, train_config, seed):
+    """The matrix products of one group of a step, forward and backward, as `cost.Product`."""
+    sequences = train_config.batch // train_config.groups
+    return sum(cost.products(model_config, sequences, train_config.sequence, seed), [])
+
+
+def replay(products):
+    """A function that runs these matrix products and nothing else: arrays of each shape are there already.
+
+    products: pairs of shapes.  Arrays of one shape are one array, so it reads less memory than a step does.
+    """
+    rng = np.random.default_rng(0)
+    arrays = {shape: rng.standard_normal(shape, np.float32) for shape in sorted({s for pair in products for s in pair})}
+    outs = {pair: np.matmul(arrays[pair[0]], arrays[pair[1]]) for pair in map(tuple, products)}
+    calls = [(arrays[left], arrays[right], outs[left, right]) for left, right in products]
+
+    def run():
+        for left, right, out in calls:
+            np.matmul(left, right, out=out)
+
+    return run
+
+
+def seconds(function):
+    """Time of one call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def timers(config, clock=time.perf_counter):
+    """Within it the functions of PARTS are timed, in one thread; a dict Place -> seconds fills, complete at the end.
+
+    A function's time is its own, without that of timed functions that it calls, so that the times add up.
+    """
+    spent, entered, open_places, now = Counter(), Counter(), [], clock()
+
+    def charge():
+        """Give the time since the last look at the clock to the innermost function that is open."""
+        nonlocal now
+        before, now = now, clock()
+        if open_places:
+            spent[open_places[-1]] += now - before
+
+    def layer_of(attribute, way):
+        if attribute != f"{BLOCK}_{way}":
+            return open_places[-1].layer if open_places else None
+        i = entered[way] % config.n_layers  # group after group, a forward counts up and a backward down
+        entered[way] += 1
+        return i if way == "forward" else config.n_layers - 1 - i
+
+    def timed(function, part, attribute, way):
+        @functools.wraps(function)
+        def run(*arguments, **options):
+            charge()
+            open_places.append(Place(layer_of(attribute, way), part, way))
+            try:
+                return function(*arguments, **options)
+            finally:
+                charge()
+                open_places.pop()
+
+        return run
+
+    with contextlib.ExitStack() as stack:
+        for part, module, attribute, way in timed_functions(config):
+            function = getattr(module, attribute)
+            stack.callback(setattr, module, attribute, function)
+            setattr(module, attribute, timed(function, part, attribute, way))
+        yield spent
+
+
+def timed_functions(config):
+    """(part, module, its attribute, way) of every function that is timed."""
+    for part, functions in PARTS.items():
+        for module, name in functions:
+            if hasattr(module, f"{name}_forward"):
+                yield from ((part, module, f"{name}_{way}", way) for way in WAYS[:2])
+            else:
+                yield part, module, name, "update"
+    if config.router in routers.POLICIES:
+        yield from (("router", routers.POLICIES[config.router], way, way) for way in WAYS[:2])
+
+
+def usual(places):
+    """Place -> seconds: the median over the rounds of its share, of the median round; what there is in few rounds is 0.
+
+    A share stays what it is while other programs slow the machine down.  The shares are brought to add up to 1.
+    """
+    every = dict.fromkeys(place for of_round in places for place in of_round)
+    shares = {place: np.median([of_round.get(place, 0.0) / sum(of_round.values()) for of_round in places])
+              for place in every}
+    whole = np.median([sum(of_round.values()) for of_round in places]) / sum(shares.values())
+    return {place: float(share * whole) for place, share in shares.items()}
+
+
+def report(measured):
+    """All that was measured, as text."""
+    model_config, train_config = measured.model_config, measured.train_config
+    places = usual(measured.places)
+    layers = [*range(model_config.n_layers), None]
+    names = [f"layer {layer}" for layer in layers[:-1]] + ["outside of the layers"]
+    shape = (f"a step: {train_config.accumulate * train_config.batch} sequences of {train_config.sequence} random "
+             f"tokens, in {train_config.accumulate * train_config.groups} groups")
+    overhead = np.median(measured.timed / measured.serial) - 1
+    how = (f"Where the time goes, on one thread: {1e3 * sum(places.values()):.1f} ms, with the groups one after "
+           f"another; the step above runs them side by side.  Timers make it longer by {overhead:+.1%}.")
+    return "\n".join([
+        *_wrapped(machine(measured.threads, measured.dtype)), *_wrapped(comparison.layers_words(model_config)), shape,
+        "", speeds(measured), "", *_wrapped(how), "",
+        breakdown(places, "part", {part: part for part in PARTS}), "",
+        breakdown(places, "layer", dict(zip(layers, names, strict=True)))])
+
+
+def machine(threads, dtype):
+    """The machine and the libraries in one line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    blas = [f"{pool['internal_api']} {pool['version']}" for pool in threadpoolctl.threadpool_info()
+            if pool["user_api"] == "blas"]
+    return (f"machine: {cores} cores; threads: {threads}; {dtype}; NumPy {np.__version__}; "
+            f"{', '.join(dict.fromkeys(blas)) or 'unknown BLAS'}, one thread a product")
+
+
+def speeds(measured):
+    """The step, its floor and generation as a table: medians, and between which 80 % of the rounds lie."""
+    flops = sum(product.flops for product in measured.products)
+    tokens = measured.train_config.accumulate * measured.train_config.batch * measured.train_config.sequence
+    ratio = np.percentile(measured.step / measured.floor, (50, 10, 90))
+    rows = [("", "median ms", "10 to 90 %", "tokens/s", "GFLOP/s"),
+            _speed("training step", measured.step, tokens, flops),
+            _speed(f"its {len(measured.products):,} matrix products alone", measured.floor, tokens, flops),
+            ("step / products, pair by pair", f"{ratio[0]:.2f} x", f"{ratio[1]:.2f} to {ratio[2]:.2f}", "", "")]
+    if np.isfinite(measured.generation).all():
+        rows.append(_speed(f"generation of {WRITTEN} tokens, one text, cached", measured.generation, WRITTEN))
+    else:
+        rows.append((f"generation: none, router {measured.model_config.router} is not causal", "", "", "", ""))
+    return _aligned(rows, (42, 10, 16, 10, 9))
+
+
+def _speed(name, times, tokens, flops=None):
+    low, middle, high = np.percentile(times, (10, 50, 90))
+    rate = "" if flops is None else f"{flops / middle / 1e9:.1f}"
+    return name, f"{1e3 * middle:.1f}", f"{1e3 * low:.1f} to {1e3 * high:.1f}", f"{tokens / middle:,.0f}", rate
+
+
+def breakdown(places, field, names):
+    """Milliseconds and share of the step, by way, as a table.
+
+    places: Place -> seconds.  field: of Place, what a row is.  names: value of the field -> name of its row, in order.
+    """
+    rows, total = [(f"{field} (ms)", *WAYS, "together", "share")], sum(places.values())
+    for value, name in names.items():
+        spent = [sum(t for place, t in places.items() if getattr(place, field) == value and place.way == way)
+                 for way in WAYS]
+        rows.append((name, *(f"{1e3 * t:.2f}" if t else "-" for t in spent), f"{1e3 * sum(spent):.2f}",
+                     f"{sum(spent) / total:.1%}"))
+    return _aligned(rows, (42, 10, 10, 10, 10, 9))
+
+
+def title(places):
+    """What a figure of the places shows: the part that most of the time goes to."""
+    spent = Counter()
+    for place, t in places.items():
+        spent[place.part] += t
+    part, most = max(spent.items(), key=lambda item: item[1])
+    return f"{most / spent.total():.0%} of a training step goes into {'the rest' if part == REST else part}"
+
+
+def _aligned(rows, widths):
+    lines = ["".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
+                     enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * sum(widths), *lines[1:]])
+
+
+def _wrapped(line):
+    return textwrap.wrap(line, 100, subsequent_indent="  ")

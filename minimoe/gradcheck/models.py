@@ -1,0 +1,142 @@
+"""The checks of whole models: every parameter, also with the batch in groups; one direction; and flips."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from minimoe import groups as batches
+from minimoe import model
+from minimoe import params as parameters
+from minimoe.config import ModelConfig
+from minimoe.gradcheck import numeric
+from minimoe.moe import losses
+from minimoe.nn import ops
+
+SMALL = ModelConfig(vocab_size=7, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=5, n_experts=3, top_k=2,
+                    max_sequence=9, balance_coef=0.5, z_coef=0.3)
+"""A model with all that a model has: two layers, grouped heads with two wavelengths each, coefficients large enough to
+see.  Small enough to check every number."""
+
+
+def random_params(config, seed=0):
+    """float64 parameters that hide nothing: no gain is 1, and no two experts or tokens are alike."""
+    rng = np.random.default_rng(seed)
+    start = model.init_params(config, seed, np.float64)
+    return {name: array + 0.3 * rng.normal(size=array.shape) for name, array in start.items()}
+
+
+def check_model(config=SMALL, seed=0, most=None, groups=1):
+    """Check every parameter of a whole model, for the objective with all its losses, in training, routing live.
+
+    most: entries to check of each tensor; None checks all in a model of up to 5,000 parameters and else as many, in
+    total, drawn at random.  groups: of the two sequences, each with capacity and balance of its own.  Returns a Report.
+    """
+    params, batch = random_params(config, seed), random_batch(config, seed)
+    if most is None and parameters.count(params) > 5000:
+        most = math.ceil(5000 / len(params))
+    _, grads = batches.loss_and_grads(params, *batch, config, rng=np.random.default_rng(seed), groups=groups)
+    parts = " + ".join(["ce", *(name for name, coef in config.loss_coefs.items() if coef > 0)])
+    title = (f"whole model{f' in {groups} groups' if groups > 1 else ''}, {parameters.count(params):,} parameters, "
+             f"objective: {parts}{', balance over all groups' if config.global_balance else ''}")
+    return numeric.compare(title, _objective_in_groups(config, batch, seed, groups), params, grads, most=most)
+
+
+def check_direction(config=SMALL, seed=0):
+    """One random direction through all parameters at once: <gradient, u> against a central difference along u.
+
+    Returns a Report of one row.  Live routing: a flip, which the notes count, makes the difference meaningless.
+    """
+    params, batch = random_params(config, seed), random_batch(config, seed)
+    _, cache = model.objective_forward(params, *batch, config, training=True, rng=np.random.default_rng(seed))
+    grads = model.objective_backward(1.0, cache)
+    direction = {name: np.random.default_rng([seed, i]).normal(size=array.shape)
+                 for i, (name, array) in enumerate(params.items())}
+    routings = []
+    total = _objective(config, batch, seed, seen=routings)
+
+    def along(arrays):
+        return total({name: array + arrays["step"][0] * direction[name] for name, array in params.items()})
+
+    slope = sum((grads[name] * direction[name]).sum() for name in params)
+    report = numeric.compare("whole model, one random direction", along, {"step": np.zeros(1)},
+                             {"step": np.array([slope])}, numeric.central_difference, numeric.DIRECTION_TOLERANCE)
+    return replace(report, notes=[f"{flips(*routings)} routing flips"])
+
+
+def check_flips(config=SMALL, seed=0):
+    """The student's check, central difference, on the router of the first layer: routing live, and routing frozen.
+
+    The first token's last chosen expert is moved to within 1e-6 of the next best, as happens by chance in every large
+    batch.  Returns two Reports; the notes of the live one count the entries whose steps changed a choice.
+    """
+    name = "layers.0.moe.w_router_DE"
+    batch = random_batch(config, seed)
+    params = _near_tie(random_params(config, seed), batch, config, name)
+    rng = np.random.default_rng(seed)
+    (_, routings), cache = model.objective_forward(params, *batch, config, training=True, rng=rng)
+    grads = {name: model.objective_backward(1.0, cache)[name]}
+    seen, central = [], (numeric.central_difference, numeric.CENTRAL_TOLERANCE)
+    live = numeric.compare("router, central difference, live routing", _objective(config, batch, seed, seen=seen),
+                           params, grads, *central)
+    flipped = sum(flips(routings, a) + flips(routings, b) > 0 for a, b in zip(seen[::2], seen[1::2], strict=True))
+    note = f"{flipped} of {params[name].size} steps changed a choice: a routing flip, not a wrong gradient"
+    frozen = numeric.compare("router, central difference, frozen routing", _objective(config, batch, seed, routings),
+                             params, grads, *central)
+    return replace(live, notes=[note]), frozen
+
+
+def flips(before, after):
+    """Number of assignments that two lists of Routings, one a layer, decide differently: expert, or kept or not."""
+    return sum(int(((a.expert_A != b.expert_A) | (a.kept_A != b.kept_A)).sum())
+               for a, b in zip(before, after, strict=True))
+
+
+def random_batch(config, seed=0):
+    """tokens_BS and targets_BS of two random sequences of up to 9 tokens."""
+    rng = np.random.default_rng([seed, 1])
+    return tuple(rng.integers(0, config.vocab_size, (2, 2, min(config.max_sequence, 9))))
+
+
+def _objective(config, batch, seed, replays=None, seen=None):
+    """params -> total loss; `seen` collects the routings."""
+    def total(params):
+        (losses_, routings), _ = model.objective_forward(
+            params, *batch, config, training=True, rng=np.random.default_rng(seed), replays=replays)
+        if seen is not None:
+            seen.append(routings)
+        return losses_.total
+    return total
+
+
+def _objective_in_groups(config, batch, seed, groups):
+    """params -> the cross-entropy of the whole batch + the mean over its groups of the weighted auxiliary losses."""
+    tokens_BS, targets_BS = batch
+    weight_T = np.full(targets_BS.size, 1 / targets_BS.size)
+
+    def total(params):
+        rngs = batches.streams(np.random.default_rng(seed), groups)
+        passed = [model.model_forward(params, part_BS, config, training=True, rng=rng)[0]
+                  for part_BS, rng in zip(np.split(tokens_BS, groups), rngs, strict=True)]
+        logit_TV = np.concatenate([logit_TV for logit_TV, _ in passed])
+        result, _ = ops.cross_entropy_forward(logit_TV, targets_BS.ravel(), weight_T)
+        for layer in zip(*(routings for _, routings in passed), strict=True):
+            count_E = sum(routing.count_E for routing in layer)
+            load_E = count_E / count_E.sum() if config.global_balance else None
+            for routing in layer:
+                values, _ = losses.auxiliary_forward(routing, config, load_E)
+                auxiliary = sum(config.loss_coefs[name] * loss for name, loss in values.items())
+                result += auxiliary / (len(config.moe_layers) * groups)
+        return result
+    return total
+
+
+def _near_tie(params, batch, config, name):
+    """The parameters with the first token's K-th and next expert moved to almost the same score."""
+    (_, routings), cache = model.objective_forward(params, *batch, config)
+    logit_E, x_D = routings[0].logit_TE[0], cache[0].blocks[0].feed_forward_norm[0][0] * params["layers.0.moe.gain_D"]
+    order_E = np.argsort(-logit_E, kind="stable")
+    last, next_ = order_E[config.top_k - 1], order_E[config.top_k]
+    w_router_DE = params[name].copy()
+    w_router_DE[:, next_] += x_D * (logit_E[last] - logit_E[next_] - 1e-6) / (x_D @ x_D)
+    return params | {name: w_router_DE}

@@ -1,0 +1,119 @@
+"""A batch in groups: each has capacity and balance of its own, and can run beside the others.
+
+    L = ce + mean over groups of sum of coef * auxiliary loss            [GShard, arXiv:2006.16668, sec. 2.2]
+
+One group is the whole batch.  The micro-batches of a step are groups too, whether cut from one batch or drawn apart.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe import model
+from minimoe.model import Losses
+
+
+class Group(NamedTuple):
+    """Sequences that compete for the same slots.
+
+    n_real: real tokens that the cross-entropy is divided by: the mean over the groups of their batch.
+    """
+
+    tokens_BS: np.ndarray
+    targets_BS: np.ndarray
+    mask_BS: np.ndarray | None = None
+    n_real: float | None = None
+
+
+class Gradients(NamedTuple):
+    """Of a list of groups: the Losses and the routings of each, what `look` made of each, and the mean gradients."""
+
+    losses: list
+    routings: list
+    looks: list
+    grads: dict
+
+
+def cut(tokens_BS, targets_BS, groups, mask_BS=None):
+    """A list of Groups with as many sequences each, in order.
+
+    Raises ValueError unless there are that many for each.
+    """
+    n_sequences = len(tokens_BS)
+    if groups < 1 or n_sequences % groups:
+        raise ValueError(f"groups = {groups}: must divide the {n_sequences} sequences of a batch")
+    masks = [None] * groups if mask_BS is None else np.split(mask_BS, groups)
+    n_real = (tokens_BS.size if mask_BS is None else max(mask_BS.sum(), 1)) / groups
+    return [Group(*arrays, n_real) for arrays in
+            zip(np.split(tokens_BS, groups), np.split(targets_BS, groups), masks, strict=True)]
+
+
+def gradients(params, groups, config, rng=None, look=None, training=True, each=map):
+    """Mean gradients of the objective over groups.
+
+    rng: for what training leaves to chance; each group gets a stream of its own from it.  look: called with the Losses
+    and the cache of each group before its backward.  each: see `workers`.
+
+    With `global_balance` the balance loss multiplies each group's probabilities with the load of all, which has to be
+    known first, so that all forward passes are held at once; else only those that run are.  Returns Gradients.
+    """
+    def forward(group, rng):
+        return model.model_forward(params, group.tokens_BS, config, group.mask_BS, training=training, rng=rng)
+
+    def backward(group, passed, load_LE=None):
+        (logit_TV, routings), cache = passed
+        losses, losses_cache = model.losses_forward(logit_TV, routings, group.targets_BS, config, group.mask_BS,
+                                                    load_LE, group.n_real)
+        looked = look(losses, (cache, losses_cache)) if look is not None else None
+        return losses, routings, looked, model.objective_backward(1 / len(groups), (cache, losses_cache))
+
+    rngs = streams(rng, len(groups))
+    if config.global_balance and config.moe_layers:
+        held = list(each(forward, groups, rngs))
+        count_LE = sum(np.array([r.count_E for r in routings]) for (_, routings), _ in held)
+        load_LE = count_LE / count_LE.sum(axis=1, keepdims=True)
+        results = each(lambda group, passed: backward(group, passed, load_LE), groups, held)
+    else:
+        results = each(lambda group, rng: backward(group, forward(group, rng)), groups, rngs)
+    return _mean(results)
+
+
+def _mean(results):
+    total = Gradients([], [], [], {})
+    for *parts, grads in results:
+        for so_far, part in zip(total[:3], parts, strict=True):
+            so_far.append(part)
+        if not total.grads:
+            total.grads.update(grads)
+        for name, grad in grads.items():
+            if total.grads[name] is not grad:
+                total.grads[name] += grad
+    return total
+
+
+def streams(rng, n):
+    """n random streams that are made from numbers of this one; n times None from None."""
+    return [None] * n if rng is None else [np.random.default_rng(seed) for seed in rng.integers(2**63, size=n)]
+
+
+def mean_losses(parts):
+    """The Losses of a batch from those of its groups."""
+    auxiliary = {name: np.mean([part.auxiliary[name] for part in parts]) for name in parts[0].auxiliary}
+    return Losses(np.mean([part.ce for part in parts]), auxiliary, np.mean([part.total for part in parts]))
+
+
+def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training=True, rng=None, groups=1):
+    """The losses of one batch, and their gradients for every parameter.
+
+    targets_BS: the token that follows each token.  training: whether training capacity and drop order apply.
+    rng: numpy.random.Generator, for what is left to chance in training: jitter, noise, lots.
+    groups: how many groups of sequences have a capacity and a balance of their own.
+    Returns Losses and a dict with the keys of params.
+    Raises ValueError if params, tokens, targets, mask or groups do not fit the config or each other.
+    """
+    tokens_BS, mask_BS = model.check_inputs(params, config, tokens_BS, mask_BS)
+    targets_BS = model.check_tokens(targets_BS, config, "targets_BS")
+    if targets_BS.shape != tokens_BS.shape:
+        raise ValueError(f"targets_BS has shape {targets_BS.shape}, tokens_BS {tokens_BS.shape}: must be the same")
+    result = gradients(params, cut(tokens_BS, targets_BS, groups, mask_BS), config, rng, training=training)
+    return mean_losses(result.losses), result.grads

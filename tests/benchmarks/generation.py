@@ -1,0 +1,91 @@
+"""Tokens a second of cached generation beside Mixtral of the transformers library; and how the time grows with a text.
+
+    python -m tests.benchmarks.generation [--turns N]
+
+Batch 1, greedy, 200 tokens after one, the shape of the preset "shakespeare-cpu" with a context of 1024.
+"""
+
+import argparse
+import contextlib
+import itertools
+
+import numpy as np
+
+from minimoe import config, generation, model
+from minimoe.nn import attention
+from minimoe.workers import workers
+from tests.benchmarks import turns
+
+CONTEXT, N_TOKENS, SEEN = 1024, 200, (1, 256, 768)
+
+
+@contextlib.contextmanager
+def ours():
+    """Generation of all the tokens."""
+    model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
+    params = model.init_params(model_config)
+    with workers(1):
+        yield {"run": lambda: len(generation.generate(params, model_config, np.array([1]), N_TOKENS, temperature=0))}
+
+
+@contextlib.contextmanager
+def one_token(seen):
+    """Generation of one token when so many were seen."""
+    model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
+    params = model.init_params(model_config)
+    prompt_S = np.arange(seen) % model_config.vocab_size
+
+    def tokens():
+        while True:  # the prompt again now and then, so that no more than a few tokens come on top of it
+            yield from generation.stream(params, model_config, prompt_S, 40, temperature=0)
+
+    stream = tokens()
+    with workers(1):
+        yield {"run": lambda: next(stream)}
+
+
+@contextlib.contextmanager
+def one_attention(seen):
+    """What one query does with the keys and values of so many tokens, in all layers: the part that has to grow."""
+    model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
+    q_BHSP = np.ones((1, model_config.n_heads, 1, model_config.d_head), np.float32)
+    k_BGMP = np.ones((1, model_config.kv_heads, seen, model_config.d_head), np.float32)
+
+    def run():
+        for _ in range(model_config.n_layers):
+            attention.attend_forward(q_BHSP, k_BGMP, k_BGMP)
+
+    with workers(1):
+        yield {"run": run}
+
+
+def main():
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=7, help="turns of each (default: 7)")
+    options = parser.parse_args()
+    here, references = "tests.benchmarks.generation", "tests.benchmarks.references"
+    specifications = {"minimoe": (here, "ours", {})} | {
+        f"Mixtral, {experts}, {threads} thread{'s' * (threads > 1)}": (
+            references, "generated", dict(n_tokens=N_TOKENS, context=CONTEXT, experts=experts, threads=threads))
+        for experts, threads in itertools.product(("eager", "grouped_mm"), (1, 2))}
+    with turns.together(specifications) as contestants:
+        seconds, _ = turns.take(contestants, options.turns, repetitions=1)
+    print(turns.table(f"{N_TOKENS} tokens, batch 1", "minimoe", seconds))
+    for name, times in seconds.items():
+        print(f"{name:<44}{N_TOKENS / np.median(times):>9.0f} tokens a second")
+    specifications = {(build, seen): (here, build, dict(seen=seen)) for seen in SEEN
+                      for build in ("one_token", "one_attention")}
+    with turns.together(specifications) as contestants:
+        seconds, _ = turns.take(contestants, 4 * options.turns, repetitions=20)
+    print(f"\n{'tokens seen':>11}{'ms a token':>14}{'ratio to 1 seen':>18}{'attention over them, ms':>26}"
+          f"{'the rest, ms':>15}")
+    for seen in SEEN:
+        whole, part = (seconds[build, seen] for build in ("one_token", "one_attention"))
+        growth = turns.spread(whole, seconds["one_token", SEEN[0]])[1]
+        print(f"{seen:>11}{np.median(whole) * 1e3:>14.2f}{growth:>18.2f}{np.median(part) * 1e3:>26.3f}"
+              f"{np.median(whole - part) * 1e3:>15.2f}")
+
+
+if __name__ == "__main__":
+    main()

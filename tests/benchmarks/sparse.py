@@ -1,0 +1,99 @@
+"""What sparseness costs: a MoE layer as experts are added, and beside the dense layer of as many parameters.
+
+    python -m tests.benchmarks.sparse [--turns N]
+
+Forward passes of 4096 tokens, model width 128, experts 256 wide; on one thread, and as two groups on two threads.
+"""
+
+import argparse
+import contextlib
+
+import numpy as np
+
+from minimoe.config import ModelConfig
+from minimoe.moe import dense, layer
+from minimoe.moe import tokens as token_records
+from minimoe.workers import workers
+from tests.benchmarks import turns
+
+T, D, F = 4096, 128, 256
+MORE_EXPERTS, AT_MOST = (8, 16, 32, 64), 1.15
+EQUAL_PARAMETERS, AT_LEAST = ((8, 1), (16, 2), (64, 8)), 0.80
+
+
+@contextlib.contextmanager
+def moe(n_experts, top_k, threads):
+    """A MoE layer, forward."""
+    config = ModelConfig(d_model=D, n_experts=n_experts, top_k=top_k, d_hidden=F, max_sequence=T)
+    rng = np.random.default_rng(0)
+    weights = drawn(layer.weights(config, 1.0, 1.0), rng)
+    tokens = token_records.nameless(np.ones(T // threads, bool))
+    with in_groups(lambda x_TD: layer.moe_forward(x_TD, weights, config, tokens), threads, rng) as functions:
+        yield functions
+
+
+@contextlib.contextmanager
+def one_dense(width, threads):
+    """A dense SwiGLU layer, forward."""
+    rng = np.random.default_rng(0)
+    weights = drawn(dense.weights(ModelConfig(d_model=D), 1.0, 1.0, width), rng)
+    with in_groups(lambda x_TD: dense.dense_forward(x_TD, weights), threads, rng) as functions:
+        yield functions
+
+
+def drawn(weights, rng):
+    """Random weights that keep a product about as large as its input."""
+    return {name: (rng.standard_normal(w.shape) * D ** -0.5).astype(np.float32) for name, w in weights.items()}
+
+
+@contextlib.contextmanager
+def in_groups(forward, threads, rng):
+    """The forward pass of as many groups of the T tokens as there are threads, side by side."""
+    groups = np.split(rng.standard_normal((T, D), np.float32), threads)
+
+    def run():
+        for _ in each(forward, groups):
+            pass  # a group's result is let go when it is there
+
+    with workers(threads) as each:
+        yield {"run": run}
+
+
+def flops(n_experts, top_k):
+    """Of one token in a MoE layer; the dense layer of equal parameters is one expert E times as wide."""
+    return 6 * D * F * top_k + 2 * D * n_experts
+
+
+def main():
+    """Print both comparisons, on one thread and on two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=20, help="turns of each (default: 20)")
+    options = parser.parse_args()
+    here = "tests.benchmarks.sparse"
+    for threads in (1, 2):
+        shapes = dict.fromkeys([(E, 2) for E in MORE_EXPERTS] + list(EQUAL_PARAMETERS))
+        specifications = {(E, K): (here, "moe", dict(n_experts=E, top_k=K, threads=threads)) for E, K in shapes}
+        specifications |= {E * F: (here, "one_dense", dict(width=E * F, threads=threads)) for E, _ in EQUAL_PARAMETERS}
+        with turns.together(specifications) as contestants:
+            seconds, _ = turns.take(contestants, options.turns)
+        print(f"T={T} D={D} F={F}, " + ("one thread" if threads == 1 else f"{threads} groups on {threads} threads"))
+        print(f"{'E':>6}{'K':>4}{'us a token':>13}{'ratio to E=8':>15}{'10-90 %':>16}  goal")
+        goals = {MORE_EXPERTS[-1]: AT_MOST}
+        for E in MORE_EXPERTS:
+            low, ratio, high = turns.spread(seconds[E, 2], seconds[MORE_EXPERTS[0], 2])
+            goal = turns.verdict(ratio, goals.get(E))
+            print(f"{E:>6}{2:>4}{np.median(seconds[E, 2]) / T * 1e6:>13.3f}{ratio:>15.2f}"
+                  f"{f'{low:.2f} to {high:.2f}':>16}  {goal}".rstrip())
+        print(f"{'E':>6}{'K':>4}{'us a token':>13}{'dense':>9}{'time ratio':>13}{'FLOP ratio':>12}{'share':>8}"
+              f"{'10-90 %':>16}  goal")
+        for E, K in EQUAL_PARAMETERS:
+            fewer = 6 * D * E * F / flops(E, K)
+            low, ratio, high = turns.spread(seconds[E * F], seconds[E, K])
+            print(f"{E:>6}{K:>4}{np.median(seconds[E, K]) / T * 1e6:>13.3f}{np.median(seconds[E * F]) / T * 1e6:>9.2f}"
+                  f"{ratio:>13.2f}{fewer:>12.2f}{ratio / fewer:>8.2f}{f'{low / fewer:.2f} to {high / fewer:.2f}':>16}  "
+                  f"{turns.verdict(ratio / fewer, AT_LEAST, at_most=False)}")
+        print()
+
+
+if __name__ == "__main__":
+    main()
