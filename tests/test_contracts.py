@@ -420,7 +420,6 @@ NOT_ANALYTIC = {"abs", "absolute", "fabs", "maximum", "minimum", "fmax", "fmin",
 
 OF_REAL_NUMBERS = {
     "moe/routers/sigmoid_bias.py": {"after_step"},
-    "moe/routing.py": {"best"},
     "moe/balanced.py": {"balanced", "_best_move", "_prices", "_moves", "_shortest_paths"},
     "moe/routers/sinkhorn.py": {"plan"},
 }

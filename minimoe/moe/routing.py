@@ -151,7 +151,8 @@ def best(score_TE, top_k, replay=None):
     No gradient flows through a choice.  replay: a Routing whose choices are taken instead, where it has any.
     Returns expert_TK.
     """
-    left_TE = np.maximum(score_TE.real, np.finfo(score_TE.real.dtype).min)  # so that -inf is: taken already
+    lowest = np.finfo(score_TE.real.dtype).min
+    left_TE = np.where(score_TE.real > lowest, score_TE.real, lowest)  # so that -inf is: taken already
     if replay is not None:
         left_TE[replay.token_A, replay.expert_A] = np.inf  # before all others, so that no expert comes twice
     expert_TK, rows_T = np.empty((len(left_TE), top_k), int), np.arange(len(left_TE))
