@@ -162,12 +162,14 @@ def swiglu_forward(x_TD, w_gate_DF, w_up_DF, w_down_FD):
     A dense model has one of these a layer; a Mixture of Experts has E of them.  Returns y_TD, cache.
     """
     h_TF, gate_cache = silu_gate_forward(x_TD @ w_gate_DF, x_TD @ w_up_DF)
-    return h_TF @ w_down_FD, (x_TD, h_TF, gate_cache, (w_gate_DF, w_up_DF, w_down_FD))
+    return h_TF @ w_down_FD, (x_TD, gate_cache, (w_gate_DF, w_up_DF, w_down_FD))
 
 
 def swiglu_backward(dy_TD, cache, out=(None, None, None)):
     """Gradients of x_TD, w_gate_DF, w_up_DF and w_down_FD.  out: where to write those of the weights; None: new."""
-    x_TD, h_TF, gate_cache, (w_gate_DF, w_up_DF, w_down_FD) = cache
+    x_TD, gate_cache, (w_gate_DF, w_up_DF, w_down_FD) = cache
+    gate_TF, up_TF, sigmoid_TF = gate_cache
+    h_TF = gate_TF * sigmoid_TF * up_TF  # made again, which is cheaper than to keep it
     dw_down_FD = np.matmul(h_TF.T, dy_TD, out=out[2])
     dgate_TF, dup_TF = silu_gate_backward(dy_TD @ w_down_FD.T, gate_cache)  # y = h @ w_down
     dw_gate_DF = np.matmul(x_TD.T, dgate_TF, out=out[0])
