@@ -136,7 +136,8 @@ def silu_gate_forward(gate_TF, up_TF):
     The sigmoid is (1 + tanh(z/2)) / 2, which is fast; that it loses digits where it is next to 0 does not show in a
     product with z.  Returns h_TF, cache.
     """
-    sigmoid_TF = np.tanh(0.5 * gate_TF)
+    sigmoid_TF = 0.5 * gate_TF
+    np.tanh(sigmoid_TF, out=sigmoid_TF)
     sigmoid_TF += 1
     sigmoid_TF *= 0.5
     return gate_TF * sigmoid_TF * up_TF, (gate_TF, up_TF, sigmoid_TF)
