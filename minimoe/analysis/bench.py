@@ -1,60 +1,28 @@
 """What this machine makes of a training step: its time, the floor under it, and where in the model the time goes.
 
-The floor is the step's own matrix products and nothing else.  Where the time goes is measured on the code that trains:
-for a while its functions are replaced by ones that look at the clock before and after.
+The floor is the step's own matrix products and nothing else.  Where the time goes is measured on the code that trains,
+see `timers`.
 """
 
-import contextlib
-import functools
 import os
 import textwrap
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import threadpoolctl
 
-from minimoe import generation, model
-from minimoe.analysis import comparison, cost
+from minimoe import generation
+from minimoe.analysis import comparison, cost, timers
+from minimoe.analysis.timers import PARTS, REST, WAYS
 from minimoe.config import ModelConfig, TrainConfig
-from minimoe.moe import capacity, dense, dispatch, experts, routers, soft
-from minimoe.nn import attention, ops
-from minimoe.training import data, loop, optimizer
+from minimoe.training import data, loop
 from minimoe.training.tokenizer import Tokenizer
 from minimoe.workers import workers
 
 WARM, WRITTEN = 3, 64
 """Rounds that are not counted, since the first ones have fresh memory to get; tokens that a round generates."""
-
-BLOCK, REST = "block", "rest"
-
-PARTS = {
-    "embedding, head, loss": ((model, "model"), (model, "losses")),
-    "attention": ((attention, "attention"),),
-    "norms": ((ops, "rmsnorm"),),
-    "router": ((capacity, "keep"),),
-    "dispatch, combine": ((dispatch, "dispatch"), (dispatch, "combine"), (soft, "soft")),
-    "experts": ((experts, "experts"), (dense, "dense")),
-    "optimiser": ((optimizer, "global_norm"), (optimizer, "adamw_update"), (model, "after_step")),
-    REST: ((model, BLOCK), (loop, "step_once")),
-}
-"""Part of a step -> (module, function, or what a forward and its backward are both called).
-
-The configuration's router comes to "router".  Soft MoE weighs and mixes in one function, so it has no time of a router.
-"""
-
-WAYS = ("forward", "backward", "update")
-
-
-class Place(NamedTuple):
-    """Where time goes.  layer: None outside of the layers.  part: of PARTS.  way: of WAYS."""
-
-    layer: int | None
-    part: str
-    way: str
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -100,7 +68,7 @@ def measure(model_config, train_config, steps, threads=1, rounds=range):
             step = seconds(lambda: loop.step_once(state, text, each))
             floor = seconds(lambda: list(each(lambda run: run(), replays)))
             serial = seconds(lambda: loop.step_once(state, text))
-            with timers(model_config) as places:
+            with timers.timers(model_config) as places:
                 timed = seconds(lambda: loop.step_once(state, text))
             written = seconds(lambda: write(state.params)) if writes else np.nan
             measured.append((step, floor, serial, timed, written, places))
@@ -144,61 +112,6 @@ def seconds(function):
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
-
-
-@contextlib.contextmanager
-def timers(config, clock=time.perf_counter):
-    """Within it the functions of PARTS are timed, in one thread; a dict Place -> seconds fills, complete at the end.
-
-    A function's time is its own, without that of timed functions that it calls, so that the times add up.
-    """
-    spent, entered, open_places, now = Counter(), Counter(), [], clock()
-
-    def charge():
-        """Give the time since the last look at the clock to the innermost function that is open."""
-        nonlocal now
-        before, now = now, clock()
-        if open_places:
-            spent[open_places[-1]] += now - before
-
-    def layer_of(attribute, way):
-        if attribute != f"{BLOCK}_{way}":
-            return open_places[-1].layer if open_places else None
-        i = entered[way] % config.n_layers  # group after group, a forward counts up and a backward down
-        entered[way] += 1
-        return i if way == "forward" else config.n_layers - 1 - i
-
-    def timed(function, part, attribute, way):
-        @functools.wraps(function)
-        def run(*arguments, **options):
-            charge()
-            open_places.append(Place(layer_of(attribute, way), part, way))
-            try:
-                return function(*arguments, **options)
-            finally:
-                charge()
-                open_places.pop()
-
-        return run
-
-    with contextlib.ExitStack() as stack:
-        for part, module, attribute, way in timed_functions(config):
-            function = getattr(module, attribute)
-            stack.callback(setattr, module, attribute, function)
-            setattr(module, attribute, timed(function, part, attribute, way))
-        yield spent
-
-
-def timed_functions(config):
-    """(part, module, its attribute, way) of every function that is timed."""
-    for part, functions in PARTS.items():
-        for module, name in functions:
-            if hasattr(module, f"{name}_forward"):
-                yield from ((part, module, f"{name}_{way}", way) for way in WAYS[:2])
-            else:
-                yield part, module, name, "update"
-    if config.router in routers.POLICIES:
-        yield from (("router", routers.POLICIES[config.router], way, way) for way in WAYS[:2])
 
 
 def usual(places):

@@ -12,8 +12,8 @@ import pytest
 
 from minimoe import cli, generation
 from minimoe import config as configs
-from minimoe.analysis import bench, cost, plots
-from minimoe.analysis.bench import Place
+from minimoe.analysis import bench, cost, plots, timers
+from minimoe.analysis.timers import Place
 from minimoe.names import ROUTERS
 from minimoe.nn import ops
 from minimoe.training import loop
@@ -37,7 +37,7 @@ def started(config, training=TRAINING):
 
 
 def functions(config):
-    return {(module, name): getattr(module, name) for _, module, name, _ in bench.timed_functions(config)}
+    return {(module, name): getattr(module, name) for _, module, name, _ in timers.timed_functions(config)}
 
 
 def rows(table):
@@ -61,14 +61,14 @@ def made_up(monkeypatch):
     space = SimpleNamespace(attend_forward=lasting(2), attend_backward=lasting(4), clip=lasting(5), fail=None)
     space.block_forward = lasting(1, lambda: space.attend_forward(), 3)
     space.block_backward = lasting(2, lambda: space.attend_backward(), 6)
-    monkeypatch.setattr(bench, "PARTS", {"attention": ((space, "attend"),), "optimiser": ((space, "clip"),),
+    monkeypatch.setattr(timers, "PARTS", {"attention": ((space, "attend"),), "optimiser": ((space, "clip"),),
                                          "rest": ((space, "block"),)})
     return space, now
 
 
 def test_the_time_of_a_function_is_without_that_of_the_functions_that_it_calls(made_up):
     space, now = made_up
-    with bench.timers(TINY, lambda: now[0]) as places:
+    with timers.timers(TINY, lambda: now[0]) as places:
         now[0] += 50  # outside of all functions
         space.block_forward()
         now[0] += 50
@@ -86,7 +86,7 @@ def test_the_time_of_a_function_is_without_that_of_the_functions_that_it_calls(m
 def test_layers_count_up_forward_and_down_backward_group_after_group(made_up):
     space, now = made_up
     seen = []
-    with bench.timers(TINY, lambda: now[0]) as places:
+    with timers.timers(TINY, lambda: now[0]) as places:
         for call in (space.block_forward, space.block_forward, space.block_backward, space.block_backward) * 2:
             before = dict(places)
             call()
@@ -104,7 +104,7 @@ def test_a_function_that_fails_is_timed_and_all_functions_come_back(made_up):
         raise ZeroDivisionError
 
     space.attend_forward = before["attend_forward"] = attend_forward
-    with pytest.raises(ZeroDivisionError), bench.timers(TINY, lambda: now[0]) as places:
+    with pytest.raises(ZeroDivisionError), timers.timers(TINY, lambda: now[0]) as places:
         assert all(vars(space)[name] is not before[name] for name in before if before[name])
         space.block_forward()
     assert places == {(0, "rest", "forward"): 1, (0, "attention", "forward"): 7}
@@ -115,11 +115,11 @@ def test_a_function_that_fails_is_timed_and_all_functions_come_back(made_up):
 def test_the_functions_of_the_model_are_as_they_were_after_an_error(router):
     config = configs.preset("tiny", dict(router=router))[0]
     before = functions(config)
-    with pytest.raises(KeyboardInterrupt), bench.timers(config):
+    with pytest.raises(KeyboardInterrupt), timers.timers(config):
         assert all(function is not before[place] for place, function in functions(config).items())
         raise KeyboardInterrupt
     assert functions(config) == before
-    assert len(before) == len(list(bench.timed_functions(config)))  # none is timed twice
+    assert len(before) == len(list(timers.timed_functions(config)))  # none is timed twice
 
 
 BLOCK = {"attention", "norms", "rest"}
@@ -133,7 +133,7 @@ def test_every_part_of_every_layer_of_a_step_is_timed_once_forward_and_once_back
     config = configured(kind)
     state, text = started(config)
     loop.step_once(state, text)  # the first step writes a record of the router, for which it asks the router more
-    with bench.timers(config) as places:
+    with timers.timers(config) as places:
         loop.step_once(state, text)
     both = ("forward", "backward")
     inside = {(i, part, way) for i, of_layer in enumerate(config.layer_kinds) for part in OF_A_KIND[of_layer]
@@ -145,7 +145,7 @@ def test_every_part_of_every_layer_of_a_step_is_timed_once_forward_and_once_back
 def test_the_steps_of_the_layer_are_parts():
     """Forward and backward, of each of the five steps."""
     parts = {(module.__name__.split(".")[-1], name.replace("forward", "backward")): part
-             for part, module, name, _ in bench.timed_functions(TINY) if ".moe." in module.__name__}
+             for part, module, name, _ in timers.timed_functions(TINY) if ".moe." in module.__name__}
     experts = {(name, f"{name}_backward"): "experts" for name in ("experts", "dense")}
     mixing = {place: "dispatch, combine" for place in (
         ("dispatch", "dispatch_backward"), ("dispatch", "combine_backward"), ("soft", "soft_backward"))}
@@ -157,14 +157,14 @@ def test_the_times_of_a_step_add_up_to_the_whole(kind):
     """The clock counts how often it is looked at: 0 at the start, 1 as the step begins, n as it ends."""
     state, text = started(configured(kind))
     clock = itertools.count().__next__
-    with bench.timers(state.model_config, clock) as places:
+    with timers.timers(state.model_config, clock) as places:
         loop.step_once(state, text)
     assert sum(places.values()) == clock() - 1 - 1 > 50
 
 
 def test_timers_change_no_number():
     (timed, text), (plain, _) = started(TINY), started(TINY)
-    with bench.timers(TINY):
+    with timers.timers(TINY):
         loop.step_once(timed, text)
     loop.step_once(plain, text)
     assert all(np.array_equal(timed.params[name], plain.params[name]) for name in plain.params)

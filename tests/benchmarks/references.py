@@ -79,8 +79,9 @@ def trainer(net, loss, stream, batch, sequence):
     net.train()
 
     def run():
+        rate = learning_rate(min(next(steps), STEPS))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(min(next(steps), STEPS))
+            group["lr"] = rate
         piece = windows[torch.randint(len(windows), (batch,))]
         optimizer.zero_grad(set_to_none=True)
         loss(piece[:, :-1], piece[:, 1:].contiguous()).backward()
