@@ -39,8 +39,8 @@ def workers(threads):
 def keep_freed_memory():
     """Ask the C library to keep the memory of freed arrays for the next ones, in one pool for all threads.
 
-    Else glibc gives big arrays back to the kernel, which clears every page of the next one anew: a third of the time
-    of a training step.  Returns whether it was done; C libraries other than glibc have no such setting.
+    Else glibc gives big arrays back to the kernel, which clears every page of the next one anew: a tenth of the time
+    of a small training step, a third of a large one's.  Returns whether it was done; C libraries other than glibc have no such setting.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
