@@ -93,7 +93,7 @@ class ModelConfig:
     entropy_coef: float | None = _loss("entropy")
     n_devices: int = _option(1, "devices over which the device loss spreads the experts", "devices")
     global_balance: bool = _option(
-        False, "count the loads of the balance loss over all micro-batches of a step, not in each (Qwen3)")
+        False, "count the loads of the balance loss over all groups and micro-batches of a step, not in each (Qwen3)")
     rope_theta: float = _option(10_000.0, "base of the rotary wavelengths", "1")
     norm_eps: float = _option(1e-5, "added to the mean square in RMSNorm", "square of the activation's unit")
     tie_embeddings: bool = _option(False, "use the input embedding as the output head too")
@@ -262,7 +262,8 @@ class TrainConfig:
     def __post_init__(self):
         _require_counts(self, ("n_steps", "batch", "sequence", "groups", "accumulate", "eval_every",
                                "eval_batches", "record_every", "checkpoint_every"))
-        _require(self.batch % self.groups == 0, "groups", self.groups, f"must divide batch = {self.batch}")
+        _require(self.batch % self.groups == 0, "groups", self.groups,
+                 f"must divide batch = {self.batch}; 1 is the whole batch")
         _require_numbers(self, ("learning_rate", "adam_eps", "clip_norm"), positive=True)
         _require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2"), positive=False)
         for name in ("warmup_steps", "seed"):

@@ -40,7 +40,10 @@ class Layer(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """A model that reads one text.  rope: `rope_table` of every position that there is room for."""
+    """A model that reads one text.
+
+    rope: `rope_table` of every position that there is room for.  read_M: whether there has been a token at it.
+    """
 
     config: ModelConfig
     w_VD: np.ndarray
@@ -48,6 +51,7 @@ class Decoder(NamedTuple):
     layers: list
     gain_D: np.ndarray
     w_head_DV: np.ndarray
+    read_M: np.ndarray
 
 
 def start(params, config, tokens_S, room):
@@ -65,7 +69,8 @@ def start(params, config, tokens_S, room):
               for i, (kind, block) in enumerate(zip(config.layer_kinds, cache.blocks, strict=True))]
     w_VD = params["embed.w_VD"]
     w_head_DV = w_VD.T if config.tie_embeddings else params["head.w_DV"]
-    return logit_TV[-1], Decoder(config, w_VD, rope, layers, params["final.gain_D"], w_head_DV)
+    read_M = np.arange(room) < len(tokens_S)
+    return logit_TV[-1], Decoder(config, w_VD, rope, layers, params["final.gain_D"], w_head_DV, read_M)
 
 
 def _layer(weights, kind, read, room):
@@ -88,12 +93,18 @@ def _with_room(kept_GSP, room):
 def step(decoder, token, position):
     """Read one more token, the one at `position` of the text, counted from 0.  Returns logit_V of the next.
 
-    Changes the decoder's keys and values at that position, and nothing else.  What stands behind it is not looked at,
-    so a text may be taken up again from an earlier position.  Raises ValueError if there is no such place.
+    Changes what the decoder keeps of that position, and nothing else.  What stands behind it is not looked at, so a
+    text may be taken up again from an earlier position.  Raises ValueError if there is no such place, or no token
+    before it, or no such token.
     """
-    config, room = decoder.config, len(decoder.rope[0])
+    config, room = decoder.config, len(decoder.read_M)
     if not 0 <= position < room:
         raise ValueError(f"position = {position}: must be in [0, {room}), the room that the text was started with")
+    if not decoder.read_M[:position].all():
+        raise ValueError(f"position = {position}: no token has been read at {decoder.read_M.argmin()}")
+    if not 0 <= token < config.vocab_size:
+        raise ValueError(f"token = {token}: must be in [0, {config.vocab_size})")
+    decoder.read_M[position] = True
     tokens = Tokens(np.ones(1, bool), np.zeros(1, int), np.array([position]), np.array([token]))
     rope = [table_MP[position:position + 1] for table_MP in decoder.rope]
     x_1D, _ = ops.embedding_forward(tokens.id_T, decoder.w_VD)

@@ -40,8 +40,9 @@ def cut(tokens_BS, targets_BS, groups, mask_BS=None):
     Raises ValueError unless there are that many for each.
     """
     n_sequences = len(tokens_BS)
-    if groups < 1 or n_sequences % groups:
-        raise ValueError(f"groups = {groups}: must divide the {n_sequences} sequences of a batch")
+    if not isinstance(groups, (int, np.integer)) or groups < 1 or n_sequences % groups:
+        raise ValueError(f"groups = {groups!r}: must be a whole number that divides the {n_sequences} sequences of a "
+                         "batch")
     masks = [None] * groups if mask_BS is None else np.split(mask_BS, groups)
     n_real = (tokens_BS.size if mask_BS is None else max(mask_BS.sum(), 1)) / groups
     return [Group(*arrays, n_real) for arrays in
@@ -55,7 +56,8 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
     and the cache of each group before its backward.  each: see `workers`.
 
     With `global_balance` the balance loss multiplies each group's probabilities with the load of all, which has to be
-    known first, so that all forward passes are held at once; else only those that run are.  Returns Gradients.
+    known first, so that all forward passes are held at once; else those that run, and gradients that wait to be added.
+    Returns Gradients.
     """
     def forward(group, rng):
         return model.model_forward(params, group.tokens_BS, config, group.mask_BS, training=training, rng=rng)

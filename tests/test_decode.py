@@ -107,7 +107,7 @@ def test_nothing_that_was_passed_in_is_changed(config):
 def test_keys_and_values_are_the_decoders_own_and_the_rest_of_it_is_never_written_to(config):
     params = params_of(config)
     _, decoder = decode.start(params, config, TEXT_S[:2], 10)
-    own = [array for layer in decoder.layers for array in (layer.k_GMP, layer.v_GMP)]
+    own = [decoder.read_M, *(array for layer in decoder.layers for array in (layer.k_GMP, layer.v_GMP))]
     assert not any(np.shares_memory(mine, array) for mine in own for array in params.values())
     for array in parameters.arrays_in(decoder):
         array.flags.writeable = any(array is mine for mine in own)
@@ -187,6 +187,22 @@ def test_a_position_without_room_is_refused(position):
     _, decoder = decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
     with pytest.raises(ValueError, match=rf"position = {position}: must be in \[0, 5\)"):
         decode.step(decoder, 1, position)
+
+
+def test_a_position_before_which_there_is_no_token_is_refused():
+    _, decoder = decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
+    for position in (3, 4):
+        with pytest.raises(ValueError, match=f"position = {position}: no token has been read at 2"):
+            decode.step(decoder, 1, position)
+    decode.step(decoder, 1, 2)
+    decode.step(decoder, 1, 3)
+
+
+@pytest.mark.parametrize("token", [-1, CONFIG.vocab_size])
+def test_a_token_that_is_not_in_the_vocabulary_is_refused(token):
+    _, decoder = decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
+    with pytest.raises(ValueError, match=rf"token = {token}: must be in \[0, {CONFIG.vocab_size}\)"):
+        decode.step(decoder, token, 2)
 
 
 def test_a_text_that_is_longer_than_its_room_is_refused():

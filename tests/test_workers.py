@@ -1,5 +1,6 @@
 """Work on threads: in order, with its errors, really at the same time; BLAS has one thread meanwhile."""
 
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -134,12 +135,31 @@ class Library:
 
 @pytest.mark.parametrize("done", [1, 0])
 def test_what_the_c_library_is_asked_for(monkeypatch, done):
-    """By glibc's <malloc.h>: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8."""
+    """By glibc's <malloc.h>: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8.  A refusal stops nothing."""
     library = Library(done)
     monkeypatch.setattr(module, "ctypes", SimpleNamespace(CDLL=lambda name: library))
     assert keep_freed_memory() is (done == 1)
-    asked = {-3: 2**30, -1: 2**30, -8: 1}
-    assert asked.items() >= set(library.asked) and (not done or dict(library.asked) == asked)
+    assert dict(library.asked) == {-4: 0, -1: 2**30, -8: 1}
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, None, "2"])
+def test_a_bad_number_of_threads_is_named(threads):
+    with pytest.raises(ValueError, match=re.escape(f"threads = {threads!r}: must be a whole number")), workers(threads):
+        pass
+
+
+def test_calls_that_have_not_begun_when_the_block_ends_never_do():
+    begun, go_on = [], threading.Event()
+
+    def call(i):
+        begun.append(i)
+        go_on.wait(10)
+
+    with pytest.raises(KeyboardInterrupt), workers(2) as each:
+        each(call, range(60))
+        threading.Timer(0.2, go_on.set).start()
+        raise KeyboardInterrupt
+    assert len(begun) <= 2
 
 
 class WithoutMallopt:

@@ -149,8 +149,9 @@ def machine(threads, dtype):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     blas = [f"{pool['internal_api']} {pool['version']}" for pool in threadpoolctl.threadpool_info()
             if pool["user_api"] == "blas"]
-    return (f"machine: {cores} cores; threads: {threads}; {dtype}; NumPy {np.__version__}; "
-            f"{', '.join(dict.fromkeys(blas)) or 'unknown BLAS'}, one thread a product")
+    unknown = "a BLAS that sets its own threads"
+    products = f"{', '.join(dict.fromkeys(blas))}, one thread a product" if blas else unknown
+    return f"machine: {cores} cores; threads: {threads}; {dtype}; NumPy {np.__version__}; {products}"
 
 
 def speeds(measured):

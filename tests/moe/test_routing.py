@@ -120,6 +120,19 @@ def test_the_best_by_hand():
     assert routing.best(score_TE, 3).tolist() == [[1, 3, 2], [2, 3, 0]]
 
 
+@pytest.mark.parametrize("score_E, expected", [
+    ([0, -np.inf, -np.inf], [0, 1]), ([-np.inf, -np.inf, 0], [2, 0]), ([-np.inf] * 3, [0, 1]),
+    ([np.inf, 1, np.inf], [0, 2]),
+])
+def test_a_token_has_different_experts_even_if_too_few_have_a_score(score_E, expected):
+    assert routing.best(np.array([score_E]), 2).tolist() == [expected]
+
+
+@pytest.mark.parametrize("score_E", [[np.nan, 0, 1], [np.nan] * 3, [np.nan, -np.inf, np.nan]])
+def test_experts_are_different_even_if_scores_are_no_numbers(score_E):
+    assert len(set(routing.best(np.array([score_E]), 3)[0].tolist())) == 3
+
+
 def test_the_best_are_those_of_a_replay_where_it_has_any():
     # in the example token 0 has experts 2 and 0, token 1 the same, token 2 none, token 3 experts 2 and 1
     score_TE = np.array([[3.0, 2.0, 1.0]] * 4)
