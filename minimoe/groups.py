@@ -40,7 +40,8 @@ def cut(tokens_BS, targets_BS, groups, mask_BS=None):
     Raises ValueError unless there are that many for each.
     """
     n_sequences = len(tokens_BS)
-    if not isinstance(groups, (int, np.integer)) or groups < 1 or n_sequences % groups:
+    whole = isinstance(groups, (int, np.integer)) and not isinstance(groups, bool)
+    if not whole or groups < 1 or n_sequences % groups:
         raise ValueError(f"groups = {groups!r}: must be a whole number that divides the {n_sequences} sequences of a "
                          "batch")
     masks = [None] * groups if mask_BS is None else np.split(mask_BS, groups)
@@ -109,7 +110,8 @@ def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training
 
     targets_BS: the token that follows each token.  training: whether training capacity and drop order apply.
     rng: numpy.random.Generator, for what is left to chance in training: jitter, noise, lots.
-    groups: how many groups of sequences have a capacity and a balance of their own.
+    groups: how many groups of sequences have a capacity and a balance of their own.  Here they run one after another;
+    `gradients` runs them side by side with the `each` of `workers`.
     Returns Losses and a dict with the keys of params.
     Raises ValueError if params, tokens, targets, mask or groups do not fit the config or each other.
     """

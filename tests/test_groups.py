@@ -292,9 +292,9 @@ def test_a_batch_is_cut_into_groups_in_order():
     assert [part.n_real for part in groups.cut(tokens_BS, targets_BS, 2)] == [21, 21]
 
 
-@pytest.mark.parametrize("n", [-1, 0, 4, 7, 12])
+@pytest.mark.parametrize("n", [-1, 0, 4, 7, 12, 2.0, "2", None, True])
 def test_groups_that_do_not_divide_the_batch_are_refused(n):
-    with pytest.raises(ValueError, match=f"^groups = {n}: must divide the 6 sequences"):
+    with pytest.raises(ValueError, match=f"^groups = {n!r}: must be a whole number that divides the 6 sequences"):
         in_groups(CONFIG, n)
 
 
