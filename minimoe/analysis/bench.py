@@ -65,6 +65,7 @@ def measure(model_config, train_config, steps, threads=1, rounds=range):
 
     with workers(threads) as each:
         for _ in rounds(WARM + steps):
+            loop.step_once(state, text, each)  # not timed: it finds the caches full of what came before
             step = seconds(lambda: loop.step_once(state, text, each))
             floor = seconds(lambda: list(each(lambda run: run(), replays)))
             serial = seconds(lambda: loop.step_once(state, text))
@@ -132,11 +133,13 @@ def report(measured):
     places = usual(measured.places)
     layers = [*range(model_config.n_layers), None]
     names = [f"layer {layer}" for layer in layers[:-1]] + ["outside of the layers"]
+    n_groups = train_config.accumulate * train_config.groups
     shape = (f"a step: {train_config.accumulate * train_config.batch} sequences of {train_config.sequence} random "
-             f"tokens, in {train_config.accumulate * train_config.groups} groups")
+             f"tokens, in {n_groups} group{'s' * (n_groups > 1)}")
     overhead = np.median(measured.timed / measured.serial) - 1
-    how = (f"Where the time goes, on one thread: {1e3 * sum(places.values()):.1f} ms, with the groups one after "
-           f"another; the step above runs them side by side.  Timers make it longer by {overhead:+.1%}.")
+    how = (f"Where the time goes, on one thread, groups one after another: {1e3 * sum(places.values()):.1f} ms. "
+           f"The step above takes {1e3 * np.median(measured.step):.1f} ms on {measured.threads}. "
+           f"The timers change the time by {overhead:+.1%}.")
     return "\n".join([
         *_wrapped(machine(measured.threads, measured.dtype)), *_wrapped(comparison.layers_words(model_config)), shape,
         "", speeds(measured), "", *_wrapped(how), "",

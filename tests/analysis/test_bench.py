@@ -214,7 +214,7 @@ def test_rounds_are_measured_in_turn_and_the_first_ones_not_counted(monkeypatch)
     times = (measured.step, measured.floor, measured.serial, measured.timed, measured.generation)
     np.testing.assert_array_equal(times, [[15, 20], [16, 21], [17, 22], [18, 23], [19, 24]])
     assert (counted, len(measured.places), measured.dtype) == ([5], 2, np.float32)
-    assert sides == [False, True, True] * 5  # groups side by side, then twice one after another
+    assert sides == [False, False, True, True] * 5  # groups side by side, once untimed; then twice one after another
 
 
 def test_a_round_writes_one_text_to_its_end(monkeypatch):
@@ -287,7 +287,8 @@ def test_where_the_time_goes_by_hand():
 
 def test_the_report_says_what_was_measured_and_how():
     report = " ".join(bench.report(made()).split())
-    for words in ("20 sequences of 20 random tokens, in 10 groups", "on one thread: 100.0 ms", "longer by +10.0%",
+    for words in ("20 sequences of 20 random tokens, in 10 groups", "one after another: 100.0 ms", "above takes 100.0 ms on 2",
+                  "change the time by +10.0%",
                   "layer 1 25.00 5.00 - 30.00 30.0%", "optimiser - - - 0.00 0.0%",
                   "outside of the layers - - 30.00 30.00 30.0%"):
         assert words in report
