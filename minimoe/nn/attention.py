@@ -27,7 +27,7 @@ def weights(config, std, out_std):
 
 
 class AttentionCache(NamedTuple):
-    """What the backward needs; k_BGMP and v_BGMP are also what generation hands to the next call as `past`."""
+    """What the backward needs; k_BGMP and v_BGMP are also what `decode` goes on from, or a next call as its `past`."""
 
     k_BGMP: np.ndarray
     v_BGMP: np.ndarray

@@ -2,15 +2,11 @@
 
 import contextlib
 
-import numpy as np
 import threadpoolctl
 
 from minimoe import config, model
-from minimoe.analysis import cost
-from minimoe.training import corpus, data, loop, optimizer
-from minimoe.training.checkpoint import TrainState
-from minimoe.training.data import Corpus
-from minimoe.training.tokenizer import Tokenizer
+from minimoe.analysis import bench, cost
+from minimoe.training import corpus, data, loop
 from minimoe.workers import keep_freed_memory, workers
 
 GROUPS = 2
@@ -22,19 +18,15 @@ def preset(batch, sequence, **train):
                          {"batch": batch, "sequence": sequence, "groups": GROUPS} | train)
 
 
-def state_and_corpus(model_config, train_config):
+def state_and_text(model_config, train_config):
     """A run before its first step, on random tokens."""
-    tokenizer = Tokenizer("".join(map(chr, range(32, 32 + model_config.vocab_size))))
-    stream = np.random.default_rng(0).integers(0, model_config.vocab_size, 100_000)
-    text = Corpus(tokenizer, ("random",), (stream,), (stream,))
-    params = model.init_params(model_config)
-    return TrainState(model_config, train_config, tokenizer, text.domains, text.digest, params,
-                      optimizer.start_moments(params), np.random.default_rng(0), {}), text
+    text = bench.random_text(model_config, train_config)
+    return loop.new_state(model_config, train_config, text), text
 
 
 def load():
     """One step of a tiny model, for what is set up at first use: it is no part of a model's memory."""
-    state, text = state_and_corpus(*config.preset("tiny"))
+    state, text = state_and_text(*config.preset("tiny"))
     with workers(GROUPS) as each:
         loop.step_once(state, text, each)
 
@@ -42,7 +34,7 @@ def load():
 @contextlib.contextmanager
 def step(batch, sequence, threads=2):
     """One training step."""
-    state, text = state_and_corpus(*preset(batch, sequence))
+    state, text = state_and_text(*preset(batch, sequence))
     with workers(threads) as each:
         yield {"run": lambda: loop.step_once(state, text, each)}
 
@@ -53,24 +45,10 @@ def step_products(batch, sequence, seed=0):
     return forward + backward
 
 
-def replay(products):
-    """A function that runs these matrix products and nothing else, on arrays that are there already."""
-    rng = np.random.default_rng(0)
-    shapes = {shape for product in products for shape in product}
-    arrays = {shape: rng.standard_normal(shape, np.float32) for shape in shapes}
-    pairs = [(arrays[left], arrays[right]) for left, right in products]
-
-    def run():
-        for left, right in pairs:
-            np.matmul(left, right)
-
-    return run
-
-
 @contextlib.contextmanager
 def group_products(batch, sequence, threads=2):
     """The matrix products of a step alone: each group's on a thread of its own."""
-    replays = [replay(step_products(batch // GROUPS, sequence, seed)) for seed in range(GROUPS)]
+    replays = [bench.replay(step_products(batch // GROUPS, sequence, seed)) for seed in range(GROUPS)]
     with workers(threads) as each:
         yield {"run": lambda: list(each(lambda run: run(), replays))}
 
@@ -80,7 +58,7 @@ def batch_products(batch, sequence, threads=2):
     """The matrix products of a step alone: the whole batch's, with the threads in each product."""
     keep_freed_memory()
     with threadpoolctl.threadpool_limits(threads, user_api="blas"):
-        yield {"run": replay(step_products(batch, sequence))}
+        yield {"run": bench.replay(step_products(batch, sequence))}
 
 
 @contextlib.contextmanager
