@@ -22,14 +22,15 @@ class _Parser(argparse.ArgumentParser):
 CHOICES = {"router": {name: router.words for name, router in names.ROUTERS.items()}, "drop_order": names.DROP_ORDERS}
 """Field -> the names that it can have, with what they mean."""
 
+IN_GROUPS = (commands.tour, commands.train, commands.routers, commands.bench)
+"""Commands that run the groups of a batch at the same time."""
+
 
 def main(arguments=None):
     """Run a command; returns the exit status: 0, 1 for a wrong gradient, 2 for bad input, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
-        _check_tour_options(options)
-        if options.threads < 1:
-            raise ValueError(f"--threads {options.threads}: must be 1 or more")
+        _check_general_options(options)
         with threadpoolctl.threadpool_limits(1, user_api="blas"):  # `workers` says why
             return options.run_command(options) or 0
     except ValueError as error:
@@ -54,7 +55,7 @@ def parser():
         "and two dense models and shows where the tokens went.")
     parser.set_defaults(run_command=commands.tour)
     _add_comparison(parser, "the tour in under 30 seconds, on a smaller model", commands.TOUR_SEEDS, default=None)
-    _add_threads(parser, commands.DEFAULT_THREADS)
+    _add_threads(parser, default=None)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for add in (_add_train, _add_generate, _add_route, _add_doctor, _add_gradcheck, _add_figures,
                 _add_routers, _add_causality, _add_rosetta, _add_bench):
@@ -62,10 +63,18 @@ def parser():
     return parser
 
 
-def _check_tour_options(options):
+def _check_general_options(options):
+    """Those that may stand before a command: that it has them, and how many threads there are."""
     for name in ("quick", "seeds", "fresh"):
         if options.run_command not in (commands.tour, commands.routers) and getattr(options, name) is not None:
             raise ValueError(f"--{name} belongs to the tour, which has no command after it, and to `routers`")
+    if options.threads is None:
+        options.threads = commands.DEFAULT_THREADS
+    elif options.run_command not in IN_GROUPS:
+        raise ValueError(f"--threads belongs to the tour, `train`, `routers` and `bench`: "
+                         f"{options.run_command.__name__} has no groups to run at the same time")
+    if options.threads < 1:
+        raise ValueError(f"--threads {options.threads}: must be 1 or more")
 
 
 def _add_comparison(parser, quick, seeds, default):
@@ -166,13 +175,14 @@ def _add_preset(parser):
 def _command(subparsers, name, run, text):
     parser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     parser.set_defaults(run_command=run)
-    _add_threads(parser, argparse.SUPPRESS)  # what was said before the command stands
+    if run in IN_GROUPS:
+        _add_threads(parser, default=argparse.SUPPRESS)  # what was said before the command stands
     return parser
 
 
 def _add_threads(parser, default):
     parser.add_argument("--threads", type=int, metavar="N", default=default, help="groups of a batch that run at "
-                        f"the same time; no number depends on it (default: {commands.DEFAULT_THREADS})")
+                        f"the same time; changes times alone (default: {commands.DEFAULT_THREADS})")
 
 
 def _add_run(parser):

@@ -238,6 +238,7 @@ def bench(options):
     from tqdm import tqdm
 
     from minimoe.analysis import bench, plots
+    plots.check_path(options.figure)
     configurations = configs.preset(options.preset or DEFAULT_PRESET, _given(options, ModelConfig),
                                     _given(options, TrainConfig))
     seconds = 0.1 if sys.stderr.isatty() else 10  # a log file needs fewer lines than a screen
@@ -245,5 +246,5 @@ def bench(options):
         range(n), "bench", unit="round", dynamic_ncols=True, mininterval=seconds, maxinterval=seconds))
     print(bench.report(measured))
     places = bench.usual(measured.places)
-    plots.save(plots.time_by_part(places, bench.PARTS, bench.title(places)), options.figure)
+    plots.save(plots.time_by_part(places, bench.parts(places), bench.title(places)), options.figure)
     print(f"\nPicture: {options.figure}")

@@ -81,7 +81,7 @@ class ModelConfig:
     drop_order: str = _option("position", "who queues first for an expert that is full")
     jitter: float = _option(0.01, "spread of the factors on the router's input in training, around 1", "1")
     bias_rate: float = _option(0.001, "how far the bias of an expert moves after a step, by its load", "score a step")
-    n_groups: int = _option(1, "groups (nodes) that the experts are in", "groups")
+    n_groups: int = _option(1, "nodes that the experts are on, for top_groups; not those of --groups", "groups")
     top_groups: int = _option(1, "groups in which a token may have experts", "groups")
     gate_scale: float = _option(1.0, "factor on the gates", "1")
     balance_coef: float | None = _loss("balance")

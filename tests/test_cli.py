@@ -158,8 +158,11 @@ IMPOSSIBLE = {
     "train --router soft --capacity-factor 1": ["capacity-factor", "1", "soft", "no assignments"],
     "train --first-dense-layers 5": ["first-dense-layers", "5", "n-layers = 4"],
     "train --n-devices 3": ["n-devices", "3", "divide n-experts = 8"],
-    "--threads 0 route --run run cat": ["threads", "0", "1 or more"],
-    "--threads -3 route --run run cat": ["threads", "-3", "1 or more"],
+    "--threads 0 train --clusters": ["threads", "0", "1 or more"],
+    "routers --threads -3": ["threads", "-3", "1 or more"],
+    "--threads 2 route --run run cat": ["threads", "route", "tour, `train`, `routers` and `bench`"],
+    "gradcheck --threads 2": ["threads"],
+    "bench --figure words.txt": ["figure", "words.txt", ".png"],
     "bench --steps 0": ["steps", "0", "1 or more"],
     "bench --sequence 65": ["sequence", "65", "max-sequence = 64"],
     "bench --batch 7": ["groups", "2", "divide batch = 7"],
@@ -638,15 +641,16 @@ def test_without_a_command_the_tour_starts(run, monkeypatch, command, arguments)
     assert seen == [arguments]
 
 
-@pytest.mark.parametrize("threads", ["", "--threads 1", "--threads 3"])
-def test_matrix_products_have_one_thread_while_a_command_runs(run, monkeypatch, threads):
+@pytest.mark.parametrize(("module", "function", "command"), [
+    (tour, "figures", "figures"), (tour, "main", ""), (tour, "main", "--threads 1"), (tour, "main", "--threads 3")])
+def test_matrix_products_have_one_thread_while_a_command_runs(run, monkeypatch, module, function, command):
     def of_blas():
         return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         seen, before = [], of_blas()
-        monkeypatch.setattr(tour, "figures", lambda: seen.append(of_blas()))
-        run(f"{threads} figures")
+        monkeypatch.setattr(module, function, lambda *_: seen.append(of_blas()))
+        run(command)
         assert seen == [[1] * len(before)]
         assert of_blas() == before == [2] * len(before) != []
 

@@ -127,6 +127,11 @@ def usual(places):
     return {place: float(share * whole) for place, share in shares.items()}
 
 
+def parts(places):
+    """Those of PARTS that take time, in order: a dense model has no router."""
+    return [part for part in PARTS if any(place.part == part for place in places)]
+
+
 def report(measured):
     """All that was measured, as text."""
     model_config, train_config = measured.model_config, measured.train_config
@@ -143,7 +148,7 @@ def report(measured):
     return "\n".join([
         *_wrapped(machine(measured.threads, measured.dtype)), *_wrapped(comparison.layers_words(model_config)), shape,
         "", speeds(measured), "", *_wrapped(how), "",
-        breakdown(places, "part", {part: part for part in PARTS}), "",
+        breakdown(places, "part", {part: part for part in parts(places)}), "",
         breakdown(places, "layer", dict(zip(layers, names, strict=True)))])
 
 

@@ -31,11 +31,18 @@ def ink(expert):
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else "#ffffff"
 
 
+def check_path(path):
+    """Raise ValueError unless the path is that of a PNG; for what takes long before it has a figure to save."""
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"the figure {path}: must end in .png, since it is written as PNG")
+
+
 def save(figure, path):
     """Write a PNG under a temporary name and rename it; the same figure gives the same bytes.
 
-    Raises ValueError if the folder or the disk does not allow it.
+    Raises ValueError if the path does not end in .png, or the folder or the disk does not allow it.
     """
+    check_path(path)
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:

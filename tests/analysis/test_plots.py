@@ -207,6 +207,13 @@ def test_the_same_figure_is_the_same_bytes(tmp_path, draw):
     assert one.read_bytes() == two.read_bytes() and one.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["figure.txt", "figure", "figure.png.bak"])
+def test_a_path_that_is_not_a_pngs_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: must end in .png"):
+        plots.save(Figure((1, 1)), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_makes_the_folder_and_leaves_no_other_file(tmp_path):
     path = tmp_path / "new" / "figure.png"
     plots.save(Figure((1, 1)), path)

@@ -35,7 +35,7 @@ def specifications(batch, sequence):
 def main():
     """Print time and memory for each shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=20, help="turns of each (default: 20)")
+    parser.add_argument("--turns", type=turns.count, default=20, help="turns of each (default: 20)")
     options = parser.parse_args()
     for batch, sequence in SHAPES:
         with turns.together(specifications(batch, sequence)) as contestants:

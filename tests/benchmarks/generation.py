@@ -62,7 +62,7 @@ def one_attention(seen):
 def main():
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=7, help="turns of each (default: 7)")
+    parser.add_argument("--turns", type=turns.count, default=7, help="turns of each (default: 7)")
     options = parser.parse_args()
     here, references = "tests.benchmarks.generation", "tests.benchmarks.references"
     specifications = {"minimoe": (here, "ours", {})} | {

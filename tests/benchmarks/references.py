@@ -17,8 +17,8 @@ from tests.benchmarks import ours  # noqa: E402
 from tests.integration import other_models  # noqa: E402
 
 VOCABULARY = 65
-STEPS, WARM_UP, RATE, LAST_RATE = 2000, 100, 1e-3, 1e-4
-"""nanoGPT's schedule on its CPU recipe."""
+STEPS, WARM_UP, RATE = 2000, 100, 1e-3
+"""nanoGPT's schedule on its CPU recipe; the learning rate ends at a tenth."""
 
 
 class Block(nn.Module):
@@ -66,22 +66,23 @@ def optimizer_of(net):
                              lr=RATE, betas=(0.9, 0.99), fused=True)
 
 
-def learning_rate(step):
-    """Linear warm-up, then half a cosine.  step: 0 for the first."""
-    if step < WARM_UP:
-        return RATE * (step + 1) / (WARM_UP + 1)
-    return LAST_RATE + (RATE - LAST_RATE) * (1 + math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP))) / 2
+def learning_rate(step, steps=STEPS, rate=RATE):
+    """Linear warm-up for a twentieth of the steps, then half a cosine.  step: 0 for the first."""
+    warm_up = steps * WARM_UP // STEPS
+    if step < warm_up:
+        return rate * (step + 1) / (warm_up + 1)
+    return rate * (0.1 + 0.9 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2)
 
 
-def trainer(net, loss, stream, batch, sequence):
+def trainer(net, loss, stream, batch, sequence, n_steps=STEPS, rate=RATE):
     """A function that takes one training step.  loss: of tokens_BS and targets_BS, a tensor."""
     optimizer, windows, steps = optimizer_of(net), stream.unfold(0, sequence + 1, 1), iter(range(10**9))
     net.train()
 
     def run():
-        rate = learning_rate(min(next(steps), STEPS))
+        now = learning_rate(min(next(steps), n_steps), n_steps, rate)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = now
         piece = windows[torch.randint(len(windows), (batch,))]
         optimizer.zero_grad(set_to_none=True)
         loss(piece[:, :-1], piece[:, 1:].contiguous()).backward()
@@ -120,8 +121,8 @@ def gpt_step(batch, sequence):
 
 
 @contextlib.contextmanager
-def gpt_race(path, seed=0, batch=12, sequence=64):
-    """nanoGPT's CPU recipe on a text: a step, and the loss on its held-out tenth."""
+def gpt_race(path, seed=0, batch=12, sequence=64, steps=STEPS, rate=RATE):
+    """nanoGPT's CPU recipe on a text, or one with other steps and rate: a step, and the loss on its held-out tenth."""
     torch.manual_seed(seed)
     text = data.build(corpus.from_files([path]), sequence)
     net = GPT(sequence)
@@ -131,7 +132,8 @@ def gpt_race(path, seed=0, batch=12, sequence=64):
         with torch.inference_mode():
             return net(tokens_BS, targets_BS).item()
 
-    yield {"run": trainer(net, net, torch.from_numpy(text.train[0]).long(), batch, sequence), "loss": loss}
+    yield {"run": trainer(net, net, torch.from_numpy(text.train[0]).long(), batch, sequence, steps, rate),
+           "loss": loss}
 
 
 @contextlib.contextmanager

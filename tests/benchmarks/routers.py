@@ -4,7 +4,6 @@
 """
 
 import argparse
-import time
 
 import numpy as np
 import threadpoolctl
@@ -14,6 +13,7 @@ from minimoe.moe import feed_forward, losses, routers
 from minimoe.moe import routing as records
 from minimoe.moe import tokens as token_records
 from minimoe.names import ROUTERS
+from tests.benchmarks import turns
 
 SEQUENCES, LENGTH = 32, 128
 EXCEPTED = ("base", "sinkhorn", "soft")
@@ -46,17 +46,10 @@ def case(name, n_experts=16, d_model=128):
     return run
 
 
-def seconds(run):
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def main():
     """Print milliseconds, and the ratio to softmax top-k in pairs run one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--pairs", type=turns.count, default=40, help="timings of each (default: 40)")
     options = parser.parse_args()
     reference = case("softmax_topk")
     print(f"T={SEQUENCES * LENGTH} D=128 E=16 float32, forward and backward, {options.pairs} pairs\n")
@@ -66,7 +59,7 @@ def main():
             run = case(name)
             run()
             reference()
-            pairs = [(seconds(run), seconds(reference)) for _ in range(options.pairs)]
+            pairs = [(turns.timed(run)[0], turns.timed(reference)[0]) for _ in range(options.pairs)]
             ratios = np.array([a / b for a, b in pairs])
             low, middle, high = np.percentile(ratios, [10, 50, 90])
             own = np.median([a for a, _ in pairs]) * 1e3

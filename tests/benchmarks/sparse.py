@@ -95,7 +95,7 @@ def growth(title, seconds):
 def main():
     """Print both comparisons, on one thread and on two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=20, help="turns of each (default: 20)")
+    parser.add_argument("--turns", type=turns.count, default=20, help="turns of each (default: 20)")
     options = parser.parse_args()
     here = "tests.benchmarks.sparse"
     for threads in (1, 2):

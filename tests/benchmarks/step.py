@@ -16,10 +16,10 @@ from tests.benchmarks import ours, turns
 def main():
     """Print medians and ratios, turn by turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=20, help="turns of each (default: 20)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each (default: 2)")
-    parser.add_argument("--batch", type=int, default=12, help="sequences (default: 12)")
-    parser.add_argument("--sequence", type=int, default=64, help="tokens of each (default: 64)")
+    parser.add_argument("--turns", type=turns.count, default=20, help="turns of each (default: 20)")
+    parser.add_argument("--threads", type=turns.count, default=2, help="threads of each (default: 2)")
+    parser.add_argument("--batch", type=turns.count, default=12, help="sequences (default: 12)")
+    parser.add_argument("--sequence", type=turns.count, default=64, help="tokens of each (default: 64)")
     options = parser.parse_args()
     shape = dict(batch=options.batch, sequence=options.sequence)
     specifications = {name: ("tests.benchmarks.ours", build, shape | dict(threads=options.threads)) for name, build in {

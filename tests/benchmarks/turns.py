@@ -5,6 +5,7 @@ all.  Ratios are of turns side by side.  A contestant is a context manager that 
 functions; the one named "run" is what is repeated.
 """
 
+import argparse
 import contextlib
 import importlib
 import multiprocessing
@@ -29,7 +30,8 @@ class Turn(NamedTuple):
 class Contestant:
     """A process that builds what `module.build(**options)` yields, and calls its functions when asked to.
 
-    base: the peak of its memory, bytes, when the module was imported and nothing built.
+    base: the peak of its memory, bytes, when the module was imported and loaded, and nothing built.
+    Raises SystemExit if it dies, after it has printed why.
     """
 
     def __init__(self, module, build, **options):
@@ -38,12 +40,19 @@ class Contestant:
         self.process = context.Process(target=_serve, args=(theirs, module, build, options), daemon=True)
         self.process.start()
         theirs.close()  # so that a death at the other end is seen at this one
-        self.base = self.pipe.recv()
+        self.name = f"{module}.{build}"
+        self.base = self._answer()
+
+    def _answer(self):
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            raise SystemExit(f"{self.name} has died: see above (for PyTorch: pip install -e '.[dev]')") from None
 
     def turn(self, n=1, name="run"):
         """Call a function n times.  Returns a Turn."""
         self.pipe.send((name, n))
-        return Turn(*self.pipe.recv())
+        return Turn(*self._answer())
 
     def stop(self):
         """End the process."""
@@ -60,6 +69,14 @@ def _serve(pipe, module, build, options):
             name, n = pipe.recv()
             calls = [timed(functions[name]) for _ in range(n)]
             pipe.send(([seconds for seconds, _ in calls], calls[-1][1], peak_bytes()))
+
+
+def count(text):
+    """An option's value that counts something: 1 or more."""
+    n = int(text)
+    if n < 1:
+        raise argparse.ArgumentTypeError(f"{n}: must be 1 or more")
+    return n
 
 
 def timed(function):
