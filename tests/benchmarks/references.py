@@ -130,7 +130,8 @@ def gpt_race(path, seed=0, batch=12, sequence=64, steps=STEPS, rate=RATE):
 
     def loss():
         with torch.inference_mode():
-            return net(tokens_BS, targets_BS).item()
+            parts = zip(tokens_BS.split(32), targets_BS.split(32), strict=True)
+            return sum(net(x_BS, y_BS).item() * len(x_BS) for x_BS, y_BS in parts) / len(tokens_BS)
 
     yield {"run": trainer(net, net, torch.from_numpy(text.train[0]).long(), batch, sequence, steps, rate),
            "loss": loss}
