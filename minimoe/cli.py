@@ -9,6 +9,7 @@ import threadpoolctl
 
 from minimoe import commands, gradcheck, names
 from minimoe import config as configs
+from minimoe.analysis.cost import deployment, memory
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,7 +59,7 @@ def parser():
     _add_threads(parser, default=None)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for add in (_add_train, _add_generate, _add_route, _add_doctor, _add_gradcheck, _add_figures,
-                _add_routers, _add_causality, _add_rosetta, _add_bench):
+                _add_routers, _add_causality, _add_rosetta, _add_cost, _add_bench):
         add(subparsers)
     return parser
 
@@ -152,6 +153,34 @@ def _add_gradcheck(subparsers):
 
 def _add_figures(subparsers):
     _command(subparsers, "figures", commands.figures, "draw the figures again from the finished runs")
+
+
+def _add_cost(subparsers):
+    parser = _command(subparsers, "cost", commands.cost, "say what a model costs: parameters, FLOPs, memory, bytes")
+    which = parser.add_mutually_exclusive_group()
+    _add_preset(which)
+    which.add_argument("--run", metavar="FOLDER", help="a trained run, with what its own routing costs")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="what the run was trained on, if on your own")
+    which.add_argument("--model", metavar="NAME", help="a published model, such as mixtral-8x7b")
+    which.add_argument("--list", action="store_true", help="the published models that it knows")
+    which.add_argument("--file", metavar="FILE.json", help="count the parameters of the models that it describes")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    parser.add_argument("--figure", metavar="PATH", help="draw where parameters, FLOPs and bytes are, as PNG")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of a text (default: the longest of ours, "
+                        "2,048 of published models)")
+    parser.add_argument("--machine", choices=deployment.MACHINES, help="where it runs: " + "; ".join(
+        f"{name}: {machine.words}" for name, machine in deployment.MACHINES.items())
+        + " (default: ddr5 for ours, h100 for published models)")
+    parser.add_argument("--bandwidth", type=float, metavar="X", help="of its memory, if you know better [bytes/s]")
+    parser.add_argument("--flops", type=float, metavar="X", help="of its matrix products, if you know better [FLOP/s]")
+    parser.add_argument("--format", choices=memory.FORMATS, help="of weights and cache (default: float32 for ours, "
+                        "bf16 for published models)")
+    parser.add_argument("--expert-format", choices=memory.FORMATS, help="of the experts' matrices (default: the same)")
+    parser.add_argument("--ranks", type=int, metavar="R", help="devices that share the experts of --run (default: "
+                        f"{commands.COST_RANKS})")
+    model_config, train_config = configs.preset(commands.DEFAULT_PRESET)
+    _add_fields(parser, model_config)
+    _add_fields(parser, train_config, leave_out={field.name for field in fields(train_config)} - commands.COST_FIELDS)
 
 
 def _add_bench(subparsers):

@@ -20,6 +20,8 @@ TOUR_SEEDS, ROUTERS_SEEDS, BENCH_STEPS = 1, 3, 40
 BENCH_FIELDS = {"batch", "sequence", "groups", "accumulate"}
 """Fields of TrainConfig on which the time of a step depends."""
 
+COST_FIELDS, COST_RANKS = {"batch", "sequence", "groups"}, 4
+
 
 def _seeds(options, default):
     seeds = default if options.seeds is None else options.seeds
@@ -146,7 +148,7 @@ def _texts(options):
     from minimoe.training import corpus
     if options.text:
         return corpus.from_files(options.text)
-    return corpus.clusters() if options.clusters else corpus.embedded()
+    return corpus.clusters() if getattr(options, "clusters", False) else corpus.embedded()
 
 
 def _source_words(options):
@@ -248,3 +250,40 @@ def bench(options):
     places = bench.usual(measured.places)
     plots.save(plots.time_by_part(places, bench.parts(places), bench.title(places)), options.figure)
     print(f"\nPicture: {options.figure}")
+
+
+def cost(options):
+    """Say what a model costs: a published one, those of a file, that of a run, or one that is not trained."""
+    from minimoe import costs
+    kind = next((kind for kind in ("run", "model", "list", "file") if getattr(options, kind)), None)
+    given = {**_given(options, ModelConfig), **_given(options, TrainConfig)}
+    if kind and given:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} has no use beside --{kind}")
+    for name in ("ranks", "text"):
+        if getattr(options, name) is not None and kind != "run":
+            raise ValueError(f"--{name} has no use without --run, whose routing is looked at")
+    where = costs.where(options, ours=kind in (None, "run"))
+    if kind in ("list", "file"):
+        models = costs.known() if kind == "list" else costs.of_file(options.file)
+        records = None if options.figure is None else [costs.of_published(model, where) for model in models]
+        answer = costs.counted(models, options.json, with_keys=kind == "list")
+    else:
+        records = [_priced(options, kind, costs, where)]
+        answer = costs.answer(records[0], options.json)
+    if options.figure is not None:
+        costs.draw(records, options.figure)
+    print(answer)
+
+
+def _priced(options, kind, costs, where):
+    """The record of one model."""
+    if kind == "model":
+        return costs.of_published(costs.find(options.model), where)
+    if kind is None:
+        return costs.of_ours(*configs.preset(options.preset or DEFAULT_PRESET, _given(options, ModelConfig),
+                                             _given(options, TrainConfig)), where)
+    from minimoe.training import data, loop
+    state = _load(options)
+    text = data.build(_texts(options), state.train_config.sequence)
+    loop.check_text(state, text)
+    return costs.of_run(state, text, where, COST_RANKS if options.ranks is None else options.ranks)

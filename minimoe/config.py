@@ -78,6 +78,7 @@ class ModelConfig:
         None, "room in each expert while training, in multiples of the mean load; none: dropless", "mean loads")
     eval_capacity_factor: float | None = _option(
         None, "the same while evaluating; generation needs none", "mean loads")
+    pad_experts: bool = _option(False, "compute the empty slots of the experts too, as systems with buffers do")
     drop_order: str = _option("position", "who queues first for an expert that is full")
     jitter: float = _option(0.01, "spread of the factors on the router's input in training, around 1", "1")
     bias_rate: float = _option(0.001, "how far the bias of an expert moves after a step, by its load", "score a step")
@@ -160,6 +161,9 @@ class ModelConfig:
         for name in ("capacity_factor", "eval_capacity_factor"):
             _require(not router.soft or getattr(self, name) is None, name, getattr(self, name),
                      f"router {self.router!r} has no assignments to limit")
+        _require(isinstance(self.pad_experts, bool), "pad_experts", self.pad_experts, "must be True or False")
+        _require(not (router.soft and self.pad_experts), "pad_experts", self.pad_experts,
+                 f"router {self.router!r} has no empty slots")
         _require(not router.soft or self.n_shared_experts == 0, "n_shared_experts", self.n_shared_experts,
                  f"router {self.router!r} lets every expert work for every token: all are shared")
 

@@ -88,7 +88,8 @@ def _mean(results):
             so_far.append(part)
         if not total.grads:
             total.grads.update(grads)
-        for name, grad in grads.items():
+        while grads:  # taken out one by one, so that none is held while the next group's are made
+            name, grad = grads.popitem()
             if total.grads[name] is not grad:
                 total.grads[name] += grad
     return total

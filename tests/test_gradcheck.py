@@ -35,7 +35,8 @@ TIED = replace(gradcheck.SMALL, tie_embeddings=True)
 CASES = gradcheck.layer_cases()
 LAYERS = [CASES[name] for name in (
     "softmax_topk, K=2, drop by position", "softmax_topk, K=2, raw, dropless", "softmax_topk, 2 shared experts",
-    "dense", "soft, K=2", "switch, K=1, drop by position", "noisy_topk, K=2, drop by position",
+    "softmax_topk, empty slots computed", "softmax_topk, slots of the busiest", "dense", "soft, K=2",
+    "switch, K=1, drop by position", "noisy_topk, K=2, drop by position",
     "gshard, K=2, drop by position", "st_moe, K=2, raw, drop by position", "sigmoid_bias, 1 group of 2",
     "expert_choice, K=2, dropless", "sinkhorn, K=2, drop by position", "base, K=1, drop by position",
     "hash, K=2, dropless", "random, K=2, dropless", "uniform, K=2, dropless")]
@@ -314,6 +315,7 @@ def test_the_layer_cases_have_every_router_gate_and_drop_order():
         assert {config.gates_sum_to_one for config in own} >= gates
     assert {config.layer_kinds[0] for config in cases} == {"moe", "soft", "dense"}
     assert any(config.n_shared_experts for config in cases)
+    assert {config.capacity_factor is None for config in cases if config.pad_experts} == {True, False}
     assert any(config.top_groups < config.n_groups for config in cases)
 
 
@@ -439,6 +441,8 @@ BUGS = [
     (experts, "experts_backward", "dw_gate_EDF[e], dw_up_EDF[e]", "dw_up_EDF[e], dw_gate_EDF[e]"),
     (experts, "experts_backward", "dout_ND[rows]", "dout_ND[rows][::-1]"),
     (experts, "experts_backward", "= 0", "= 1"),
+    (experts, "experts_backward", "[:count_E[e]]", "[::-1][:count_E[e]][::-1]"),  # the last slots for the first
+    (experts, "experts_backward", "_padded(dout_ND[rows], n_slots)", "_padded(dout_ND[rows][::-1], n_slots)[::-1]"),
     (dense, "dense_backward", "zip(NAMES, dweights", "zip((NAMES[1], NAMES[0], NAMES[2]), dweights"),
     (dense, "dense_backward", "return dx_TD,", "return dy_TD,"),
     (soft, "soft_backward", "dlogit_BSZ += ops", "dlogit_BSZ = ops"),

@@ -15,7 +15,8 @@ import threadpoolctl
 
 from minimoe import generation
 from minimoe.analysis import comparison, cost, timers
-from minimoe.analysis.timers import PARTS, REST, WAYS
+from minimoe.analysis.places import WAYS
+from minimoe.analysis.timers import PARTS, REST
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import data, loop
 from minimoe.training.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ def random_text(model_config, train_config):
 def group_products(model_config, train_config, seed):
     """The matrix products of one group of a step, forward and backward, as `cost.Product`."""
     sequences = train_config.batch // train_config.groups
-    return sum(cost.products(model_config, sequences, train_config.sequence, seed), [])
+    return cost.products(model_config, sequences, train_config.sequence, seed)
 
 
 def replay(products):

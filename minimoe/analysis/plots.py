@@ -27,7 +27,12 @@ def colour(expert):
 
 def ink(expert):
     """Black or white, whichever is easier to read on the expert's colour."""
-    red, green, blue = (int(colour(expert)[i:i + 2], 16) for i in (1, 3, 5))
+    return ink_on(colour(expert))
+
+
+def ink_on(shade):
+    """Black or white, whichever is easier to read on a colour, "#rrggbb"."""
+    red, green, blue = (int(shade[i:i + 2], 16) for i in (1, 3, 5))
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else "#ffffff"
 
 
@@ -74,7 +79,7 @@ def losses(curves, title):
     by_flops.xaxis.set_minor_formatter("")
     by_step.legend(frameon=False, title=f"mean and range of {len(ce)} seeds" if len(ce) > 1 else None)
     for axis in (by_step, by_flops):
-        _plain(axis)
+        plain(axis)
     figure.suptitle(title, color=INK, fontsize=13)
     return figure
 
@@ -97,7 +102,7 @@ def load_over_time(steps, load, title):
                               va="center", fontsize=9, color=INK)
         axis.margins(x=0)
         axis.set(ylim=(0, 1), ylabel=f"layer {layer}\nshare of assignments")
-        _plain(axis)
+        plain(axis)
     axes[-1].set_xlabel(f"optimiser steps (at the right: numbers of the experts; an even share is {1 / n_experts:.1%})")
     figure.suptitle(title, color=INK, fontsize=13)
     return figure
@@ -120,7 +125,7 @@ def load_by_domain(load, domains, title):
                                  color=shade, hatch=hatch, edgecolor="white"))
         axis.axhline(1 / n_experts, color=INK, lw=1, ls=":")
         axis.set(ylabel=f"layer {layer}\nshare of assignments")
-        _plain(axis)
+        plain(axis)
         if layer == 0:
             axis.legend(bars, domains, frameon=False, ncols=len(domains), loc="upper right")
     axes[-1].set(xlabel="expert (dotted: an even split)", xticks=range(n_experts))
@@ -150,7 +155,7 @@ def routers(results, kinds, title):
             axis.plot([middle] * 2, [row - 0.3, row + 0.3], "-", color=shade, lw=2.5)
         axis.set(xlabel=label, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
         axis.grid(axis="x", color="#dddddd", lw=0.6)
-        _plain(axis)
+        plain(axis)
     handles = [figure.axes[0].plot([], [], mark, color=shade, label=kind)[0]
                for kind, (shade, mark) in ROUTER_MARKS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
@@ -187,7 +192,7 @@ def time_by_part(seconds, parts, title):
                       yticklabels=[f"layer {layer}" for layer in layers], ylim=(len(layers) - 0.5, -0.5),
                       xlim=(0, 1.02 * max(*ends["forward"], *ends["backward"])))
     for axis in axes.values():
-        _plain(axis)
+        plain(axis)
     figure.legend(*axes["step"].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts),
                   frameon=False, fontsize=9, columnspacing=1.2, handlelength=1.5)
     figure.suptitle(title, color=INK, fontsize=13)
@@ -237,7 +242,7 @@ def _draw_cell(axis, x, y, character, expert, width=1.0, number=False):
         axis.text(x + width / 2, y + 0.28, str(expert), ha="center", va="center", fontsize=5.5, color=ink(expert))
 
 
-def _plain(axis):
+def plain(axis):
     """No box, and ink that is not quite black."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=INK)

@@ -105,6 +105,8 @@ def layer_cases():
         "switch, without jitter": dict(router="switch", top_k=1, jitter=0),
         "sigmoid_bias, 1 group of 2": dict(router="sigmoid_bias", n_groups=2, top_groups=1, gate_scale=2.5),
         "softmax_topk, 2 shared experts": dict(n_shared_experts=2, capacity_factor=0.6),
+        "softmax_topk, empty slots computed": dict(pad_experts=True, capacity_factor=0.6),
+        "softmax_topk, slots of the busiest": dict(pad_experts=True),
         "dense": dict(first_dense_layers=1, d_dense=7),
     }
     return cases | {name: ModelConfig(**base, **fields) for name, fields in options.items()}

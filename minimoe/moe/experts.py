@@ -23,32 +23,46 @@ def weights(config, std, out_std):
     }
 
 
-def experts_forward(rows_ND, weights, count_E):
-    """Each expert works on its own rows.  count_E: rows of each expert.  Returns out_ND, cache."""
+def experts_forward(rows_ND, weights, count_E, n_slots=None):
+    """Each expert works on its own rows.  count_E: rows of each expert.  Returns out_ND, cache.
+
+    n_slots: rows that each computes, zeros behind its own, as systems with buffers of a fixed size do: the numbers are
+    the same, the work is that of E * n_slots rows [GShard, arXiv:2006.16668, sec. 3.2].  None: its own rows alone.
+    """
     w_gate_EDF, w_up_EDF, w_down_EFD = (weights[name] for name in NAMES)
     out_ND, caches = np.empty(rows_ND.shape, np.result_type(rows_ND, w_gate_EDF, w_up_EDF, w_down_EFD)), {}
-    for e, rows in _rows_of_each(count_E):
-        out_ND[rows], caches[e] = ops.swiglu_forward(rows_ND[rows], w_gate_EDF[e], w_up_EDF[e], w_down_EFD[e])
-    return out_ND, (caches, (w_gate_EDF, w_up_EDF, w_down_EFD), count_E)
+    for e, rows in _rows_of_each(count_E, n_slots):
+        x_rows = _padded(rows_ND[rows], n_slots)
+        out_rows, caches[e] = ops.swiglu_forward(x_rows, w_gate_EDF[e], w_up_EDF[e], w_down_EFD[e])
+        out_ND[rows] = out_rows[:count_E[e]]
+    return out_ND, (caches, (w_gate_EDF, w_up_EDF, w_down_EFD), count_E, n_slots)
 
 
 def experts_backward(dout_ND, cache):
     """Gradients of rows_ND and, as a dict, of the weights.  An expert without rows has a gradient of zeros."""
-    caches, weights, count_E = cache
+    caches, weights, count_E, n_slots = cache
     drows_ND = np.empty_like(dout_ND)
     dw_gate_EDF, dw_up_EDF, dw_down_EFD = dweights = [np.empty_like(w) for w in weights]
-    for e, rows in _rows_of_each(count_E):
+    for e, rows in _rows_of_each(count_E, n_slots):
         into = dw_gate_EDF[e], dw_up_EDF[e], dw_down_EFD[e]
-        drows_ND[rows], *_ = ops.swiglu_backward(dout_ND[rows], caches[e], into)
+        drows, *_ = ops.swiglu_backward(_padded(dout_ND[rows], n_slots), caches[e], into)
+        drows_ND[rows] = drows[:count_E[e]]
     for dw in dweights:
         dw[count_E == 0] = 0
     return drows_ND, dict(zip(NAMES, dweights, strict=True))
 
 
-def _rows_of_each(count_E):
-    """(expert, its rows) of the experts that have any."""
+def _padded(rows, n_slots):
+    """The rows of one expert, with zeros behind them if it has slots to fill."""
+    if n_slots is None:
+        return rows
+    return np.concatenate([rows, np.zeros((n_slots - len(rows), rows.shape[1]), rows.dtype)])
+
+
+def _rows_of_each(count_E, n_slots=None):
+    """(expert, its rows) of the experts that have any, or slots without."""
     stop = 0
     for e, count in enumerate(count_E.tolist()):
-        if count > 0:
+        if count > 0 or n_slots:
             yield e, slice(stop, stop + count)
         stop += count

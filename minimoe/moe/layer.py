@@ -31,7 +31,8 @@ def moe_forward(x_TD, weights, config, tokens, training=False, rng=None, replay=
     routing, route_cache = policy.forward(x_TD, weights, config, tokens, training, rng, replay)
     routing, keep_cache = capacity.keep_forward(routing, config.top_k, factor, order, rng, replay)
     rows_ND, dispatch_cache = dispatch.dispatch_forward(x_TD, routing)
-    out_ND, experts_cache = experts.experts_forward(rows_ND, weights, routing.kept_count_E)
+    n_slots = routing.n_slots if config.pad_experts else None
+    out_ND, experts_cache = experts.experts_forward(rows_ND, weights, routing.kept_count_E, n_slots)
     y_TD, combine_cache = dispatch.combine_forward(out_ND, routing)
     shared_cache = None
     if config.n_shared_experts > 0:  # every token uses them, without a gate     [DeepSeekMoE, arXiv:2401.06066, sec. 3]

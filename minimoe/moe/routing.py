@@ -73,6 +73,11 @@ class Routing:
         return np.bincount(self.expert_A[self.kept_A], minlength=self.n_experts)
 
     @property
+    def n_slots(self):
+        """Slots of each expert's buffer, if it has one: the capacity, or without a limit what the busiest needs."""
+        return int(self.kept_count_E.max(initial=0)) if self.capacity is None else self.capacity
+
+    @property
     def load_E(self):
         """Share of all assignments that each expert has, before capacity; sums to 1 (0 if there are none)."""
         return self.count_E / max(len(self.expert_A), 1)

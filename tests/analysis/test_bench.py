@@ -12,8 +12,8 @@ import pytest
 
 from minimoe import cli, generation
 from minimoe import config as configs
-from minimoe.analysis import bench, cost, plots, timers
-from minimoe.analysis.timers import Place
+from minimoe.analysis import bench, cost, places, plots, timers
+from minimoe.analysis.places import Place
 from minimoe.names import ROUTERS
 from minimoe.nn import ops
 from minimoe.training import loop
@@ -37,7 +37,7 @@ def started(config, training=TRAINING):
 
 
 def functions(config):
-    return {(module, name): getattr(module, name) for _, module, name, _ in timers.timed_functions(config)}
+    return {(module, name): getattr(module, name) for _, module, name, _ in places.functions(config, timers.PARTS)}
 
 
 def rows(table):
@@ -119,7 +119,7 @@ def test_the_functions_of_the_model_are_as_they_were_after_an_error(router):
         assert all(function is not before[place] for place, function in functions(config).items())
         raise KeyboardInterrupt
     assert functions(config) == before
-    assert len(before) == len(list(timers.timed_functions(config)))  # none is timed twice
+    assert len(before) == len(list(places.functions(config, timers.PARTS)))  # none is timed twice
 
 
 BLOCK = {"attention", "norms", "rest"}
@@ -145,7 +145,7 @@ def test_every_part_of_every_layer_of_a_step_is_timed_once_forward_and_once_back
 def test_the_steps_of_the_layer_are_parts():
     """Forward and backward, of each of the five steps."""
     parts = {(module.__name__.split(".")[-1], name.replace("forward", "backward")): part
-             for part, module, name, _ in timers.timed_functions(TINY) if ".moe." in module.__name__}
+             for part, module, name, _ in places.functions(TINY, timers.PARTS) if ".moe." in module.__name__}
     experts = {(name, f"{name}_backward"): "experts" for name in ("experts", "dense")}
     mixing = {place: "dispatch, combine" for place in (
         ("dispatch", "dispatch_backward"), ("dispatch", "combine_backward"), ("soft", "soft_backward"))}

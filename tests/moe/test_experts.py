@@ -119,6 +119,114 @@ def test_dtype_stays_and_nothing_passed_in_is_changed(dtype):
         np.testing.assert_array_equal(dweights_again[name], dweights[name])
 
 
+SLOTS = [5, 6, 9]
+"""As many as the busiest expert of COUNT_E has, and more."""
+
+
+def loop_with_slots(rows_ND, weights, count_E, n_slots):
+    """Each expert's buffer, slot by slot: a row of its own or zeros.  Returns the outputs of all E * n_slots slots."""
+    out_ESD, row = np.zeros((len(count_E), n_slots, rows_ND.shape[1])), 0
+    for e, count in enumerate(count_E):
+        for slot in range(n_slots):
+            x_D = np.zeros(rows_ND.shape[1])
+            if slot < count:
+                x_D, row = rows_ND[row], row + 1
+            gate_F, up_F = x_D @ weights["w_gate_EDF"][e], x_D @ weights["w_up_EDF"][e]
+            out_ESD[e, slot] = (gate_F / (1 + np.exp(-gate_F)) * up_F) @ weights["w_down_EFD"][e]
+    return out_ESD
+
+
+@pytest.mark.parametrize("n_slots", SLOTS)
+def test_experts_with_slots_equal_a_loop_over_slots(n_slots):
+    rows_ND, weights = random_case()
+    out_ND, cache = experts.experts_forward(rows_ND, weights, COUNT_E, n_slots)
+    expected_ESD = loop_with_slots(rows_ND, weights, COUNT_E, n_slots)
+    full = [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2), (2, 3), (2, 4), (3, 0)]
+    np.testing.assert_allclose(out_ND, [expected_ESD[where] for where in full], rtol=1e-12)
+    assert not any(expected_ESD[e, slot].any() for e in range(4) for slot in range(n_slots) if (e, slot) not in full)
+    assert [len(cache[0][e][0]) for e in range(4)] == [n_slots] * 4  # every slot is computed
+
+
+@pytest.mark.parametrize("count_E", [COUNT_E, np.array([0, 0, 9, 0]), np.array([2, 3, 2, 2])])
+@pytest.mark.parametrize("n_slots", [9, 12])
+def test_slots_change_no_output_and_no_gradient(count_E, n_slots):
+    rows_ND, weights = random_case()
+    dout_ND = np.random.default_rng(1).normal(size=rows_ND.shape)
+    (out_ND, cache), (padded_ND, padded_cache) = (
+        experts.experts_forward(rows_ND, weights, count_E, n) for n in (None, n_slots))
+    (drows_ND, dweights), (dpadded_ND, dpadded) = (
+        experts.experts_backward(dout_ND, c) for c in (cache, padded_cache))
+    np.testing.assert_allclose(padded_ND, out_ND, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dpadded_ND, drows_ND, rtol=1e-12, atol=1e-12)
+    assert dpadded.keys() == dweights.keys() == weights.keys()
+    for name in weights:
+        np.testing.assert_allclose(dpadded[name], dweights[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_slots", SLOTS)
+def test_gradients_with_slots_and_an_idle_expert(n_slots):
+    rows_ND, weights = random_case()
+
+    def forward(rows_ND, *arrays):
+        return experts.experts_forward(rows_ND, dict(zip(weights, arrays, strict=True)), COUNT_E, n_slots)
+
+    def backward(dout_ND, cache):
+        drows_ND, dweights = experts.experts_backward(dout_ND, cache)
+        return drows_ND, *(dweights[name] for name in weights)
+
+    report = gradcheck.check_pair("experts with slots", forward, backward, {"rows_ND": rows_ND} | weights)
+    assert report.ok, report
+
+
+def test_an_idle_expert_with_slots_has_a_gradient_of_zeros():
+    rows_ND, weights = random_case()
+    out_ND, cache = experts.experts_forward(rows_ND, weights, COUNT_E, 5)
+    _, dweights = experts.experts_backward(np.ones_like(out_ND), cache)
+    for name, array in weights.items():
+        assert dweights[name].shape == array.shape
+        np.testing.assert_array_equal(dweights[name].any(axis=(1, 2)), [True, False, True, True])
+
+
+def test_an_idle_expert_with_slots_has_a_gradient_of_zeros_even_if_its_weights_are_no_numbers():
+    rows_ND, weights = random_case()
+    for array in weights.values():
+        array[1] = np.nan
+    out_ND, cache = experts.experts_forward(rows_ND, weights, COUNT_E, 5)
+    drows_ND, dweights = experts.experts_backward(out_ND, cache)
+    assert np.isfinite(out_ND).all() and np.isfinite(drows_ND).all()
+    assert not any(dw[1].any() for dw in dweights.values())
+
+
+def test_no_rows_in_slots_give_no_output_and_zero_gradients():
+    rows_ND, weights = random_case()
+    for n_slots in (0, 3):  # without a limit the busiest of idle experts has none
+        out_ND, cache = experts.experts_forward(rows_ND[:0], weights, np.zeros(4, int), n_slots)
+        drows_ND, dweights = experts.experts_backward(out_ND, cache)
+        assert len(cache[0]) == (4 if n_slots else 0)
+        assert out_ND.shape == drows_ND.shape == (0, 5)
+        assert not any(array.any() for array in dweights.values())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+@pytest.mark.parametrize("n_slots", [None, 7])
+def test_dtype_stays_with_slots_and_nothing_passed_in_is_changed(dtype, n_slots):
+    rows_ND, weights = random_case(dtype)
+    dout_ND = np.random.default_rng(1).normal(size=rows_ND.shape).astype(dtype)
+    for array in (rows_ND, dout_ND, *weights.values()):
+        array.flags.writeable = False
+    out_ND, cache = experts.experts_forward(rows_ND, weights, COUNT_E, n_slots)
+    drows_ND, dweights = experts.experts_backward(dout_ND, cache)
+    assert {array.dtype for array in (out_ND, drows_ND, *dweights.values())} == {np.dtype(dtype)}
+
+
+def test_complex_numbers_go_through_slots_as_they_do_without():
+    rows_ND, weights = random_case(complex)
+    rows_ND = rows_ND + 1e-3j * np.random.default_rng(2).normal(size=rows_ND.shape)
+    plain_ND, padded_ND = (experts.experts_forward(rows_ND, weights, COUNT_E, n)[0] for n in (None, 6))
+    assert plain_ND.imag.any()
+    np.testing.assert_allclose(padded_ND, plain_ND, rtol=1e-12)
+
+
 def test_weights_are_stacked_and_the_last_has_a_spread_of_its_own():
     config = ModelConfig(d_model=6, n_heads=1, n_experts=5, d_hidden=7)
     assert experts.weights(config, 0.25, 0.125) == {

@@ -57,6 +57,27 @@ def test_counts_by_hand():
     assert EXAMPLE.kept_count_E.tolist() == [2, 1, 2]
 
 
+@pytest.mark.parametrize("capacity, kept_A, n_slots", [
+    (2, [True, True, True, True, False, True], 2),
+    (4, [True] * 6, 4),  # more room than the busiest needs
+    (1, [True, True, False, False, False, True], 1),
+    (None, [True] * 6, 3),  # expert 2 has three tokens
+])
+def test_slots_of_an_expert_by_hand(capacity, kept_A, n_slots):
+    result = replace(EXAMPLE, capacity=capacity, kept_A=np.array(kept_A)).n_slots
+    assert result == n_slots and type(result) is int
+
+
+@PLAIN
+@given(routings())
+def test_the_slots_hold_all_that_is_kept_and_without_a_limit_no_slot_is_empty_in_all(r):
+    queues = [0] * r.n_experts
+    for expert, kept in zip(r.expert_A, r.kept_A, strict=True):
+        queues[expert] += kept
+    assert r.n_slots >= max(queues)
+    assert r.n_slots == (max(queues) if r.capacity is None else r.capacity)
+
+
 def test_load_is_counted_before_capacity_by_hand():
     assert EXAMPLE.load_E.tolist() == [2 / 6, 1 / 6, 3 / 6]
 
@@ -255,6 +276,7 @@ def test_a_batch_of_padding_has_views_of_nothing():
     empty = routing.without_limit(nothing, nothing, nothing, np.zeros(0), np.zeros((3, 2)), np.full((3, 2), 0.5),
                                   tokens.nameless(np.zeros(3, bool)))
     assert empty.count_E.tolist() == empty.kept_count_E.tolist() == empty.load_E.tolist() == [0, 0]
+    assert empty.n_slots == 0 and replace(empty, capacity=1).n_slots == 1
     assert empty.weight_T.tolist() == [0, 0, 0]
     assert empty.row_TK.tolist() == [[0], [0], [0]]
     assert not np.any(empty.one_hot())

@@ -1,0 +1,119 @@
+"""FLOPs of training by the formulas of the papers, each under its name.
+
+They disagree: on the embedding, the head, the softmax, the router, the attention to other tokens.  So "the FLOPs of a
+model" says little without the formula.  None halves attention because half of the scores are masked.
+
+    N   parameters, each formula has its own            T   tokens of a sequence
+    L   layers      d   width of the residual stream    V   tokens that the vocabulary tells apart
+    H   heads       Q   width of a head, of its query   weights   matrices in the layers, those that one token uses
+"""
+
+from minimoe.analysis.cost import formula, parts
+
+IN_LAYERS = ("attention", "router", "experts", "shared experts", "dense")
+"""Parts with matrices that the formulas call the weights of the layers."""
+
+
+def dense_weights(n_layers, d_model, width, hidden):
+    """Weights of the layers of the plain dense transformers that the papers' tables are of.
+
+        weights = L (4 d H Q + 2 d hidden)
+
+    width: H Q, of all heads.   hidden: width of the hidden layer of a feed-forward block.
+    """
+    return n_layers * (4 * d_model * width + 2 * d_model * hidden)
+
+
+def kaplan_forward(n, n_layers, sequence, width):
+    """Forward FLOPs per token.
+
+        2 N + 2 L T H Q                                     [Kaplan, arXiv:2001.08361, sec. 2.1 and table 1]
+
+    n: parameters without embeddings.   width: H Q.   Leaves out the embeddings, the head among them, softmax, norms and
+    biases; of the two products of attention with other tokens it has one.
+    """
+    return 2 * n + 2 * n_layers * sequence * width
+
+
+def kaplan(n):
+    """Training FLOPs per token.
+
+        6 N                                                 [Kaplan, arXiv:2001.08361, sec. 2.1]
+
+    n: parameters without embeddings.   Leaves out what `kaplan_forward` does, and attention to other tokens besides.
+    """
+    return 6 * n
+
+
+def palm(n, n_layers, n_heads, head_width, sequence):
+    """Training FLOPs per token.
+
+        6 N + 12 L H Q T                                    [PaLM, arXiv:2204.02311, app. B]
+
+    n: parameters with the table that is embedding and head in one, since it takes a product as the head.   Leaves out
+    softmax, norms and the look-up of the embedding.
+    """
+    return 6 * n + 12 * n_layers * n_heads * head_width * sequence
+
+
+def chinchilla(weights, n_layers, n_heads, head_width, d_model, vocab, sequence, embeddings=True):
+    """Training FLOPs of a sequence.
+
+        forward = 2 T weights + L H (4 Q T^2 + 3 T^2) + 4 T V d;  backward = 2 forward
+                                                            [Chinchilla, arXiv:2203.15556, app. F]
+
+    weights: theirs are `dense_weights`.   3 T^2 is the softmax of a head.   embeddings: count 4 T V d, the embedding as
+    a product with one-hot vectors and the head; False leaves both out, as the paper's own table A4 does.   Leaves out
+    norms, and the projection of relative positions that its models have.
+    """
+    forward = 2 * sequence * weights + n_layers * n_heads * (4 * head_width + 3) * sequence**2
+    return 3 * (forward + embeddings * 4 * sequence * vocab * d_model)
+
+
+def deepseek_moe(weights, n_layers, d_model, vocab, sequence):
+    """Training FLOPs of a sequence.
+
+        T (6 weights + 12 L d T + 6 V d)                    [DeepSeekMoE, arXiv:2401.06066, from its tables]
+
+    weights: theirs are 4 L d^2 + 8 d^2 F, where F counts feed-forward blocks in all layers, an expert of a quarter of
+    the width as 1/4.   Leaves out the router, the look-up of the embedding, softmax and norms.   It is not printed as a
+    formula; the numbers of the tables follow it, but for the two largest models.
+    """
+    return sequence * (6 * weights + 12 * n_layers * d_model * sequence + 6 * vocab * d_model)
+
+
+def nanogpt_forward(weights, n_layers, d_model, vocab, sequence):
+    """Forward FLOPs of a sequence.
+
+        2 T (weights + V d) + 4 L d T^2                     [nanoGPT, transformer_sizing.ipynb]
+
+    weights: of a GPT-2, 12 L d^2.   Leaves out the look-ups of tokens and positions, softmax, norms and biases.
+    """
+    return 2 * sequence * (weights + vocab * d_model) + 4 * n_layers * d_model * sequence**2
+
+
+def table(arch, sequence):
+    """What each formula makes of an Architecture: a list of (name, source, training FLOPs per token), ours last.
+
+    N and weights are those that one token uses, of the model as it is: gated blocks, few heads for keys and latent
+    attention included.  N is without embeddings for Kaplan, and for PaLM with the matrix of the head, tied or not.
+    Q is the mean of a head's query and value where they differ.  A layer that attends twice counts as two in L.
+    Soft MoE, whose rows are slots and not tokens, is counted so by ours alone.
+    """
+    listed = parts.parts(arch)
+    weights = sum(part.products for part in listed if part.name in IN_LAYERS)
+    router = sum(part.products for part in listed if part.name == "router")
+    n = parts.parameters(arch).active_without_embeddings
+    D, V, H, Q = arch.d_model, arch.vocab, arch.n_heads, (arch.query_width + arch.value_width) / 2
+    L = sum(parts.n_attentions(arch, layer) for layer in range(arch.n_layers))
+    whole, layers = (chinchilla(weights, L, H, Q, D, V, sequence, embeddings) for embeddings in (True, False))
+    ours = sum(formula.flops(arch, 1, sequence).values())
+    return [
+        ("Kaplan", "arXiv:2001.08361, sec. 2.1", kaplan(n)),
+        ("PaLM", "arXiv:2204.02311, app. B", palm(n + V * D, L, H, Q, sequence)),
+        ("Chinchilla", "arXiv:2203.15556, app. F", whole / sequence),
+        ("Chinchilla, layers alone", "arXiv:2203.15556, table A4", layers / sequence),
+        ("DeepSeekMoE", "arXiv:2401.06066, tables", deepseek_moe(weights - router, L, D, V, sequence) / sequence),
+        ("nanoGPT", "transformer_sizing.ipynb", 3 * nanogpt_forward(weights, L, D, V, sequence) / sequence),
+        ("ours", "each matrix product", ours / sequence),
+    ]

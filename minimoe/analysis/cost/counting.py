@@ -1,0 +1,176 @@
+"""Cost of a batch that really runs: every matrix product notes its shapes, and the place in the model where it stands.
+
+A FLOP is a multiplication or an addition; a multiply-add is two.  Only products of two matrices are counted, as papers
+do: a weighted mean of numbers, which is a product of vectors, is not.
+"""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe import groups as in_groups
+from minimoe import model
+from minimoe.analysis import places
+from minimoe.analysis.cost import ours, parts
+from minimoe.moe import dense, experts, soft
+from minimoe.nn import attention
+
+SCORES, BLOCK = "attention scores", "block"
+
+FUNCTIONS = {
+    "head": ((model, "model"),),
+    "attention": ((attention, "attention"),),
+    SCORES: ((attention, "attend"),),
+    "router": ((soft, "soft"),),
+    "experts": ((experts, "experts"),),
+    "dense": ((dense, "dense"),),
+    BLOCK: (places.BLOCK,),
+}
+"""Part of a model -> the functions whose products are its own.  A dense block beside experts is their shared one."""
+
+
+class Product(NamedTuple):
+    """One matrix product that ran: the shapes of its factors."""
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+
+    @property
+    def flops(self):
+        """Two for each multiply-add: 2 * rows * inner * columns, times the batch."""
+        return 2 * math.prod(np.broadcast_shapes(self.left[:-2], self.right[:-2])) * math.prod(
+            (*self.left[-2:], self.right[-1]))
+
+
+class Counted(np.ndarray):
+    """An array that notes every product of two matrices that it, or an array made from it, takes part in."""
+
+    note = None
+
+    def __array_finalize__(self, source):
+        """An array made from a counted one notes in the same place."""
+        self.note = getattr(source, "note", None)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        """Run the operation on plain arrays; note it if it is a matrix product; hand the notebook on."""
+        note = next(a.note for a in (*inputs, *(out or ())) if isinstance(a, Counted))
+        plain = [a.view(np.ndarray) if isinstance(a, Counted) else a for a in inputs]
+        if out is not None:
+            options["out"] = tuple(a.view(np.ndarray) if isinstance(a, Counted) else a for a in out)
+        result = getattr(ufunc, method)(*plain, **options)
+        if ufunc is np.matmul and min(plain[0].ndim, plain[1].ndim) >= 2:
+            note(Product(plain[0].shape, plain[1].shape))
+        return out[0] if out is not None else counted(result, note)
+
+    def __array_function__(self, function, types, arguments, options):
+        """Functions that forget the kind of their arguments, such as concatenate, hand the notebook on too."""
+        result = super().__array_function__(function, types, arguments, options)
+        return type(result)(counted(a, self.note) for a in result) if isinstance(result, (list, tuple)) else counted(
+            result, self.note)
+
+
+def counted(array, note):
+    """The array as a Counted one.  note: a function that is called with each Product."""
+    if not isinstance(array, np.ndarray):
+        return array
+    view = array.view(Counted)
+    view.note = note
+    return view
+
+
+class Rows(NamedTuple):
+    """Rows of a layer's experts.  chosen: assignments, before capacity.  kept: those with room.  run: computed."""
+
+    chosen: int
+    kept: int
+    run: int
+
+
+class Cost(NamedTuple):
+    """Cost of the forward and the backward pass of one batch.
+
+    work: Place -> FLOPs.   rows: layer -> Rows, of the layers that have a router.   tokens: of the batch.
+    """
+
+    parameters: parts.Parameters
+    work: dict
+    rows: dict
+    tokens: int
+
+    def flops(self, way=None, part=None, layer=any):
+        """FLOPs of the places with this way, part and layer; None and any are all."""
+        return sum(flops for place, flops in self.work.items() if way in (None, place.way)
+                   and part in (None, place.part) and layer in (any, place.layer))
+
+    @property
+    def forward_flops(self):
+        """FLOPs of the forward pass."""
+        return self.flops("forward")
+
+    @property
+    def training_flops(self):
+        """FLOPs of the forward and the backward pass."""
+        return self.flops()
+
+    @property
+    def forward_flops_per_token(self):
+        """FLOPs of a forward pass, per token."""
+        return self.forward_flops / self.tokens
+
+    @property
+    def training_flops_per_token(self):
+        """FLOPs of a forward and a backward pass, per token."""
+        return self.training_flops / self.tokens
+
+    @property
+    def padding_flops(self):
+        """Of the FLOPs, those that went into empty slots of experts."""
+        return sum(self.flops(part="experts", layer=layer) // max(rows.run, 1) * (rows.run - rows.kept)
+                   for layer, rows in self.rows.items())
+
+
+def count(config, batch=1, sequence=None, groups=1, seed=0):
+    """Cost of a training step's forward and backward pass, counted on random tokens and a freshly initialised model.
+
+    batch: sequences.  sequence: tokens each; None is config.max_sequence.  groups: see `groups.cut`.
+    """
+    sequence = sequence or config.max_sequence
+    tokens_BS = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, sequence))
+    return count_run(model.init_params(config, seed), tokens_BS, config, groups, seed)
+
+
+def count_run(params, tokens_BS, config, groups=1, seed=0):
+    """The same for given parameters and tokens.  seed: of what training leaves to chance.  Returns Cost."""
+    noted, routings = noted_products(params, tokens_BS, config, groups, seed)
+    work = Counter()
+    for place, product in noted:
+        shared = place.part == "dense" and config.layer_kinds[place.layer] == "moe"
+        work[place._replace(part="shared experts") if shared else place] += product.flops
+    per_row = 6 * config.d_model * config.d_hidden  # three products of D x F
+    rows = {layer: Rows(sum(len(r.expert_A) for r in of_layer), sum(int(r.kept_A.sum()) for r in of_layer),
+                        work[places.Place(layer, "experts", "forward")] // per_row)
+            for layer, of_layer in zip(config.moe_layers, zip(*routings, strict=True), strict=True)}
+    return Cost(parts.parameters(ours.architecture(config)), dict(work), rows, tokens_BS.size)
+
+
+def noted_products(params, tokens_BS, config, groups=1, seed=0):
+    """The matrix products of a training step's forward and backward pass, in order.
+
+    Returns a list of (Place, Product), and the routings of each group.
+    """
+    noted = []
+    with places.watched(config, FUNCTIONS) as here:
+        noting = {name: counted(array, lambda product: noted.append((here(), product)))
+                  for name, array in params.items()}
+        result = in_groups.gradients(noting, in_groups.cut(tokens_BS, np.roll(tokens_BS, -1, 1), groups), config,
+                                     np.random.default_rng(seed))
+    return noted, result.routings
+
+
+def products(config, batch, sequence, seed=0):
+    """The shapes alone, of random tokens as one group: a list of Product."""
+    tokens_BS = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, sequence))
+    noted, _ = noted_products(model.init_params(config, seed), tokens_BS, config, seed=seed)
+    return [product for _, product in noted]

@@ -1,0 +1,31 @@
+"""FLOPs in closed form, part by part: what counting a run must give, without the run."""
+
+from collections import Counter
+
+from minimoe.analysis.cost import parts
+from minimoe.analysis.places import Place
+
+SCORES = "attention scores"
+
+
+def flops(arch, batch, sequence, rows=None):
+    """FLOPs of the matrix products of a batch: Place -> FLOPs, forward and backward.
+
+        forward = 2 * multiply-adds of the weights that each token uses + 4 * H * P * S for the scores and their mean
+        backward = 2 * forward: each product y = x W has two, for dx and for dW
+
+    The scores of all S * S pairs are computed, the masked half too.  rows: layer -> rows that its experts compute;
+    None is dropless, K a token.  Two stacks: of as many tokens in each.
+    """
+    T, work = batch * sequence, Counter()
+    for part in parts.parts(arch):
+        if part.name == "experts":
+            n_rows = batch * arch.soft_slots or arch.top_k * T if rows is None else rows[part.layer]
+            work[part.layer, part.name] += 2 * n_rows * part.products // arch.top_k
+        else:
+            work[part.layer, part.name] += 2 * T * part.products
+    for layer in range(arch.n_layers):
+        looks = parts.n_attentions(arch, layer)
+        work[layer, SCORES] = 2 * T * looks * arch.n_heads * (arch.query_width + arch.value_width) * sequence
+    return {Place(layer, name, way): times * n for (layer, name), n in work.items() if n
+            for way, times in (("forward", 1), ("backward", 2))}

@@ -1,0 +1,64 @@
+"""What a model of ours costs, counted and measured on runs, beside the closed forms: records that JSON can hold."""
+
+from minimoe import model
+from minimoe.analysis import bench
+from minimoe.analysis.cost import counting, deployment, formula, memory, ours, parallel, parts
+from minimoe.training import loop
+
+
+def counted(config, batch, sequence, groups=1):
+    """The forward and backward pass of one batch, counted product by product, and by formula: equal to the last FLOP.
+
+    Returns rows of parts, and rows of layers: assignments chosen and kept, rows of experts computed.
+    """
+    cost = counting.count(config, batch, sequence, groups)
+    closed = formula.flops(ours.architecture(config), batch, sequence, {i: r.run for i, r in cost.rows.items()} or None)
+    names = [name for name in (*parts.NAMES, formula.SCORES) if cost.flops(part=name)]
+    return {
+        "batch": batch, "sequence": sequence, "groups": groups, "tokens": cost.tokens,
+        "parts": [{"part": name, "forward": cost.flops("forward", name), "backward": cost.flops("backward", name),
+                   "formula": sum(n for place, n in closed.items() if place.part == name)} for name in names],
+        "layers": [{"layer": i, **rows._asdict()} for i, rows in cost.rows.items()],
+        "training_flops": cost.training_flops, "padding_flops": cost.padding_flops,
+    }
+
+
+def step_memory(config, train_config):
+    """Bytes of a training step: what it keeps, walked and by formula, and its peak, traced and by formula.
+
+    The groups run one after another.
+    """
+    batch, sequence, groups = train_config.batch, train_config.sequence, train_config.groups
+    in_group, rows = batch // groups, None
+    if config.moe_layers:
+        rows = {i: r.run for i, r in counting.count(config, in_group, sequence).rows.items()}
+    text = bench.random_text(config, train_config)
+    return {**memory.step_memory(config, in_group, sequence)._asdict(),
+            "activations_formula": 4 * memory.activation_numbers(config, in_group, sequence, rows),
+            "peak": memory.peak_bytes(lambda: loop.step_once(loop.new_state(config, train_config, text), text)),
+            "peak_formula": memory.peak_formula(config, batch, sequence, groups, rows=rows)}
+
+
+def routed(params, config, tokens_BS, ranks, machine):
+    """What the routing of a trained model does to its costs: a record a layer, beside even routing.
+
+    tokens_BS: held-out text.   ranks: devices that share the experts.
+    touched: experts that a step of decoding uses, by texts at once.   missed: share of a text's uses that a memory of
+    E/2 experts, the last used, does not have.   imbalance: rows of the busiest rank over the mean.
+    seconds: of the layer on the ranks, as it is, and if it were even.
+    """
+    _, routings = model.forward(params, tokens_BS, config)
+    E, K = config.n_experts, config.top_k
+    sizes = [n for n in deployment.BATCHES if n <= len(tokens_BS)]
+    found = []
+    for layer, routing in zip(config.moe_layers, routings, strict=True):
+        moved = parallel.exchange(routing, ranks, config.d_model, 4, d_hidden=config.d_hidden, link=machine.link,
+                                  flops=machine.flops)
+        found.append({
+            "layer": layer, "texts": sizes,
+            "touched": [float(deployment.touched_experts(routing, n).mean()) for n in sizes],
+            "touched_if_even": [deployment.distinct_experts(E, K, n) for n in sizes],
+            "missed": deployment.misses(routing, E // 2), "ranks": ranks,
+            "sent_bytes": int(moved.sent_R.sum()), "imbalance": moved.imbalance,
+            "seconds": moved.slowest.total, "seconds_if_even": moved.even.total})
+    return found

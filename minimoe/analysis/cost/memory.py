@@ -1,0 +1,158 @@
+"""Bytes that a model holds, in training and in generation: by formula, and as walked or traced in a run of ours."""
+
+import tracemalloc
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe import model
+from minimoe import params as parameters
+from minimoe.analysis.cost import ours, parts
+
+
+class Format(NamedTuple):
+    """How numbers are stored.  bits: of one.  block: numbers that share a scale of `scale_bits`; 0 is none."""
+
+    bits: int
+    block: int = 0
+    scale_bits: int = 0
+
+    def bytes(self, n):
+        """Of n numbers."""
+        return n * (self.bits + (self.scale_bits / self.block if self.block else 0)) / 8
+
+
+FORMATS = {
+    "float32": Format(32),
+    "bf16": Format(16),
+    "fp8": Format(8, 128 * 128, 32),
+    "int8": Format(8, 64, 16),
+    "mxfp8": Format(8, 32, 8),
+    "int4": Format(4, 64, 16),
+    "mxfp4": Format(4, 32, 8),
+}
+"""Name -> Format.  mxfp8, mxfp4: OCP Microscaling Formats, version 1.0, a scale of 8 bits for 32 numbers, so 4.25 bits
+with mxfp4.  fp8: DeepSeek-V3's blocks of 128 x 128 with one float32 [arXiv:2412.19437, sec. 3.3.2].  int8, int4: a
+usual choice, one float16 for 64 numbers."""
+
+ROUTING_NUMBERS = 17
+"""Of an assignment: seven whole numbers of 8 bytes (token, rank, expert twice, slot, rows twice), three of 4."""
+
+ADAM_BYTES = {"float32": 4 + 4 + 8, "mixed precision": 2 + 2 + 12}
+"""Bytes a parameter: weight, gradient, and what Adam keeps: two moments, in mixed precision also a float32 copy of the
+weight.  Both are 16 [ZeRO, arXiv:1910.02054, sec. 3.1]."""
+
+
+def weight_bytes(arch, rest="bf16", experts=None):
+    """Bytes of all weights.  rest: format of all but the matrices of the experts.  experts: theirs; None: the same."""
+    listed = parts.parts(arch)
+    of_experts = sum(part.products * arch.n_routed_experts // arch.top_k for part in listed if part.name == "experts")
+    total = sum(part.total for part in listed)
+    return FORMATS[rest].bytes(total - of_experts) + FORMATS[experts or rest].bytes(of_experts)
+
+
+def kv_numbers(arch):
+    """Numbers that the cache of keys and values keeps for each token: 2 G P a layer, or one latent vector.
+
+                                                        [DeepSeek-V2, arXiv:2405.04434, table 1]
+    With two stacks: of a token of the decoder's text and of one of the encoder's, in the decoder's layers.
+    """
+    if arch.mla is None:
+        each = arch.kv_heads * (arch.query_width + arch.value_width)
+    else:
+        each = arch.mla.kv_lora_rank + arch.mla.qk_rope_head_dim
+    return each * (arch.n_layers if len(arch.stacks) == 1 else 2 * arch.stacks[1])
+
+
+def activation_numbers(config, batch, sequence, rows=None):
+    """Numbers that our forward pass keeps for its backward, in closed form: of float32, so times 4 bytes.
+
+    rows: layer -> rows that its experts compute; None is dropless, K a token.
+    """
+    D, H, G, P, S, T = (config.d_model, config.n_heads, config.kv_heads, config.d_head, sequence, batch * sequence)
+    norm = 2 * T * D + T  # what was normalised, before the gain and after, and its scale
+    attention = T * (3 * H + 2 * G) * P + batch * H * S * S  # q, k, v, the mix twice; the weights of all pairs
+    total = norm + T * config.vocab_size  # of the head; the probabilities
+    for layer, kind in enumerate(config.layer_kinds):
+        total += 2 * norm + attention
+        if kind == "dense":
+            total += 3 * T * config.dense_width  # gate, up, sigmoid
+        elif kind == "soft":
+            Z = ours.architecture(config).soft_slots
+            total += T * D + 3 * T * Z + Z * D + batch * Z * (2 * D + 3 * config.d_hidden)
+        else:
+            n_rows = config.top_k * T if rows is None else rows[layer]
+            n_kept = min(n_rows, config.top_k * T)  # if there are empty slots
+            total += n_rows * (D + 3 * config.d_hidden) + n_kept * D  # in, gate, up, sigmoid; out
+            total += 2 * T * config.n_experts + ROUTING_NUMBERS * config.top_k * T
+            total += 3 * T * config.n_shared_experts * config.d_hidden
+    return total
+
+
+class Memory(NamedTuple):
+    """Bytes that a training step holds: the model, its gradients, AdamW's two moments, what the forward pass keeps."""
+
+    parameters: int
+    gradients: int
+    moments: int
+    activations: int
+
+
+def step_memory(config, batch, sequence, seed=0):
+    """Memory of a training step, the activations by walking the caches of one that ran."""
+    params = model.init_params(config, seed)
+    rng = np.random.default_rng(seed)
+    tokens_BS, targets_BS = rng.integers(0, config.vocab_size, (2, batch, sequence))
+    _, cache = model.objective_forward(params, tokens_BS, targets_BS, config, training=True, rng=rng)
+    size = sum(array.nbytes for array in params.values())
+    return Memory(size, size, 2 * size, cache_bytes(cache, params))
+
+
+def peak_formula(config, batch, sequence, groups=1, threads=1, rows=None):
+    """Most bytes that a training step of ours holds at once, in closed form, float32.
+
+        weights, moments + gradients + what the groups keep that run at the same time + what comes and goes
+
+    The gradients of groups that are done wait as one sum beside those being made.  The peak is near the end of a
+    backward pass: all activations, the logits and their gradient, and what the first layer's backward makes.
+    rows: layer -> rows that the experts of one group compute; None is dropless.
+    """
+    size, at_once = parts.parameters(ours.architecture(config)).total, min(groups, threads)
+    kept = activation_numbers(config, batch // groups, sequence, rows) + _passing_numbers(config, batch // groups,
+                                                                                        sequence, rows)
+    return 4 * ((3 + at_once + (groups > at_once)) * size + at_once * kept)
+
+
+def _passing_numbers(config, batch, sequence, rows):
+    """Of a backward pass at its end: the logits and their gradient, and the larger half of the first layer."""
+    D, T, kind = config.d_model, batch * sequence, config.layer_kinds[0]
+    attention = batch * config.n_heads * sequence ** 2 + 6 * T * D
+    if kind == "moe":
+        n_rows = config.top_k * T if rows is None else rows[0]
+        feed_forward = 3 * n_rows * D + 4 * n_rows * config.d_hidden // config.n_experts + 2 * T * D
+    else:
+        feed_forward = 4 * T * (config.dense_width if kind == "dense" else config.d_hidden) + 3 * T * D
+    return 2 * T * config.vocab_size + max(attention, feed_forward)
+
+
+def cache_bytes(cache, params):
+    """Bytes that a forward pass keeps for its backward: every distinct buffer in the cache but the parameters."""
+    owned = {id(_buffer(array)) for array in params.values()}
+    buffers = {id(b): b.nbytes for b in map(_buffer, parameters.arrays_in(cache)) if id(b) not in owned}
+    return sum(buffers.values())
+
+
+def peak_bytes(function):
+    """Most bytes that `function()` had allocated at once, beyond what there was before."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _buffer(array):
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array

@@ -1,0 +1,116 @@
+"""Published models as data, to be counted: the table of this package, and files of the same form.
+
+A description gives what a model is made of, never how large it is: numbers of parameters are computed.
+"""
+
+import difflib
+import functools
+import json
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from minimoe.analysis.cost import architecture, parts
+from minimoe.analysis.cost.architecture import Architecture
+
+
+class Model(NamedTuple):
+    """A model to count.
+
+    key: its name on a command line.   published: what its publishers print, as they print it: "total", "active", and
+    the "convention" that the active count follows; empty for a model of a user.   source: where that is said.
+    """
+
+    key: str
+    name: str
+    arch: Architecture
+    published: dict
+    source: str
+
+
+def models():
+    """All models of our table: key -> Model."""
+    return {model.key: model for model in _table()}
+
+
+def find(key):
+    """The Model of a key.  Raises ValueError with all keys if there is none."""
+    table = models()
+    if str(key) in table:
+        return table[str(key)]
+    near = difflib.get_close_matches(str(key).lower(), table, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"model = {key!r}: must be one of {', '.join(table)}{hint}")
+
+
+def read_file(path):
+    """The Models of a JSON file: {"models": [{"name": ..., "arch": {...}}, ...]}, or such a list, or one such record.
+
+    Other keys of a record are ignored.  Raises ValueError with the file, and the model and the field if it is in one.
+    """
+    try:
+        return _read(_load(path), path)
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deep") from None
+
+
+def counts(model):
+    """Parameters of a Model, as a record: in all, and active by the three conventions that papers follow."""
+    total, active, without_input, without_embeddings = parts.parameters(model.arch)
+    return {"name": model.name, "total": total, "active_incl_all_embeddings": active,
+            "active_excl_input_embedding": without_input, "active_non_embedding": without_embeddings}
+
+
+@functools.cache
+def _table():
+    text = resources.files(__package__).joinpath("published.json").read_text("utf-8")
+    return [Model(entry["key"], entry["name"], architecture.read(entry["arch"]), entry["published"], entry["source"])
+            for entry in json.loads(text)["models"]]
+
+
+def _load(path):
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"), parse_int=_whole)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON in UTF-8: {error}") from None
+
+
+def _whole(digits):
+    """Python refuses to make an int of thousands of digits; a float is refused later, with the name of its field."""
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+def _read(data, path):
+    entries = data.get("models", [data]) if isinstance(data, dict) else data
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f'{path}: must be {{"models": [...]}}, a list of models or one model, and hold at least one')
+    found = {}
+    for place, entry in enumerate(entries, 1):
+        where = f"{path}: model {place}"
+        name = _name(entry, where)
+        if name in found:
+            raise ValueError(f"{where}: name = {name!r}: model {list(found).index(name) + 1} has this name too")
+        found[name] = Model(name, name, _architecture(entry, f"{where}, {name!r}"), {}, str(path))
+    return list(found.values())
+
+
+def _name(entry, where):
+    if not isinstance(entry, dict):
+        raise ValueError(f'{where}: must be a record with "name" and "arch"')
+    if "name" not in entry:
+        raise ValueError(f"{where}: name: must be said")
+    name = entry["name"]
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ValueError(f"{where}: name = {name!r}: must be text of one line")
+    return name
+
+
+def _architecture(entry, where):
+    if "arch" not in entry:
+        raise ValueError(f"{where}: arch: must be said")
+    try:
+        return architecture.read(entry["arch"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -1,0 +1,89 @@
+"""All costs of one model on one page: as a record that JSON can hold, and as text."""
+
+from collections import Counter
+
+from minimoe.analysis.cost import conventions, deployment, formula, memory, parts
+
+TEXTS = deployment.BATCHES
+"""Texts at once that are shown."""
+
+
+def sheet(name, arch, context, machine, rest="bf16", experts=None):
+    """The record of an Architecture.  Units: FLOPs, bytes, seconds.
+
+    context: tokens of the texts.  machine: Machine.  rest, experts: formats of `memory.FORMATS`; the cache has `rest`.
+    """
+    counted, work = parts.parameters(arch), flops_of_parts(arch, context)
+    return {
+        "name": name, "context": context, "parameters": counted._asdict(), "parts": part_rows(arch, work),
+        "forward_flops_per_token": sum(work.values()), "dense_twin": dense_twin(arch, context, machine, rest, experts),
+        "memory": {
+            "weights": {form: memory.weight_bytes(arch, form) for form in memory.FORMATS},
+            "weights_as_said": memory.weight_bytes(arch, rest, experts), "formats": [rest, experts or rest],
+            "training": {words: n * counted.total for words, n in memory.ADAM_BYTES.items()},
+            "cache_per_token": memory.FORMATS[rest].bytes(memory.kv_numbers(arch)),
+        },
+        "bytes_read": {n: deployment.bytes_read(arch, n, context, rest, experts, rest) for n in TEXTS},
+        "machine": machine._asdict(), "decode": [decode_row(arch, n, context, machine, rest, experts) for n in TEXTS],
+        "turning_batch": deployment.turning_batch(arch, machine, context, rest=rest, experts=experts, cache=rest),
+        "offload_half": [deployment.offload_seconds(arch, machine, n, arch.n_routed_experts // 2, rest, experts)
+                         for n in TEXTS],
+        "conventions": [{"name": words, "source": source, "training_flops_per_token": flops}
+                        for words, source, flops in conventions.table(arch, context)],
+    }
+
+
+def flops_of_parts(arch, context):
+    """Forward FLOPs a token of each part, when texts of `context` tokens are read at once."""
+    work = Counter()
+    for place, flops in formula.flops(arch, 1, context).items():
+        work[place.part] += flops / context if place.way == "forward" else 0
+    return {part: flops for part, flops in work.items() if flops}
+
+
+def part_rows(arch, work):
+    """Parameters, active parameters and forward FLOPs of each part, over all layers."""
+    total, active = Counter(), Counter()
+    for part in parts.parts(arch):
+        total[part.name] += part.total
+        active[part.name] += part.active
+    names = [name for name in (*parts.NAMES, formula.SCORES) if total[name] or work.get(name)]
+    return [{"part": name, "total": total[name], "active": active[name], "forward_flops_per_token": work.get(name, 0)}
+            for name in names]
+
+
+def decode_row(arch, texts, context, machine, rest, experts):
+    """One step of decoding for a number of texts."""
+    step = deployment.decode_step(arch, texts, context, rest, experts, rest)
+    seconds = step.seconds(machine)
+    return {"texts": texts, "distinct_experts": _distinct(arch, texts), "weight_bytes": step.weights,
+            "cache_bytes": step.cache, "flops": step.flops, "intensity": step.intensity, "seconds": seconds,
+            "tokens_per_second": texts / seconds,
+            "waits_for": "bytes" if step.bytes / machine.bandwidth > step.flops / machine.flops else "FLOPs"}
+
+
+def _distinct(arch, texts):
+    E = arch.n_routed_experts
+    return deployment.distinct_experts(E, arch.top_k, texts) if E else 0.0
+
+
+def dense_twin(arch, context, machine, rest, experts):
+    """How many times as much a model costs in which every token uses every expert: a dense one of equal size.
+
+    None for a dense model.  FLOPs: of the experts alone, and of the whole model.  seconds: of decoding, by texts.
+    """
+    if not arch.n_routed_experts:
+        return None
+    E, K = arch.n_routed_experts, arch.top_k
+    work = flops_of_parts(arch, context)
+    whole, of_experts = sum(work.values()), work["experts"]
+    twin = whole - of_experts + of_experts * E / K
+    extra = of_experts * (E / K - 1)
+    times = []
+    for texts in TEXTS:
+        step = deployment.decode_step(arch, texts, context, rest, experts, rest)
+        all_read = deployment.decode_step(arch, texts, context, rest, experts, rest, distinct=E)
+        times.append(all_read._replace(flops=all_read.flops + texts * extra).seconds(machine) / step.seconds(machine))
+    counted = parts.parameters(arch)
+    return {"active_share": counted.active / counted.total, "expert_flops": E / K, "flops": twin / whole,
+            "decode_seconds": times, "memory": 1.0}

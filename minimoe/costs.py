@@ -1,0 +1,118 @@
+"""The command `cost`: of which models, on which machine, and how the answer is written."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe.analysis import comparison, cost_plots, plots
+from minimoe.analysis.cost import deployment, measured, ours, published, report, sheet
+
+PUBLISHED_CONTEXT, HELD_OUT = 2048, 64
+"""Tokens of a text for published models; texts that a run's routing is read from."""
+
+
+class Where(NamedTuple):
+    """Where and how a model is used.  context: tokens of a text, None is the usual.  rest, experts: formats."""
+
+    machine: deployment.Machine
+    context: int | None
+    rest: str
+    experts: str | None
+
+
+def where(options, ours):
+    """The Where of the options of the command, with defaults for our models or for published ones.
+
+    Raises ValueError for numbers that cannot be, and for a figure that is no PNG.
+    """
+    if options.figure is not None:
+        plots.check_path(options.figure)
+    if options.context is not None and options.context < 1:
+        raise ValueError(f"--context {options.context}: must be 1 or more")
+    said = {name: getattr(options, name) for name in ("bandwidth", "flops") if getattr(options, name) is not None}
+    for name, value in said.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--{name} {value}: must be a finite number above 0")
+    machine = deployment.MACHINES[options.machine or ("ddr5" if ours else "h100")]
+    words = f"{machine.words}, but {' and '.join(said)} as told" if said else machine.words
+    return Where(machine._replace(words=words, **said), options.context,
+                 options.format or ("float32" if ours else "bf16"), options.expert_format)
+
+
+def known():
+    """The published models of our table."""
+    return list(published.models().values())
+
+
+find, of_file = published.find, published.read_file
+
+
+def counted(models, as_json, with_keys=False):
+    """Parameters of several models, as JSON or as a table.  with_keys: with the names that --model knows."""
+    counts = [published.counts(model) for model in models]
+    if as_json:
+        return json.dumps(counts, indent=2)
+    rows = [(*(["--model"] if with_keys else []), "name", "parameters", "active", "without input embedding",
+             "without embeddings", "layers", "experts")]
+    for model, (name, *numbers) in zip(models, (count.values() for count in counts), strict=True):
+        rows.append((*([model.key] if with_keys else []), name, *(f"{n:,}" for n in numbers), str(model.arch.n_layers),
+                     _experts(model.arch)))
+    return report.table(rows, left=(0, 1) if with_keys else (0,))
+
+
+def _experts(arch):
+    if not arch.n_routed_experts:
+        return "-"
+    shared = f" + {arch.n_shared_experts}" if arch.n_shared_experts else ""
+    return f"{arch.top_k} of {arch.n_routed_experts}{shared}"
+
+
+def of_published(model, where):
+    """The record of a published model.  Raises ValueError for a context that it cannot read."""
+    longest = model.arch.ctx
+    if where.context is not None and longest is not None and where.context > longest:
+        raise ValueError(f"--context {where.context}: {model.name} reads {longest} tokens at most")
+    context = where.context or min(PUBLISHED_CONTEXT, longest or PUBLISHED_CONTEXT)
+    record = sheet.sheet(model.name, model.arch, context, where.machine, where.rest, where.experts)
+    return record | ({"published": model.published | {"source": model.source}} if model.published else {})
+
+
+def of_ours(config, train_config, where):
+    """The record of a model of ours, with what was counted and measured."""
+    context = where.context or config.max_sequence
+    if context > config.max_sequence:
+        raise ValueError(f"--context {context}: the model reads max_sequence = {config.max_sequence} tokens at most")
+    record = sheet.sheet(comparison.layers_words(config), ours.architecture(config), context, where.machine, where.rest,
+                         where.experts)
+    shape = train_config.batch, train_config.sequence, train_config.groups
+    return record | {"counted": measured.counted(config, *shape), "step": measured.step_memory(config, train_config)}
+
+
+def of_run(state, text, where, ranks):
+    """The same of a run, with what its routing of the text's held-out part costs, layer by layer."""
+    record = of_ours(state.model_config, state.train_config, where)
+    if not state.model_config.moe_layers:
+        return record
+    texts_BS = _held_out(text, state.train_config.sequence)
+    return record | {"routing": measured.routed(state.params, state.model_config, texts_BS, ranks, where.machine)}
+
+
+def _held_out(text, length):
+    """As many texts of each domain, from the beginning of what is held out: [B, S]."""
+    each = min(HELD_OUT // len(text.domains), *(len(stream) // length for stream in text.held_out))
+    return np.concatenate([stream[:each * length].reshape(each, length) for stream in text.held_out])
+
+
+def answer(record, as_json):
+    """A record as JSON or as text."""
+    if as_json:
+        return json.dumps(record, indent=2)
+    own = [words(record[name]) for name, words in (("counted", report.of_counted), ("step", report.of_step),
+                                                   ("routing", report.of_routing)) if name in record]
+    return "\n\n".join([report.report(record), *own])
+
+
+def draw(records, path):
+    """Draw where parameters, FLOPs and bytes are."""
+    plots.save(cost_plots.cost_shares(records), path)
