@@ -23,7 +23,10 @@ class _Parser(argparse.ArgumentParser):
 CHOICES = {"router": {name: router.words for name, router in names.ROUTERS.items()}, "drop_order": names.DROP_ORDERS}
 """Field -> the names that it can have, with what they mean."""
 
-IN_GROUPS = (commands.tour, commands.train, commands.routers, commands.bench)
+STUDIES = (commands.tour, commands.routers, commands.compare)
+"""Commands that train several models, some seeds of each."""
+
+IN_GROUPS = (*STUDIES, commands.train, commands.bench)
 """Commands that run the groups of a batch at the same time."""
 
 
@@ -59,7 +62,7 @@ def parser():
     _add_threads(parser, default=None)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for add in (_add_train, _add_generate, _add_route, _add_doctor, _add_gradcheck, _add_figures,
-                _add_routers, _add_causality, _add_rosetta, _add_cost, _add_bench):
+                _add_routers, _add_compare, _add_causality, _add_rosetta, _add_cost, _add_bench):
         add(subparsers)
     return parser
 
@@ -67,12 +70,12 @@ def parser():
 def _check_general_options(options):
     """Those that may stand before a command: that it has them, and how many threads there are."""
     for name in ("quick", "seeds", "fresh"):
-        if options.run_command not in (commands.tour, commands.routers) and getattr(options, name) is not None:
-            raise ValueError(f"--{name} belongs to the tour, which has no command after it, and to `routers`")
+        if options.run_command not in STUDIES and getattr(options, name) is not None:
+            raise ValueError(f"--{name} belongs to the tour, which has no command after it, to `routers` and `compare`")
     if options.threads is None:
         options.threads = commands.DEFAULT_THREADS
     elif options.run_command not in IN_GROUPS:
-        raise ValueError(f"--threads belongs to the tour, `train`, `routers` and `bench`: "
+        raise ValueError(f"--threads belongs to the tour, `train`, `routers`, `compare` and `bench`: "
                          f"{options.run_command.__name__} has no groups to run at the same time")
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be 1 or more")
@@ -88,6 +91,12 @@ def _add_comparison(parser, quick, seeds, default):
 def _add_routers(subparsers):
     parser = _command(subparsers, "routers", commands.routers, "train every router on one small budget, and compare")
     _add_comparison(parser, "to see that all works: far too short to compare", commands.ROUTERS_SEEDS,
+                    default=argparse.SUPPRESS)  # what was said before the command stands
+
+
+def _add_compare(subparsers):
+    parser = _command(subparsers, "compare", commands.compare, "train MoE and dense at equal steps, FLOPs and time")
+    _add_comparison(parser, "to see that all works: far too short to compare", commands.COMPARE_SEEDS,
                     default=argparse.SUPPRESS)  # what was said before the command stands
 
 

@@ -15,7 +15,7 @@ DEFAULT_THREADS = 2
 DEFAULT_RUN, DEFAULT_PRESET = "runs/tour/moe/seed0", "shakespeare-cpu"
 
 
-TOUR_SEEDS, ROUTERS_SEEDS, BENCH_STEPS = 1, 3, 40
+TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS, BENCH_STEPS = 1, 3, 3, 40
 
 BENCH_FIELDS = {"batch", "sequence", "groups", "accumulate"}
 """Fields of TrainConfig on which the time of a step depends."""
@@ -42,17 +42,23 @@ def tour(options):
 
 def figures(options):
     """Draw the figures again."""
-    from minimoe import tour, zoo
-    drawn = zoo.figure()
+    from minimoe import budgets, tour, zoo
+    drawn = {"routers": zoo.figure(), "compare": budgets.figure()}
     tour.figures()
-    if not drawn:
-        print("figures/routers.png is left as it is: `python -m minimoe routers` trains what it shows")
+    for name in (name for name, there in drawn.items() if not there):
+        print(f"figures/{name}.png is left as it is: `python -m minimoe {name}` trains what it shows")
 
 
 def routers(options):
     """Train every router on one budget, and compare them."""
     from minimoe import zoo
     zoo.main(bool(options.quick), _seeds(options, ROUTERS_SEEDS), bool(options.fresh), options.threads)
+
+
+def compare(options):
+    """Train MoE and dense models at equal steps, FLOPs and time."""
+    from minimoe import budgets
+    budgets.main(bool(options.quick), _seeds(options, COMPARE_SEEDS), bool(options.fresh), options.threads)
 
 
 def causality(options):

@@ -116,7 +116,8 @@ def step(decoder, token, position):
 
 def _norm(x_1D, gain_D, eps):
     """`ops.rmsnorm_forward` of one token, in a third of its time: with one number to divide by, the gain takes it."""
-    return x_1D * (gain_D / np.sqrt(x_1D @ x_1D.T / x_1D.shape[1] + eps))
+    x_D = x_1D[0]
+    return x_1D * (gain_D / np.sqrt(x_D @ x_D / len(x_D) + eps))
 
 
 def _attend(x_1D, layer, config, rope, position):

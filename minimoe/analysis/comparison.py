@@ -77,7 +77,7 @@ def verdict(results):
         f"- Against the dense model with all its parameters, its loss is {_gap(moe, total)}.",
         "- All three share one recipe and few steps: a dense model with a recipe of its own, or a longer run, may do "
         "better.",
-        "- " + _on_seeds(len(moe.ce)),
+        "- " + on_seeds(len(moe.ce)),
     ])
 
 
@@ -89,7 +89,8 @@ def _gap(moe, dense):
     return words if len(lower_by) == 1 else f"{words}, and so in {(lower_by * gap > 0).sum()} of {len(lower_by)} seeds"
 
 
-def _on_seeds(n):
+def on_seeds(n):
+    """What so many seeds are worth, in words."""
     if n == 1:
         return "One seed is an anecdote: repeat with --seeds 3."
     return f"Means of {n} seeds: a comparison on which the seeds do not agree shows nothing."

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from minimoe.analysis import plots
 from minimoe.analysis.cost.report import quantity
@@ -66,3 +67,45 @@ def _cost_bars(record):
         **{f"bytes read for {n} token{'s' * (n > 1)}": (read[n], quantity(sum(read[n].values()), "B"))
            for n in (few, many)},
     }
+
+
+FAMILIES = {"MoE": ("#D55E00", "o"), "dense": ("#0072B2", "s")}
+"""First word of a model's name -> its colour and marker."""
+
+
+def pareto(entries, title):
+    """Loss against training FLOPs: a numbered marker a model, its area the total parameters; below and left is better.
+
+    entries: of `worth`.  Filled: at equal steps, joined by a line.  Open: a dense model at another budget.
+    """
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    axis, key = figure.subplots(), []
+    largest = max(entry.parameters.total for entry in entries)
+    for family, (shade, mark) in FAMILIES.items():
+        of_family = [entry for entry in entries if entry.name.startswith(family)]
+        joined = [entry for entry in of_family if entry.budget == "steps"]
+        axis.plot([e.flops for e in joined], [e.ce.mean() for e in joined], "-", color=shade, lw=1, alpha=0.6)
+        spots = {(entry.name, entry.steps) for entry in joined}
+        shown = joined + [e for e in of_family if (e.name, e.steps) not in spots]  # a budget can be as many steps
+        for entry in shown:
+            face, edge = (shade, "white") if entry.budget == "steps" else ("white", shade)
+            key.append(axis.scatter(
+                entry.flops, entry.ce.mean(), 90 + 700 * entry.parameters.total / largest, marker=mark, edgecolor=edge,
+                facecolor=face, zorder=3, label=f"{len(key) + 1}  {entry.name}, {quantity(entry.parameters.total)}"
+                + ("" if entry.budget == "steps" else f": equal {entry.budget}")))
+            axis.vlines(entry.flops, entry.ce.min(), entry.ce.max(), color=shade, lw=1.5, zorder=2)
+            axis.annotate(str(len(key)), (entry.flops, entry.ce.mean()), ha="center", va="center", fontsize=8, zorder=4,
+                          color="white" if entry.budget == "steps" else plots.INK)
+    axis.set(xscale="log", xlabel="training FLOPs (matrix products, forward and backward)",
+             ylabel="validation loss (nats per token)")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(lambda flops, _: quantity(flops))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(x=0.08, y=0.1)
+    plots.plain(axis)
+    legend = figure.legend(handles=key, loc="outside right center", frameon=False, fontsize=9,
+                           title="model, total parameters (area)\nbars: all seeds; open: another budget")
+    for handle in legend.legend_handles:
+        handle.set_sizes([60])
+    figure.suptitle(title, color=plots.INK, fontsize=13)
+    return figure

@@ -13,7 +13,7 @@ import numpy as np
 from minimoe import groups as in_groups
 from minimoe import model
 from minimoe.analysis import places
-from minimoe.analysis.cost import ours, parts
+from minimoe.analysis.cost import ours, parts, report
 from minimoe.moe import dense, experts, soft
 from minimoe.nn import attention
 
@@ -98,6 +98,14 @@ class Cost(NamedTuple):
     work: dict
     rows: dict
     tokens: int
+
+    def __str__(self):
+        """The FLOPs of each part, as a table."""
+        names = list(dict.fromkeys(place.part for place in self.work))
+        rows = [("FLOPs", "forward", "backward"),
+                *((part, f"{self.flops('forward', part):,}", f"{self.flops('backward', part):,}") for part in names),
+                ("together", f"{self.flops('forward'):,}", f"{self.flops('backward'):,}")]
+        return report.table(rows)
 
     def flops(self, way=None, part=None, layer=any):
         """FLOPs of the places with this way, part and layer; None and any are all."""

@@ -1,0 +1,179 @@
+"""MoE and dense models at equal steps, at equal training FLOPs and at equal time: who is ahead depends on the budget.
+
+A model that is given another number of steps has a schedule of its own: its learning rate falls over all of them.  The
+dense models are a family of widths, so that one can say which of them a MoE is worth.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from minimoe.analysis import comparison, cost, cost_plots, plots, worth
+from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL
+from minimoe.analysis.cost import deployment, ours
+from minimoe.config import ModelConfig, TrainConfig, preset
+from minimoe.training import corpus, data, loop, runs
+
+NEAR = 0.01
+"""Budgets that differ by less are the same: nothing is trained anew."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, and where it is put.  moe: the MoE that all are compared with.  seeds: runs of each."""
+
+    moe: ModelConfig
+    training: TrainConfig
+    seeds: int
+    runs: Path
+    figure: Path
+
+    @property
+    def main(self):
+        """The name of the MoE that all are compared with."""
+        return _name(self.moe)
+
+    def dense(self):
+        """Name -> ModelConfig of dense models, from half of the MoE's active width to its total one."""
+        active, total = self.moe.top_k * self.moe.d_hidden, self.moe.n_experts * self.moe.d_hidden
+        widths = {"dense, half of active": active // 2, DENSE_ACTIVE: active, "dense, half of total": total // 2,
+                  DENSE_TOTAL: total}
+        return {name: replace(self.moe, n_experts=1, top_k=1, d_hidden=width) for name, width in widths.items()}
+
+    def sparse(self):
+        """Name -> ModelConfig of MoEs that do the same work for a token with half, once and twice the experts."""
+        E = self.moe.n_experts
+        return {_name(config): config for config in (replace(self.moe, n_experts=n) for n in (E // 2, E, 2 * E))}
+
+    def path(self, name, steps, seed):
+        """Where the checkpoint of a model, a number of steps and a seed is."""
+        folder = name.replace(",", "").replace(" ", "-").lower()
+        return self.runs / f"{folder}-{steps}-steps" / f"seed{seed}" / "checkpoint.npz"
+
+
+def _name(config):
+    return f"MoE, {config.top_k} of {config.n_experts}"
+
+
+def plan(quick, seeds, vocab_size):
+    """The comparison, or the quick one that shows the same in seconds and is far too short to compare anything."""
+    moe, training = preset("tour-quick" if quick else "tour", {"vocab_size": vocab_size})
+    if quick:
+        return Plan(moe, replace(training, n_steps=20), seeds, Path("runs/compare-quick"),
+                    Path("runs/compare-quick/compare.png"))
+    return Plan(moe, training, seeds, Path("runs/compare"), Path("figures/compare.png"))
+
+
+def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
+    """Train what is not trained yet, print the table and the verdict, draw the picture.
+
+    quick: the small version.  seeds: runs of each.  fresh: train again what is there.  threads: see `loop.train`.
+    say: prints.
+    """
+    text = data.build(corpus.embedded(), TrainConfig().sequence)
+    what = plan(quick, seeds, len(text.tokenizer))
+    say(f"Training {len(what.dense() | what.sparse())} models for as many steps, then two dense ones for as many FLOPs "
+        "and as much time.\nInterrupt when you like: the same command goes on from there.\n")
+
+    def finished(name, config, training, seed):
+        return runs.finish(what.path(name, training.n_steps, seed), f"{name}, {training.n_steps} steps, seed {seed}",
+                           config, replace(training, seed=seed), text, fresh, say, threads)
+
+    entries = trained(what, finished)
+    _draw(what, entries)
+    say("\n" + worth.entries_table(entries, _of(entries, what.main)) + f"\n\nPicture: {what.figure}\n")
+    say("Far too short to compare anything: this shows that all works." if quick else verdict(what, entries, text))
+
+
+def figure(say=print):
+    """Draw the picture again from finished runs.  Returns whether there are any."""
+    text = data.build(corpus.embedded(), TrainConfig().sequence)
+    what = plan(False, 1, len(text.tokenizer))
+    seeds = len(list(what.path(what.main, what.training.n_steps, 0).parents[1].glob("seed*/checkpoint.npz")))
+    if seeds == 0:
+        return False
+
+    def finished(name, config, training, seed):
+        return runs.finished(what.path(name, training.n_steps, seed), config, replace(training, seed=seed), text,
+                             "python -m minimoe compare")
+
+    _draw(what, trained(replace(what, seeds=seeds), finished))
+    say(f"wrote {what.figure}")
+    return True
+
+
+def trained(what, finished):
+    """The Entries of a plan: all models at equal steps, then the two dense ones at equal FLOPs and at equal time.
+
+    finished: of (name, ModelConfig, TrainConfig, seed), the finished TrainState.
+    """
+    def entry(name, config, budget, steps):
+        training = replace(what.training, n_steps=steps)
+        return _entry(name, config, budget, training, [finished(name, config, training, seed)
+                                                       for seed in range(what.seeds)])
+
+    steps = what.training.n_steps
+    entries = [entry(name, config, "steps", steps) for name, config in (what.dense() | what.sparse()).items()]
+    moe = _of(entries, what.main)
+    for budget, spent in (("FLOPs", "flops"), ("time", "seconds")):
+        for name in (DENSE_ACTIVE, DENSE_TOTAL):
+            same_steps = _of(entries, name)
+            ratio = getattr(moe, spent) / getattr(same_steps, spent)
+            if abs(ratio - 1) < NEAR:
+                entries.append(same_steps._replace(budget=budget))
+            else:
+                entries.append(entry(name, what.dense()[name], budget, max(round(steps * ratio), 1)))
+    return entries
+
+
+def _entry(name, config, budget, training, states):
+    counted = cost.count(config, training.batch, training.sequence, training.groups)
+    seconds = np.median([second for state in states for second in state.history["seconds"]])
+    steps = training.n_steps
+    return worth.Entry(name, budget, steps, counted.parameters, steps * training.accumulate * counted.training_flops,
+                       float(steps * seconds), np.array([state.history["eval_ce"][-1] for state in states]))
+
+
+def _of(entries, name, budget="steps"):
+    return next(entry for entry in entries if (entry.name, entry.budget) == (name, budget))
+
+
+def _draw(what, entries):
+    gap = _of(entries, what.main).ce.mean() - _of(entries, DENSE_TOTAL).ce.mean()
+    title = (f"At equal steps the {what.main} is {abs(gap):.3f} nats {'above' if gap > 0 else 'below'} a dense model "
+             "of equal size")
+    plots.save(cost_plots.pareto(entries, title), what.figure)
+
+
+def verdict(what, entries, text):
+    """What each MoE is worth, and how much of the claim about savings is left, in words."""
+    steps = [entry for entry in entries if entry.budget == "steps"]
+    family = [_of(entries, name) for name in what.dense()]
+    found = {name: worth.worth(_of(entries, name), family) for name in what.sparse()}
+    lines = [worth.worth_words(_of(steps, name), of) for name, of in found.items()]
+    numbers = savings(what, _of(entries, what.main), _of(entries, DENSE_TOTAL), text)
+    saved = found[what.main].flops / _of(entries, what.main).flops
+    if np.isfinite(saved).any():
+        numbers["training FLOPs to the same loss"] = float(np.exp(np.nanmean(np.log(saved))))
+    return "\n".join([*lines, "", worth.claim(numbers), "", comparison.on_seeds(what.seeds)])
+
+
+def savings(what, moe, dense, text):
+    """Label -> how many times less the MoE takes than the dense model of equal size."""
+    configs = what.moe, what.dense()[DENSE_TOTAL]
+    peaks = [cost.peak_bytes(lambda config=config: loop.step_once(loop.new_state(config, what.training, text), text))
+             for config in configs]
+    sparse, full = (ours.architecture(config) for config in configs)
+    return {
+        "FLOPs of the experts": what.moe.n_experts / what.moe.top_k,
+        "FLOPs of the whole model": dense.flops / moe.flops,
+        "time of a training step": dense.seconds / moe.seconds,
+        "memory of a training step": peaks[1] / peaks[0],
+        "memory of the weights": dense.parameters.total / moe.parameters.total,
+        **{f"bytes read for a token of {n} text{'s' * (n > 1)}": _read(full, n) / _read(sparse, n) for n in (1, 4, 16)},
+    }
+
+
+def _read(arch, texts):
+    return deployment.decode_step(arch, texts, arch.ctx, "float32", cache="float32").bytes
