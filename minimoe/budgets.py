@@ -87,10 +87,14 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
 
 
 def figure(say=print):
-    """Draw the picture again from finished runs.  Returns whether there are any."""
+    """Draw the picture again from the finished runs that are there, of as many seeds as all models have.
+
+    Returns whether there were any.
+    """
     text = data.build(corpus.embedded(), TrainConfig().sequence)
     what = plan(False, 1, len(text.tokenizer))
-    seeds = len(list(what.path(what.main, what.training.n_steps, 0).parents[1].glob("seed*/checkpoint.npz")))
+    folders = [what.path(name, what.training.n_steps, 0).parents[1] for name in what.dense() | what.sparse()]
+    seeds = min(len(list(folder.glob("seed*/checkpoint.npz"))) for folder in folders)
     if seeds == 0:
         return False
 
@@ -108,22 +112,23 @@ def trained(what, finished):
 
     finished: of (name, ModelConfig, TrainConfig, seed), the finished TrainState.
     """
+    known = {}
+
     def entry(name, config, budget, steps):
-        training = replace(what.training, n_steps=steps)
-        return _entry(name, config, budget, training, [finished(name, config, training, seed)
-                                                       for seed in range(what.seeds)])
+        if (name, steps) not in known:  # one run can stand for several budgets, and must not be trained twice
+            training = replace(what.training, n_steps=steps)
+            known[name, steps] = _entry(name, config, budget, training, [finished(name, config, training, seed)
+                                                                         for seed in range(what.seeds)])
+        return known[name, steps]._replace(budget=budget)
 
     steps = what.training.n_steps
     entries = [entry(name, config, "steps", steps) for name, config in (what.dense() | what.sparse()).items()]
     moe = _of(entries, what.main)
     for budget, spent in (("FLOPs", "flops"), ("time", "seconds")):
         for name in (DENSE_ACTIVE, DENSE_TOTAL):
-            same_steps = _of(entries, name)
-            ratio = getattr(moe, spent) / getattr(same_steps, spent)
-            if abs(ratio - 1) < NEAR:
-                entries.append(same_steps._replace(budget=budget))
-            else:
-                entries.append(entry(name, what.dense()[name], budget, max(round(steps * ratio), 1)))
+            ratio = getattr(moe, spent) / getattr(_of(entries, name), spent)
+            as_many = steps if abs(ratio - 1) < NEAR else max(round(steps * ratio), 1)
+            entries.append(entry(name, what.dense()[name], budget, as_many))
     return entries
 
 

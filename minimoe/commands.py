@@ -42,7 +42,8 @@ def tour(options):
 
 def figures(options):
     """Draw the figures again."""
-    from minimoe import budgets, tour, zoo
+    from minimoe import budgets, costs, tour, zoo
+    costs.figure()
     drawn = {"routers": zoo.figure(), "compare": budgets.figure()}
     tour.figures()
     for name in (name for name, there in drawn.items() if not there):

@@ -1,6 +1,7 @@
 """The command `cost`: of which models, on which machine, and how the answer is written."""
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,10 @@ from minimoe.analysis.cost import deployment, measured, ours, published, report,
 
 PUBLISHED_CONTEXT, HELD_OUT = 2048, 64
 """Tokens of a text for published models; texts that a run's routing is read from."""
+
+
+SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Path("figures/costs.png")
+"""Published models in the README's picture."""
 
 
 class Where(NamedTuple):
@@ -116,3 +121,10 @@ def answer(record, as_json):
 def draw(records, path):
     """Draw where parameters, FLOPs and bytes are."""
     plots.save(cost_plots.cost_shares(records), path)
+
+
+def figure(say=print):
+    """Draw that of published models, for the README."""
+    usual = Where(deployment.MACHINES["h100"], None, "bf16", None)
+    draw([of_published(find(key), usual) for key in SHOWN], FIGURE)
+    say(f"wrote {FIGURE}")

@@ -51,6 +51,7 @@ def _title(record, bars):
     (total, _), (work, _) = bars["parameters"], bars["FLOPs a token"]
     part = max(total, key=total.get)
     has, does = total[part] / sum(total.values()), work.get(part, 0) / sum(work.values())
+    part = "feed-forward blocks" if part == "dense" else part
     return f"{record['name']}: {part}, {has:.0%} of the parameters and {does:.0%} of the FLOPs"
 
 
@@ -64,7 +65,7 @@ def _cost_bars(record):
         "parameters": (columns["total"], quantity(record["parameters"]["total"])),
         "active parameters": (columns["active"], quantity(record["parameters"]["active"])),
         "FLOPs a token": (columns["forward_flops_per_token"], quantity(flops)),
-        **{f"bytes read for {n} token{'s' * (n > 1)}": (read[n], quantity(sum(read[n].values()), "B"))
+        **{f"bytes to decode {n} text{'s' * (n > 1)}": (read[n], quantity(sum(read[n].values()), "B"))
            for n in (few, many)},
     }
 
@@ -85,14 +86,15 @@ def pareto(entries, title):
         of_family = [entry for entry in entries if entry.name.startswith(family)]
         joined = [entry for entry in of_family if entry.budget == "steps"]
         axis.plot([e.flops for e in joined], [e.ce.mean() for e in joined], "-", color=shade, lw=1, alpha=0.6)
-        spots = {(entry.name, entry.steps) for entry in joined}
-        shown = joined + [e for e in of_family if (e.name, e.steps) not in spots]  # a budget can be as many steps
-        for entry in shown:
+        spots = {}
+        for entry in joined + [e for e in of_family if e.budget != "steps"]:  # budgets can be as many steps: one spot
+            spots.setdefault((entry.name, entry.steps), []).append(entry)
+        for entry, *others in spots.values():
             face, edge = (shade, "white") if entry.budget == "steps" else ("white", shade)
             key.append(axis.scatter(
                 entry.flops, entry.ce.mean(), 90 + 700 * entry.parameters.total / largest, marker=mark, edgecolor=edge,
                 facecolor=face, zorder=3, label=f"{len(key) + 1}  {entry.name}, {quantity(entry.parameters.total)}"
-                + ("" if entry.budget == "steps" else f": equal {entry.budget}")))
+                + ("" if entry.budget == "steps" else f": equal {' and '.join(e.budget for e in (entry, *others))}")))
             axis.vlines(entry.flops, entry.ce.min(), entry.ce.max(), color=shade, lw=1.5, zorder=2)
             axis.annotate(str(len(key)), (entry.flops, entry.ce.mean()), ha="center", va="center", fontsize=8, zorder=4,
                           color="white" if entry.budget == "steps" else plots.INK)

@@ -67,8 +67,10 @@ class Counted(np.ndarray):
     def __array_function__(self, function, types, arguments, options):
         """Functions that forget the kind of their arguments, such as concatenate, hand the notebook on too."""
         result = super().__array_function__(function, types, arguments, options)
-        return type(result)(counted(a, self.note) for a in result) if isinstance(result, (list, tuple)) else counted(
-            result, self.note)
+        if isinstance(result, (list, tuple)):
+            each = [counted(a, self.note) for a in result]
+            return type(result)(*each) if hasattr(result, "_fields") else type(result)(each)
+        return counted(result, self.note)
 
 
 def counted(array, note):

@@ -15,7 +15,8 @@ def flops(arch, batch, sequence, rows=None):
         backward = 2 * forward: each product y = x W has two, for dx and for dW
 
     The scores of all S * S pairs are computed, the masked half too.  rows: layer -> rows that its experts compute;
-    None is dropless, K a token.  Two stacks: of as many tokens in each.
+    None is dropless, K a token (routers that leave a token's second expert to chance compute fewer).
+    Two stacks: of as many tokens in each.
     """
     T, work = batch * sequence, Counter()
     for part in parts.parts(arch):

@@ -1,5 +1,7 @@
 """What a model of ours costs, counted and measured on runs, beside the closed forms: records that JSON can hold."""
 
+import numpy as np
+
 from minimoe import model
 from minimoe.analysis import bench
 from minimoe.analysis.cost import counting, deployment, formula, memory, ours, parallel, parts
@@ -42,13 +44,15 @@ def step_memory(config, train_config):
 def routed(params, config, tokens_BS, ranks, machine):
     """What the routing of a trained model does to its costs: a record a layer, beside even routing.
 
-    tokens_BS: held-out text.   ranks: devices that share the experts.
+    tokens_BS: held-out text.   ranks: devices that share the experts.   sent: bytes of dispatch that leave a device, of
+    all tokens.
     touched: experts that a step of decoding uses, by texts at once.   missed: share of a text's uses that a memory of
     E/2 experts, the last used, does not have.   imbalance: rows of the busiest rank over the mean.
     seconds: of the layer on the ranks, as it is, and if it were even.
     """
     _, routings = model.forward(params, tokens_BS, config)
     E, K = config.n_experts, config.top_k
+    rng = np.random.default_rng(0)
     sizes = [n for n in deployment.BATCHES if n <= len(tokens_BS)]
     found = []
     for layer, routing in zip(config.moe_layers, routings, strict=True):
@@ -58,7 +62,9 @@ def routed(params, config, tokens_BS, ranks, machine):
             "layer": layer, "texts": sizes,
             "touched": [float(deployment.touched_experts(routing, n).mean()) for n in sizes],
             "touched_if_even": [deployment.distinct_experts(E, K, n) for n in sizes],
-            "missed": deployment.misses(routing, E // 2), "ranks": ranks,
-            "sent_bytes": int(moved.sent_R.sum()), "imbalance": moved.imbalance,
+            "touched_by_lot": [float(deployment.drawn_experts(E, K, n, rng).mean()) for n in sizes],
+            "missed": deployment.misses(routing, E // 2), "ranks": ranks, "sent": int(moved.sent_R.sum()),
+            "sent_if_even": 4 * config.d_model * routing.n_tokens * parallel.expected_vectors(E, K, ranks),
+            "imbalance": moved.imbalance,
             "seconds": moved.slowest.total, "seconds_if_even": moved.even.total})
     return found

@@ -8,7 +8,7 @@ SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def report(sheet):
     """All of a `sheet.sheet` as text."""
     blocks = [sheet["name"], of_parameters(sheet["parameters"]), of_parts(sheet), of_memory(sheet), of_decoding(sheet),
-              of_conventions(sheet), verdict(sheet)]
+              of_exchange(sheet["exchange"]), of_conventions(sheet), verdict(sheet)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -80,6 +80,17 @@ def _of_offload(sheet):
             "those that it fetches")
 
 
+def of_exchange(exchange):
+    """Experts on several devices; empty for a dense model."""
+    if exchange is None:
+        return ""
+    return textwrap.fill(
+        f"with the experts on {exchange['ranks']} devices a token sends {exchange['vectors']:.2f} vectors a layer to "
+        f"others ({exchange['vectors_once']:.2f} if one to each): {quantity(exchange['bytes'], 'B')} in all layers, "
+        f"there and back, {1e6 * exchange['link_seconds']:.3g} us on the links beside "
+        f"{1e6 * exchange['expert_seconds']:.3g} us of the experts' FLOPs, if routing is even", 118)
+
+
 def of_conventions(sheet):
     """Training FLOPs a token by the papers' formulas."""
     ours = sheet["conventions"][-1]["training_flops_per_token"]
@@ -139,16 +150,18 @@ def of_step(of):
 
 def of_routing(layers):
     """What real routing does: experts touched, memory that misses, ranks that wait."""
-    sizes = layers[0]["texts"]
-    rows = [("layer", *(f"{n} text{'s' * (n > 1)}" for n in sizes), "missed", "busiest rank", "time")]
+    even, sizes = layers[0], layers[0]["texts"]
+    rows = [("layer", *(f"{n} text{'s' * (n > 1)}" for n in sizes), "missed", "sent", "busiest device", "time")]
     rows += [(str(row["layer"]), *(f"{n:.2f}" for n in row["touched"]), f"{row['missed']:.0%}",
-              f"{row['imbalance']:.2f}", f"{row['seconds'] / row['seconds_if_even']:.2f}") for row in layers]
-    even = layers[0]
-    rows.append(("even", *(f"{n:.2f}" for n in even["touched_if_even"]), "50%", "1.00", "1.00"))
+              quantity(row["sent"], "B"), f"{row['imbalance']:.2f}", f"{row['seconds'] / row['seconds_if_even']:.2f}")
+             for row in layers]
+    rows.append(("even, by formula", *(f"{n:.2f}" for n in even["touched_if_even"]), "",
+                 quantity(even["sent_if_even"], "B"), "1.00", "1.00"))
+    rows.append(("even, drawn by lot", *(f"{n:.2f}" for n in even["touched_by_lot"]), "", "", "", ""))
     return ("the run's own routing of held-out text: experts of a layer that a step of decoding uses, by texts\n"
-            f"{table(rows)}\nmissed: uses that a memory of half of the experts, the last used, has to fetch.  busiest\n"
-            f"rank: rows of the busiest of {even['ranks']} devices over the mean.  time: of the layer on them, over "
-            "that of\neven routing")
+            f"{table(rows)}\nmissed: uses that a memory of half of the experts, the last used, has to fetch.  sent: to "
+            f"other devices, of {even['ranks']}\nthat share the experts.  busiest device: its rows over the mean.  time: "
+            "of the layer on them, over that of even shares")
 
 
 def table(rows, left=(0,)):

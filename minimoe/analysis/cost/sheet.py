@@ -1,8 +1,12 @@
 """All costs of one model on one page: as a record that JSON can hold, and as text."""
 
+import math
 from collections import Counter
 
-from minimoe.analysis.cost import conventions, deployment, formula, memory, parts
+from minimoe.analysis.cost import conventions, deployment, formula, memory, parallel, parts
+
+RANKS = 8
+"""Devices that the experts are shared out to; as many of them as divide the experts."""
 
 TEXTS = deployment.BATCHES
 """Texts at once that are shown."""
@@ -28,6 +32,7 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None):
         "turning_batch": deployment.turning_batch(arch, machine, context, rest=rest, experts=experts, cache=rest),
         "offload_half": [deployment.offload_seconds(arch, machine, n, arch.n_routed_experts // 2, rest, experts)
                          for n in TEXTS],
+        "exchange": exchange(arch, machine, rest, experts),
         "conventions": [{"name": words, "source": source, "training_flops_per_token": flops}
                         for words, source, flops in conventions.table(arch, context)],
     }
@@ -65,6 +70,23 @@ def decode_row(arch, texts, context, machine, rest, experts):
 def _distinct(arch, texts):
     E = arch.n_routed_experts
     return deployment.distinct_experts(E, arch.top_k, texts) if E else 0.0
+
+
+def exchange(arch, machine, rest, experts):
+    """Expert parallelism with even routing, of one token in all layers, forward; None for a dense model.
+
+    vectors: that it sends to other devices in a layer; vectors_once: if one goes to each device, however many of its
+    experts are there.   bytes: there and back.   link_seconds: to send them.   expert_seconds: of the experts' FLOPs.
+    """
+    E, K, layers = arch.n_routed_experts, arch.top_k, arch.kinds.count("moe")
+    ranks = math.gcd(RANKS, E)
+    if not E or arch.soft_slots:
+        return None
+    sent = layers * 2 * memory.FORMATS[rest].bytes(arch.d_model)
+    vectors, once = (parallel.expected_vectors(E, K, ranks, once) for once in (False, True))
+    work = 2 * sum(part.products for part in parts.parts(arch) if part.name == "experts")
+    return {"ranks": ranks, "vectors": vectors, "vectors_once": once, "bytes": sent * vectors,
+            "link_seconds": sent * vectors / machine.link, "expert_seconds": work / machine.flops}
 
 
 def dense_twin(arch, context, machine, rest, experts):
