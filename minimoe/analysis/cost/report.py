@@ -47,8 +47,9 @@ def of_memory(sheet):
     """Bytes of weights, of training and of the cache."""
     of, context = sheet["memory"], sheet["context"]
     rows = [("weights in", *of["weights"]), ("", *(quantity(n, "B") for n in of["weights"].values()))]
-    training = " or ".join(f"{quantity(n, 'B')} in {words}" for words, n in of["training"].items())
-    return (f"{table(rows)}\ntraining, with Adam's two moments, without activations: {training}\n"
+    training = " as ".join(f"in {words}" for words in of["training"])
+    return (f"{table(rows)}\ntraining: {quantity(max(of['training'].values()), 'B')} {training}, with gradients and "
+            "Adam's two moments, activations not counted\n"
             f"keys and values: {quantity(of['cache_per_token'], 'B')} a token, "
             f"{quantity(context * of['cache_per_token'], 'B')} a text of {context:,} tokens")
 
@@ -69,9 +70,11 @@ def of_decoding(sheet):
     words = (f"from {turn:,} texts on it waits for FLOPs" if turn else
              "it waits for bytes whatever the number of texts: each reads a cache of its own")
     fits = sheet["memory"]["weights_as_said"] / machine["memory"]
-    return (f"decoding on {machine['words']}: texts of {sheet['context']:,} tokens, {form}, at the machine's peaks, "
-            f"even routing\n{table(rows)}\n{words}; the weights are {fits:.2g} times its memory"
-            + (_of_offload(sheet) if twin else ""))
+    share = f"{fits:.0%} of" if fits < 10 else f"{fits:.0f} times"
+    words += f"; the weights take {share} its memory" * (fits > 0.01)
+    head = (f"decoding on {machine['words']}: texts of {sheet['context']:,} tokens, {form}, at the machine's peaks, "
+            "even routing")
+    return f"{textwrap.fill(head, 118)}\n{table(rows)}\n{words}" + (_of_offload(sheet) if twin else "")
 
 
 def _of_offload(sheet):
@@ -159,9 +162,9 @@ def of_routing(layers):
                  quantity(even["sent_if_even"], "B"), "1.00", "1.00"))
     rows.append(("even, drawn by lot", *(f"{n:.2f}" for n in even["touched_by_lot"]), "", "", "", ""))
     return ("the run's own routing of held-out text: experts of a layer that a step of decoding uses, by texts\n"
-            f"{table(rows)}\nmissed: uses that a memory of half of the experts, the last used, has to fetch.  sent: to "
-            f"other devices, of {even['ranks']}\nthat share the experts.  busiest device: its rows over the mean.  time: "
-            "of the layer on them, over that of even shares")
+            f"{table(rows)}\nmissed: uses that a memory of half of the experts, the last used, has to fetch.\n"
+            f"sent: to other devices, of {even['ranks']} that share the experts.  busiest device: its rows over the "
+            "mean.\ntime: of the layer on them, over that of even shares")
 
 
 def table(rows, left=(0,)):
