@@ -112,24 +112,26 @@ def trained(what, finished):
 
     finished: of (name, ModelConfig, TrainConfig, seed), the finished TrainState.
     """
-    known = {}
+    known, configs = {}, what.dense() | what.sparse()
 
-    def entry(name, config, budget, steps):
-        if (name, steps) not in known:  # one run can stand for several budgets, and must not be trained twice
-            training = replace(what.training, n_steps=steps)
-            known[name, steps] = _entry(name, config, budget, training, [finished(name, config, training, seed)
-                                                                         for seed in range(what.seeds)])
-        return known[name, steps]._replace(budget=budget)
+    def entries(budget, steps_of):
+        """steps_of: name -> steps.  Seed by seed, so that a slow hour of the machine is shared by all models."""
+        for seed in range(what.seeds):
+            for name, steps in steps_of.items():  # one run can stand for several budgets
+                if (name, steps, seed) not in known:
+                    training = replace(what.training, n_steps=steps)
+                    known[name, steps, seed] = finished(name, configs[name], training, seed)
+        return [_entry(name, configs[name], budget, replace(what.training, n_steps=steps),
+                       [known[name, steps, seed] for seed in range(what.seeds)]) for name, steps in steps_of.items()]
 
     steps = what.training.n_steps
-    entries = [entry(name, config, "steps", steps) for name, config in (what.dense() | what.sparse()).items()]
-    moe = _of(entries, what.main)
+    found = entries("steps", dict.fromkeys(configs, steps))
+    moe = _of(found, what.main)
     for budget, spent in (("FLOPs", "flops"), ("time", "seconds")):
-        for name in (DENSE_ACTIVE, DENSE_TOTAL):
-            ratio = getattr(moe, spent) / getattr(_of(entries, name), spent)
-            as_many = steps if abs(ratio - 1) < NEAR else max(round(steps * ratio), 1)
-            entries.append(entry(name, what.dense()[name], budget, as_many))
-    return entries
+        ratios = {name: getattr(moe, spent) / getattr(_of(found, name), spent) for name in (DENSE_ACTIVE, DENSE_TOTAL)}
+        found += entries(budget, {name: steps if abs(ratio - 1) < NEAR else max(round(steps * ratio), 1)
+                                  for name, ratio in ratios.items()})
+    return found
 
 
 def _entry(name, config, budget, training, states):
@@ -160,7 +162,7 @@ def verdict(what, entries, text):
     numbers = savings(what, _of(entries, what.main), _of(entries, DENSE_TOTAL), text)
     saved = found[what.main].flops / _of(entries, what.main).flops
     if np.isfinite(saved).any():
-        numbers["training FLOPs to the same loss"] = float(np.exp(np.nanmean(np.log(saved))))
+        numbers["training FLOPs, beside a dense model of equal loss"] = float(np.exp(np.nanmean(np.log(saved))))
     return "\n".join([*lines, "", worth.claim(numbers), "", comparison.on_seeds(what.seeds)])
 
 

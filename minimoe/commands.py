@@ -43,9 +43,9 @@ def tour(options):
 def figures(options):
     """Draw the figures again."""
     from minimoe import budgets, costs, tour, zoo
-    costs.figure()
     drawn = {"routers": zoo.figure(), "compare": budgets.figure()}
     tour.figures()
+    costs.figure()
     for name in (name for name, there in drawn.items() if not there):
         print(f"figures/{name}.png is left as it is: `python -m minimoe {name}` trains what it shows")
 
@@ -270,9 +270,12 @@ def cost(options):
         if getattr(options, name) is not None and kind != "run":
             raise ValueError(f"--{name} has no use without --run, whose routing is looked at")
     where = costs.where(options, ours=kind in (None, "run"))
-    if kind in ("list", "file"):
-        models = costs.known() if kind == "list" else costs.of_file(options.file)
-        records = None if options.figure is None else [costs.of_published(model, where) for model in models]
+    models = costs.known() if kind == "list" else costs.of_file(options.file) if kind == "file" else []
+    if len(models) == 1 and not options.json:  # there is room for all of it
+        records = [costs.of_published(models[0], where)]
+        answer = costs.answer(records[0], as_json=False)
+    elif models:
+        records = [costs.of_published(model, where) for model in models] if options.figure else []
         answer = costs.counted(models, options.json, with_keys=kind == "list")
     else:
         records = [_priced(options, kind, costs, where)]

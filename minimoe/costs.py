@@ -95,9 +95,9 @@ def of_ours(config, train_config, where):
 
 
 def of_run(state, text, where, ranks):
-    """The same of a run, with what its routing of the text's held-out part costs, layer by layer."""
+    """The same of a run, with what its routing of the text's held-out part costs, layer by layer, if it routes."""
     record = of_ours(state.model_config, state.train_config, where)
-    if not state.model_config.moe_layers:
+    if not state.model_config.moe_layers or state.model_config.n_experts == 1:  # one expert is a dense model
         return record
     texts_BS = _held_out(text, state.train_config.sequence)
     return record | {"routing": measured.routed(state.params, state.model_config, texts_BS, ranks, where.machine)}

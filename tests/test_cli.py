@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import cli, commands, generation, gradcheck, model, names, tour
+from minimoe import budgets, cli, commands, costs, generation, gradcheck, model, names, tour, zoo
 from minimoe import config as configs
 from minimoe.gradcheck import checks
 from minimoe.nn import ops
@@ -145,9 +145,13 @@ IMPOSSIBLE = {
     "route --run run cat --drop-order last": ["drop-order", "last", *names.DROP_ORDERS],
     "route --run run cat --colour red": ["colour", "red", "auto", "always", "never"],
     "--seeds 0": ["seeds", "0", "1 or more"],
-    "--quick train --clusters": ["quick", "belongs to the tour"],
-    "--seeds 2 figures": ["seeds", "belongs to the tour"],
+    "--quick train --clusters": ["quick", "belongs to the tour", "`routers` and `compare`"],
+    "--seeds 2 figures": ["seeds", "belongs to the tour", "`routers` and `compare`"],
+    "--fresh cost": ["fresh", "belongs to the tour", "`routers` and `compare`"],
     "routers --seeds 0": ["seeds", "0", "1 or more"],
+    "compare --seeds 0": ["seeds", "0", "1 or more"],
+    "--seeds -1 compare": ["seeds", "-1", "1 or more"],
+    "compare --n-steps 9": ["n-steps"],
     "causality --trials 0": ["trials", "0", "1 or more"],
     "train --finer 0": ["finer", "0", "divide d-hidden = 256"],
     "train --finer 3": ["finer", "3", "divide d-hidden = 256"],
@@ -160,15 +164,17 @@ IMPOSSIBLE = {
     "train --n-devices 3": ["n-devices", "3", "divide n-experts = 8"],
     "--threads 0 train --clusters": ["threads", "0", "1 or more"],
     "routers --threads -3": ["threads", "-3", "1 or more"],
-    "--threads 2 route --run run cat": ["threads", "route", "tour, `train`, `routers` and `bench`"],
+    "compare --threads 0": ["threads", "0", "1 or more"],
+    "--threads 2 route --run run cat": ["threads", "route", "tour, `train`, `routers`, `compare` and `bench`"],
+    "--threads 2 cost": ["threads", "cost", "tour, `train`, `routers`, `compare` and `bench`"],
     "gradcheck --threads 2": ["threads"],
     "bench --figure words.txt": ["figure", "words.txt", ".png"],
     "bench --steps 0": ["steps", "0", "1 or more"],
     "bench --sequence 65": ["sequence", "65", "max-sequence = 64"],
     "bench --batch 7": ["groups", "2", "divide batch = 7"],
     "bench --n-steps 9": ["n-steps"],
-    "dance": ["dance", "train", "generate", "route", "doctor", "gradcheck", "figures", "routers", "causality",
-              "rosetta", "bench"],
+    "dance": ["dance", "train", "generate", "route", "doctor", "gradcheck", "figures", "routers", "compare",
+              "causality", "rosetta", "cost", "bench"],
 }
 
 
@@ -385,12 +391,12 @@ def test_a_validation_loss_that_is_not_finite_is_no_success(run):
 
 FOR_ALL = dict(
     d_model=24, n_layers=3, n_heads=6, n_kv_heads=3, d_hidden=5, n_experts=6, top_k=1, n_shared_experts=2,
-    first_dense_layers=1, moe_every=2, d_dense=7, capacity_factor=1.5, eval_capacity_factor=2.5, drop_order="rank",
-    balance_coef=0.5, z_coef=0.25, importance_coef=0.125, sequence_coef=0.375, device_coef=0.625, entropy_coef=0.75,
-    n_devices=3, global_balance=True, rope_theta=100.0, norm_eps=1e-4, tie_embeddings=True, max_sequence=48,
-    n_steps=2, batch=3, sequence=16, groups=3, accumulate=2, learning_rate=1e-4, min_learning_rate=1e-5, warmup_steps=1,
-    weight_decay=0.2, beta1=0.8, beta2=0.98, adam_eps=1e-7, clip_norm=2.0, eval_every=2, eval_batches=1, record_every=3,
-    checkpoint_every=4, seed=5)
+    first_dense_layers=1, moe_every=2, d_dense=7, capacity_factor=1.5, eval_capacity_factor=2.5, pad_experts=True,
+    drop_order="rank", balance_coef=0.5, z_coef=0.25, importance_coef=0.125, sequence_coef=0.375, device_coef=0.625,
+    entropy_coef=0.75, n_devices=3, global_balance=True, rope_theta=100.0, norm_eps=1e-4, tie_embeddings=True,
+    max_sequence=48, n_steps=2, batch=3, sequence=16, groups=3, accumulate=2, learning_rate=1e-4,
+    min_learning_rate=1e-5, warmup_steps=1, weight_decay=0.2, beta1=0.8, beta2=0.98, adam_eps=1e-7, clip_norm=2.0,
+    eval_every=2, eval_batches=1, record_every=3, checkpoint_every=4, seed=5)
 OWN = [dict(router="softmax_topk", renormalize=False), dict(router="switch", jitter=0.5),
        dict(router="noisy_topk", load_coef=0.875),
        dict(router="sigmoid_bias", bias_rate=0.5, n_groups=3, top_groups=2, gate_scale=2.5)]
@@ -471,7 +477,15 @@ def test_help_names_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
     assert not missing(out, ["--quick", "--seeds", "--fresh", "--threads", "train ", "generate ", "route ",
-                             "gradcheck ", "figures "])
+                             "doctor ", "gradcheck ", "figures ", "routers ", "compare ", "causality ", "rosetta ",
+                             "cost ", "bench "])
+
+
+@pytest.mark.parametrize("command", ["routers", "compare"])
+def test_help_of_a_comparison_tells_its_options_and_how_many_seeds_it_has(run, command):
+    told = documented(run, command)
+    assert {"--quick", "--seeds", "--fresh", "--threads"} <= told.keys()
+    assert "far too short to compare" in told["--quick"] and "(default: 3)" in told["--seeds"]
 
 
 def loaded(folder="run"):
@@ -641,8 +655,33 @@ def test_without_a_command_the_tour_starts(run, monkeypatch, command, arguments)
     assert seen == [arguments]
 
 
+@pytest.mark.parametrize(("module", "command"), [(zoo, "routers"), (budgets, "compare")])
+@pytest.mark.parametrize(("line", "arguments"), [
+    ("COMMAND", (False, 3, False, 2)), ("COMMAND --quick --seeds 2 --fresh --threads 1", (True, 2, True, 1)),
+    ("--quick --seeds 2 --fresh --threads 1 COMMAND", (True, 2, True, 1)),
+    ("--quick --seeds 5 COMMAND --seeds 4", (True, 4, False, 2)), ("--fresh COMMAND --threads 3", (False, 3, True, 3))])
+def test_options_of_a_comparison_stand_before_or_after_it(run, monkeypatch, module, command, line, arguments):
+    seen = []
+    monkeypatch.setattr(module, "main", lambda *given: seen.append(given))
+    assert run(line.replace("COMMAND", command)) == (0, "", "")
+    assert seen == [arguments]
+
+
+@pytest.mark.parametrize("drawn", [(True, True), (True, False), (False, True), (False, False)])
+def test_figures_names_the_pictures_whose_runs_are_missing(run, monkeypatch, drawn):
+    for module, there in zip((zoo, budgets), drawn, strict=True):
+        monkeypatch.setattr(module, "figure", lambda there=there: there)
+    for module, function in ((costs, "figure"), (tour, "figures")):
+        monkeypatch.setattr(module, function, lambda: None)
+    status, out, _ = run("figures")
+    assert (status, len(out.splitlines())) == (0, 2 - sum(drawn))
+    for name, there in zip(("routers", "compare"), drawn, strict=True):
+        assert (f"figures/{name}.png is left as it is: `python -m minimoe {name}`" in out) == (not there)
+
+
 @pytest.mark.parametrize(("module", "function", "command"), [
-    (tour, "figures", "figures"), (tour, "main", ""), (tour, "main", "--threads 1"), (tour, "main", "--threads 3")])
+    (tour, "figures", "figures"), (tour, "main", ""), (tour, "main", "--threads 1"), (tour, "main", "--threads 3"),
+    (budgets, "main", "compare")])
 def test_matrix_products_have_one_thread_while_a_command_runs(run, monkeypatch, module, function, command):
     def of_blas():
         return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]

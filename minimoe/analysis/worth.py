@@ -12,8 +12,6 @@ import numpy as np
 from minimoe.analysis import comparison
 from minimoe.analysis.cost.report import quantity, table
 
-BUDGETS = ("steps", "FLOPs", "time")
-
 
 class Entry(NamedTuple):
     """One model at one budget.
@@ -33,7 +31,7 @@ class Entry(NamedTuple):
 
 class Worth(NamedTuple):
     """The dense model that a MoE is worth.  Of each seed: size, parameters; flops: of training a dense model of that
-    size for as many steps.  NaN where no dense model of the family is as good, or none as bad.
+    size for as many steps.  NaN where the family's loss does not fall through the MoE's.
     """
 
     size: np.ndarray
@@ -46,11 +44,11 @@ def worth(moe, family):
     family: Entries of dense models.  Between them, loss is taken to be linear in the logarithm of the size.
     """
     family = sorted(family, key=lambda entry: entry.parameters.total)
-    size, flops = (np.log([[value] * len(moe.ce) for value in values]) for values in (
-        [entry.parameters.total for entry in family], [entry.flops for entry in family]))
-    met = [_crossing(moe.ce[seed], [entry.ce[seed] for entry in family]) for seed in range(len(moe.ce))]
-    return Worth(*(np.array([np.nan if place is None else np.exp(np.interp(place, range(len(family)), x[:, 0]))
-                             for place in met]) for x in (size, flops)))
+    sizes, flops = ([getter(entry) for entry in family] for getter in (
+        lambda entry: np.log(entry.parameters.total), lambda entry: np.log(entry.flops)))
+    places = [_crossing(loss, [entry.ce[seed] for entry in family]) for seed, loss in enumerate(moe.ce)]
+    return Worth(*(np.array([np.nan if place is None else np.exp(np.interp(place, range(len(family)), values))
+                             for place in places]) for values in (sizes, flops)))
 
 
 def _crossing(loss, losses):

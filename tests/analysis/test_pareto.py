@@ -11,7 +11,8 @@ ORANGE, BLUE, WHITE = "#d55e00", "#0072b2", "#ffffff"
 
 
 def entry(name, budget, steps, total, flops, *ces):
-    return worth.Entry(name, budget, steps, cost.Parameters(total, total, 0, 0), flops, 1.0, np.array(ces))
+    active = 200_000 if name.startswith("MoE") else total
+    return worth.Entry(name, budget, steps, cost.Parameters(total, active, 0, 0), flops, 1.0, np.array(ces))
 
 
 HALF = entry("dense, half of active", "steps", 600, 100_000, 1e9, 3.0, 3.2)

@@ -62,16 +62,15 @@ def test_each_seed_has_a_worth_of_its_own_among_the_losses_of_that_seed():
     np.testing.assert_allclose(found.flops, [2e9, 2 ** 0.5 * 1e9, np.nan])
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_order_of_the_family_does_not_matter(order):
     models = family((3.0, 2.9), (2.0, 2.3), (1.0, 1.1))
     found, sorted_ = (worth.worth(moe(2.4, 1.7), of) for of in ([models[i] for i in order], models))
     np.testing.assert_array_equal(found, sorted_)
 
 
-@pytest.mark.parametrize("n", [0, 1])
-def test_a_family_of_one_has_nothing_between(n):
-    assert np.isnan(worth.worth(moe(3.0), family(3.0)[:n]).size).all()
+def test_a_family_of_one_has_nothing_between():
+    assert np.isnan(worth.worth(moe(3.0), family(3.0)).size).all()
 
 
 def cells(table):

@@ -7,16 +7,17 @@ SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def report(sheet):
     """All of a `sheet.sheet` as text."""
-    blocks = [sheet["name"], of_parameters(sheet["parameters"]), of_parts(sheet), of_memory(sheet), of_decoding(sheet),
-              of_exchange(sheet["exchange"]), of_conventions(sheet), verdict(sheet)]
+    blocks = [textwrap.fill(sheet["name"], 118), of_parameters(sheet["parameters"]), of_parts(sheet), of_memory(sheet),
+              of_decoding(sheet), of_exchange(sheet["exchange"]), of_conventions(sheet), verdict(sheet)]
     return "\n\n".join(block for block in blocks if block)
 
 
 def quantity(n, unit=""):
     """A number with three digits, in units of thousands: 46.7 G."""
+    n = float(f"{n:.3g}")  # first, since 999.6 is 1 k
     for scale, letter in SCALES:
         if abs(n) >= scale:
-            return f"{n / scale:.3g} {letter}{unit}" if n < 999.5 * scale else f"{n / scale:.0f} {letter}{unit}"
+            return f"{n / scale:.3g} {letter}{unit}" if n < 1000 * scale else f"{n / scale:.0f} {letter}{unit}"
     return f"{n:.3g} {unit}".rstrip()
 
 
@@ -137,8 +138,10 @@ def _of_rows(counted):
     rows = [("rows of experts in layer", "chosen", "kept", "computed")]
     rows += [(str(row["layer"]), *(f"{row[name]:,}" for name in ("chosen", "kept", "run")))
              for row in counted["layers"]]
+    chosen, kept = (sum(row[name] for row in counted["layers"]) for name in ("chosen", "kept"))
     wasted = counted["padding_flops"] / counted["training_flops"]
-    return f"\n\n{table(rows)}\n{wasted:.1%} of the FLOPs went into empty slots"
+    return (f"\n\n{table(rows)}\n{1 - kept / max(chosen, 1):.1%} of the assignments had no room and were dropped; "
+            f"{wasted:.1%} of the FLOPs went into empty slots")
 
 
 def of_step(of):
