@@ -171,7 +171,7 @@ def _add_cost(subparsers):
     which.add_argument("--run", metavar="FOLDER", help="a trained run, with what its own routing costs")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="what the run was trained on, if on your own")
     which.add_argument("--model", metavar="NAME", help="a published model, such as mixtral-8x7b")
-    which.add_argument("--list", action="store_true", help="the published models that it knows")
+    which.add_argument("--list", action="store_const", const=True, help="the published models that it knows")
     which.add_argument("--file", metavar="FILE.json", help="count the parameters of the models that it describes")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.add_argument("--figure", metavar="PATH", help="draw where parameters, FLOPs and bytes are, as PNG")
@@ -185,8 +185,8 @@ def _add_cost(subparsers):
     parser.add_argument("--format", choices=memory.FORMATS, help="of weights and cache (default: float32 for ours, "
                         "bf16 for published models)")
     parser.add_argument("--expert-format", choices=memory.FORMATS, help="of the experts' matrices (default: the same)")
-    parser.add_argument("--ranks", type=int, metavar="R", help="devices that share the experts of --run (default: "
-                        f"{commands.COST_RANKS})")
+    parser.add_argument("--ranks", type=int, metavar="R", help="devices that share the experts of --run (default: 4, "
+                        "or what divides them)")
     model_config, train_config = configs.preset(commands.DEFAULT_PRESET)
     _add_fields(parser, model_config)
     _add_fields(parser, train_config, leave_out={field.name for field in fields(train_config)} - commands.COST_FIELDS)

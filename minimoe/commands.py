@@ -20,7 +20,7 @@ TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS, BENCH_STEPS = 1, 3, 3, 40
 BENCH_FIELDS = {"batch", "sequence", "groups", "accumulate"}
 """Fields of TrainConfig on which the time of a step depends."""
 
-COST_FIELDS, COST_RANKS = {"batch", "sequence", "groups"}, 4
+COST_FIELDS = {"batch", "sequence", "groups"}
 
 
 def _seeds(options, default):
@@ -262,7 +262,7 @@ def bench(options):
 def cost(options):
     """Say what a model costs: a published one, those of a file, that of a run, or one that is not trained."""
     from minimoe import costs
-    kind = next((kind for kind in ("run", "model", "list", "file") if getattr(options, kind)), None)
+    kind = next((kind for kind in ("run", "model", "list", "file") if getattr(options, kind) is not None), None)
     given = {**_given(options, ModelConfig), **_given(options, TrainConfig)}
     if kind and given:
         raise ValueError(f"--{next(iter(given)).replace('_', '-')} has no use beside --{kind}")
@@ -296,4 +296,4 @@ def _priced(options, kind, costs, where):
     state = _load(options)
     text = data.build(_texts(options), state.train_config.sequence)
     loop.check_text(state, text)
-    return costs.of_run(state, text, where, COST_RANKS if options.ranks is None else options.ranks)
+    return costs.of_run(state, text, where, options.ranks)

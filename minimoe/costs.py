@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import generation
 from minimoe.analysis import comparison, cost_plots, plots
 from minimoe.analysis.cost import deployment, measured, ours, published, report, sheet
 
@@ -58,12 +59,12 @@ def counted(models, as_json, with_keys=False):
     counts = [published.counts(model) for model in models]
     if as_json:
         return json.dumps(counts, indent=2)
-    rows = [(*(["--model"] if with_keys else []), "name", "parameters", "active", "without input embedding",
+    rows = [("--model" if with_keys else "name", "parameters", "active", "without input embedding",
              "without embeddings", "layers", "experts")]
     for model, (name, *numbers) in zip(models, (count.values() for count in counts), strict=True):
-        rows.append((*([model.key] if with_keys else []), name, *(f"{n:,}" for n in numbers), str(model.arch.n_layers),
+        rows.append((model.key if with_keys else name, *(f"{n:,}" for n in numbers), str(model.arch.n_layers),
                      _experts(model.arch)))
-    return report.table(rows, left=(0, 1) if with_keys else (0,))
+    return report.table(rows)
 
 
 def _experts(arch):
@@ -89,7 +90,7 @@ def of_ours(config, train_config, where):
     if context > config.max_sequence:
         raise ValueError(f"--context {context}: the model reads max_sequence = {config.max_sequence} tokens at most")
     record = sheet.sheet(comparison.layers_words(config), ours.architecture(config), context, where.machine, where.rest,
-                         where.experts)
+                         where.experts, decodes=generation.causal(config))
     shape = train_config.batch, train_config.sequence, train_config.groups
     return record | {"counted": measured.counted(config, *shape), "step": measured.step_memory(config, train_config)}
 
@@ -105,7 +106,7 @@ def of_run(state, text, where, ranks):
 
 def _held_out(text, length):
     """As many texts of each domain, from the beginning of what is held out: [B, S]."""
-    each = min(HELD_OUT // len(text.domains), *(len(stream) // length for stream in text.held_out))
+    each = min(max(1, HELD_OUT // len(text.domains)), *(len(stream) // length for stream in text.held_out))
     return np.concatenate([stream[:each * length].reshape(each, length) for stream in text.held_out])
 
 

@@ -257,7 +257,7 @@ def test_the_verdict_tells_the_worth_of_each_moe_and_what_is_saved():
     assert main.endswith("takes 2.00 times the training FLOPs.")
     assert many.startswith("MoE, 2 of 16: no dense model")
     assert [line.split() for line in rest if line.startswith("  ")] == [
-        ["time", "2.00"], ["training", "FLOPs", "to", "the", "same", "loss", "2.00"]]
+        ["time", "2.00"], ["training", "FLOPs,", "beside", "a", "dense", "model", "of", "equal", "loss", "2.00"]]
     assert rest[-1] == comparison.on_seeds(2)
 
 
@@ -266,7 +266,7 @@ def test_the_verdict_tells_the_worth_of_each_moe_and_what_is_saved():
     ((5.0, 5.0), []), ((5.0, 2.0), ["4.00"]), ((0.5, 3.0), ["1.00"]), ((2.0, 2.0), ["4.00"])])
 def test_the_flops_to_the_same_loss_are_told_where_a_seed_has_a_worth(losses, told):
     said = budgets.verdict(small(), entries((5.0, 5.0), losses, (5.0, 5.0)), None)
-    assert re.findall(r"same loss +(\S+)", said) == told
+    assert re.findall(r"equal loss +(\S+)", said) == told
     assert "nan" not in said
 
 

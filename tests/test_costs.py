@@ -86,7 +86,6 @@ IMPOSSIBLE = {
     "--model Llama-2": ["Llama-2", "did you mean 'llama-2-7b'"],
     "--model nothing-like-it": ["nothing-like-it", *published.models()],
     "--context 0": ["--context 0", "1 or more"],
-    "--context -3 --model gpt-2": ["--context -3", "1 or more"],
     "--context 65": ["--context 65", "max_sequence = 64"],
     "--preset tiny --context 33": ["--context 33", "max_sequence = 32"],
     "--model gpt-2 --context 1025": ["--context 1025", "GPT-2", "1024"],
@@ -96,13 +95,12 @@ IMPOSSIBLE = {
     "--bandwidth fast": ["bandwidth", "fast", "float"],
     "--figure x.txt": ["x.txt", ".png"],
     "--list --context 2000 --figure x.png": ["--context 2000", "GPT-2", "1024"],
-    "--model gpt-2 --figure x.jpg": ["x.jpg", ".png"],
     "--ranks 2": ["--ranks", "no use without --run"],
-    "--ranks 2 --model gpt-2": ["--ranks", "no use without --run"],
     "--text words.txt": ["--text", "no use without --run"],
     "--text words.txt --list": ["--text", "no use without --run"],
     "--run moe --text words.txt --ranks 3": ["ranks = 3", "divide the 4 experts"],
     "--run moe --text words.txt --ranks 0": ["ranks = 0", "1 or more"],
+    "--model ''": ["model = ''", "must be one of"],
     "--run limited --text words.txt --ranks 4": ["ranks = 4", "divide the 6 experts"],
     "--run moe": ["the text is not the one"],
     "--run moe --text other.txt": ["the text is not the one"],
@@ -111,7 +109,6 @@ IMPOSSIBLE = {
     **{f"{option} --d-model 64": ["--d-model", f"no use beside {option.split()[0]}"]
        for option in ("--model gpt-2", "--file one.json", "--list", "--run moe")},
     "--model gpt-2 --batch 4": ["--batch", "no use beside --model"],
-    "--list --n-experts 4": ["--n-experts", "no use beside --list"],
     **{f"{one} {other}": [one.split()[0], other.split()[0], "not allowed with"]
        for one, other in (("--model gpt-2", "--file one.json"), ("--list", "--model gpt-2"), ("--run moe", "--list"),
                           ("--file one.json", "--run moe"), ("--preset tiny", "--model gpt-2"),
@@ -268,6 +265,25 @@ def test_a_run_has_the_costs_of_its_own_routing(record, said):
         assert 1 <= row["imbalance"] <= 4 and row["seconds"] >= row["seconds_if_even"] > 0
     assert "the run's own routing of held-out text" in said("--run moe --text words.txt")
     assert {row["ranks"] for row in record("--run moe --text words.txt --ranks 2")["routing"]} == {2}
+    assert {row["ranks"] for row in record("--run limited --text words.txt")["routing"]} == {2}  # of 6 experts
+
+
+@pytest.mark.parametrize("router", ["soft", "expert_choice"])
+def test_a_model_that_cannot_write_has_no_costs_of_decoding(record, said, router):
+    found = record(f"--preset tiny --router {router}")
+    assert (found["decode"], found["bytes_read"], found["offload_half"]) == ([], {}, [])
+    assert found["dense_twin"]["decode_seconds"] == []
+    text = said(f"--preset tiny --router {router} --figure shares.png")
+    assert "cannot write text token by token" in text and "A step of decoding" not in text
+
+
+def test_a_file_of_one_model_is_answered_in_full_but_as_json_in_its_counts(said, run):
+    assert "What is saved" in said("--model mixtral-8x7b")
+    Path("alone.json").write_text(json.dumps({"name": "alone", "arch": {
+        "vocab": 5, "d_model": 4, "n_layers": 1, "n_heads": 1, "dense_ffn_hidden": 3}}))
+    assert "decoding on" in said("--file alone.json")
+    _, out, _ = run("--file alone.json --json")
+    assert [row["name"] for row in json.loads(out)] == ["alone"]
 
 
 @pytest.mark.parametrize("name", ["dense", "first", "soft"])
@@ -291,3 +307,13 @@ def test_a_run_that_is_not_finished_is_noted_beside_the_answer(run):
     status, out, err = run("--run half --text words.txt --json")
     assert status == 0 and json.loads(out)["routing"]
     assert "half is at step 0 of 5" in err
+
+
+def test_of_very_many_texts_each_is_looked_at(record):
+    names_of_texts = [f"text{i}.txt" for i in range(65)]
+    for i, name in enumerate(names_of_texts):
+        Path(name).write_text(FILES["words.txt"][i:])
+    text = data.build(corpus.from_files(names_of_texts), sequence=32)
+    config, training = configs.preset("tiny", dict(vocab_size=len(text.tokenizer)), dict(n_steps=1, eval_batches=1))
+    loop.train(loop.new_state(config, training, text), text, Path("many/checkpoint.npz"))
+    assert len(record(f"--run many --text {' '.join(names_of_texts)}")["routing"]) == 2

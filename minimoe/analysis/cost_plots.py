@@ -58,7 +58,6 @@ def _title(record, bars):
 def _cost_bars(record):
     """Label of a bar -> (part -> its amount, the whole in words)."""
     read, flops = record["bytes_read"], record["forward_flops_per_token"]
-    few, many = min(read), 64
     columns = {field: {row["part"]: row[field] for row in record["parts"]}
                for field in ("total", "active", "forward_flops_per_token")}
     return {
@@ -66,7 +65,7 @@ def _cost_bars(record):
         "active parameters": (columns["active"], quantity(record["parameters"]["active"])),
         "FLOPs a token": (columns["forward_flops_per_token"], quantity(flops)),
         **{f"bytes to decode {n} text{'s' * (n > 1)}": (read[n], quantity(sum(read[n].values()), "B"))
-           for n in (few, many)},
+           for n in (1, 64) if n in read},
     }
 
 

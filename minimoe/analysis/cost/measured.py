@@ -1,11 +1,16 @@
 """What a model of ours costs, counted and measured on runs, beside the closed forms: records that JSON can hold."""
 
+import math
+
 import numpy as np
 
 from minimoe import model
 from minimoe.analysis import bench
 from minimoe.analysis.cost import counting, deployment, formula, memory, ours, parallel, parts
 from minimoe.training import loop
+
+RANKS = 4
+"""Devices that share the experts of a run, if nothing is said and 4 divides them."""
 
 
 def counted(config, batch, sequence, groups=1):
@@ -38,20 +43,21 @@ def step_memory(config, train_config):
     return {**memory.step_memory(config, in_group, sequence)._asdict(),
             "activations_formula": 4 * memory.activation_numbers(config, in_group, sequence, rows),
             "peak": memory.peak_bytes(lambda: loop.step_once(loop.new_state(config, train_config, text), text)),
-            "peak_formula": memory.peak_formula(config, batch, sequence, groups, rows=rows)}
+            "peak_formula": memory.peak_formula(config, batch, sequence, groups, 1, train_config.accumulate, rows)}
 
 
 def routed(params, config, tokens_BS, ranks, machine):
     """What the routing of a trained model does to its costs: a record a layer, beside even routing.
 
-    tokens_BS: held-out text.   ranks: devices that share the experts.   sent: bytes of dispatch that leave a device, of
-    all tokens.
+    tokens_BS: held-out text.   ranks: devices that share the experts; None is 4, or what divides.
+    sent: bytes of dispatch that leave a device, of all tokens.
     touched: experts that a step of decoding uses, by texts at once.   missed: share of a text's uses that a memory of
     E/2 experts, the last used, does not have.   imbalance: rows of the busiest rank over the mean.
     seconds: of the layer on the ranks, as it is, and if it were even.
     """
     _, routings = model.forward(params, tokens_BS, config)
     E, K = config.n_experts, config.top_k
+    ranks = math.gcd(RANKS, E, tokens_BS.size) if ranks is None else ranks
     rng = np.random.default_rng(0)
     sizes = [n for n in deployment.BATCHES if n <= len(tokens_BS)]
     found = []

@@ -38,6 +38,9 @@ usual choice, one float16 for 64 numbers."""
 ROUTING_NUMBERS = 17
 """Of an assignment: seven whole numbers of 8 bytes (token, rank, expert twice, slot, rows twice), three of 4."""
 
+SCORES = {"sigmoid_bias": 5, "noisy_topk": 9}
+"""Router -> numbers that it keeps for each token and expert; others keep two, the score and the probability."""
+
 ADAM_BYTES = {"float32": 4 + 4 + 8, "mixed precision": 2 + 2 + 12}
 """Bytes a parameter: weight, gradient, and what Adam keeps: two moments, in mixed precision also a float32 copy of the
 weight.  Both are 16 [ZeRO, arXiv:1910.02054, sec. 3.1]."""
@@ -84,7 +87,10 @@ def activation_numbers(config, batch, sequence, rows=None):
             n_rows = config.top_k * T if rows is None else rows[layer]
             n_kept = min(n_rows, config.top_k * T)  # if there are empty slots
             total += n_rows * (D + 3 * config.d_hidden) + n_kept * D  # in, gate, up, sigmoid; out
-            total += 2 * T * config.n_experts + ROUTING_NUMBERS * config.top_k * T
+            total += SCORES.get(config.router, 2) * T * config.n_experts + ROUTING_NUMBERS * config.top_k * T
+            total += 2 * D * config.n_experts * (config.router == "noisy_topk")  # its matrices, side by side
+            if config.router == "switch" and config.jitter > 0:
+                total += (2 if config.n_shared_experts else 1) * T * D  # the factors, and the input without them
             total += 3 * T * config.n_shared_experts * config.d_hidden
     return total
 
@@ -108,19 +114,22 @@ def step_memory(config, batch, sequence, seed=0):
     return Memory(size, size, 2 * size, cache_bytes(cache, params))
 
 
-def peak_formula(config, batch, sequence, groups=1, threads=1, rows=None):
+def peak_formula(config, batch, sequence, groups=1, threads=1, accumulate=1, rows=None):
     """Most bytes that a training step of ours holds at once, in closed form, float32.
 
         weights, moments + gradients + what the groups keep that run at the same time + what comes and goes
 
     The gradients of groups that are done wait as one sum beside those being made.  The peak is near the end of a
-    backward pass: all activations, the logits and their gradient, and what the first layer's backward makes.
+    backward pass: all activations, the logits and their gradient, and what the first layer's backward makes.  With
+    `global_balance` all forward passes are held at once.   accumulate: micro-batches, which are groups too.
     rows: layer -> rows that the experts of one group compute; None is dropless.
     """
-    size, at_once = parts.parameters(ours.architecture(config)).total, min(groups, threads)
-    kept = activation_numbers(config, batch // groups, sequence, rows) + _passing_numbers(config, batch // groups,
-                                                                                        sequence, rows)
-    return 4 * ((3 + at_once + (groups > at_once)) * size + at_once * kept)
+    size, n_groups = parts.parameters(ours.architecture(config)).total, groups * accumulate
+    at_once = min(n_groups, threads)
+    held = n_groups if config.global_balance and config.moe_layers else at_once
+    shape, logits = (config, batch // groups, sequence, rows), batch // groups * sequence * config.vocab_size
+    kept = held * activation_numbers(*shape) + (held - at_once) * logits + at_once * _passing_numbers(*shape)
+    return 4 * ((3 + at_once + (n_groups > at_once)) * size + kept)
 
 
 def _passing_numbers(config, batch, sequence, rows):

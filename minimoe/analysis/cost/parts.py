@@ -1,5 +1,6 @@
 """The weights of a model, part by part: all counts of parameters, FLOPs and bytes add up this list."""
 
+import functools
 from typing import NamedTuple
 
 from minimoe.analysis.cost.architecture import FEED_FORWARD
@@ -33,8 +34,9 @@ class Parameters(NamedTuple):
     active_without_embeddings: int
 
 
+@functools.cache
 def parts(arch):
-    """All parts of an Architecture, in the order of the forward pass."""
+    """All parts of an Architecture, a tuple in the order of the forward pass."""
     table = arch.vocab * arch.d_model
     found = [Part(None, "embedding", table, table, 0)]  # a look-up
     if arch.positions == "learned":
@@ -46,7 +48,7 @@ def parts(arch):
     if arch.positions == "relative":
         found.append(_whole(None, "attention", len(arch.stacks) * BUCKETS * arch.n_heads, 0))
     own = 0 if arch.tied_embeddings else table + ("head" in arch.biased) * arch.vocab
-    return found + [_whole(None, "head", own, table)]
+    return (*found, _whole(None, "head", own, table))
 
 
 def parameters(arch):

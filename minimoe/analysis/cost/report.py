@@ -56,7 +56,9 @@ def of_memory(sheet):
 
 
 def of_decoding(sheet):
-    """One step of decoding, by the number of texts."""
+    """One step of decoding, by the number of texts; that it cannot, if it cannot."""
+    if not sheet["decode"]:
+        return "it cannot write text token by token: it would need the tokens to come"
     machine, twin = sheet["machine"], sheet["dense_twin"]
     rest, experts = sheet["memory"]["formats"]
     rows = [("texts at once", "experts a layer", "weights read", "cache read", "FLOPs", "FLOPs/byte", "ms a step",
@@ -109,14 +111,14 @@ def verdict(sheet):
     twin = sheet["dense_twin"]
     if twin is None:
         return ""
-    times = {row["texts"]: t for row, t in zip(sheet["decode"], twin["decode_seconds"], strict=True)}
-    listed = ", ".join(f"{t:.1f} with {n} text{'s' * (n > 1)}" for n, t in times.items())
+    times = zip(sheet["decode"], twin["decode_seconds"], strict=True)
+    listed = ", ".join(f"{t:.1f} with {row['texts']} text{'s' * (row['texts'] > 1)}" for row, t in times)
+    decoding = (f"A step of decoding takes this many times less time: {listed}; the texts use different experts, and "
+                "all that are used are read. ") if listed else ""
     return textwrap.fill(
         f"What is saved: {twin['active_share']:.0%} of the parameters are active. Beside a dense model of equal size "
         f"its experts take {twin['expert_flops']:.1f} times fewer FLOPs, and the whole model {twin['flops']:.1f} times "
-        f"fewer. A step of decoding takes this many times less time: {listed}; the texts use different experts, and "
-        "all that are used are read. Its weights take as much memory as those of the dense model: nothing is saved.",
-        118)
+        f"fewer. {decoding}Its weights take as much memory as those of the dense model: nothing is saved.", 118)
 
 
 def of_counted(counted):

@@ -12,26 +12,29 @@ TEXTS = deployment.BATCHES
 """Texts at once that are shown."""
 
 
-def sheet(name, arch, context, machine, rest="bf16", experts=None):
+def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True):
     """The record of an Architecture.  Units: FLOPs, bytes, seconds.
 
     context: tokens of the texts.  machine: Machine.  rest, experts: formats of `memory.FORMATS`; the cache has `rest`.
+    decodes: whether it can write text token by token, else there is nothing of decoding.
     """
+    texts = TEXTS if decodes else ()
     counted, work = parts.parameters(arch), flops_of_parts(arch, context)
     return {
         "name": name, "context": context, "parameters": counted._asdict(), "parts": part_rows(arch, work),
-        "forward_flops_per_token": sum(work.values()), "dense_twin": dense_twin(arch, context, machine, rest, experts),
+        "forward_flops_per_token": sum(work.values()),
+        "dense_twin": dense_twin(arch, texts, context, machine, rest, experts),
         "memory": {
             "weights": {form: memory.weight_bytes(arch, form) for form in memory.FORMATS},
             "weights_as_said": memory.weight_bytes(arch, rest, experts), "formats": [rest, experts or rest],
             "training": {words: n * counted.total for words, n in memory.ADAM_BYTES.items()},
             "cache_per_token": memory.FORMATS[rest].bytes(memory.kv_numbers(arch)),
         },
-        "bytes_read": {n: deployment.bytes_read(arch, n, context, rest, experts, rest) for n in TEXTS},
-        "machine": machine._asdict(), "decode": [decode_row(arch, n, context, machine, rest, experts) for n in TEXTS],
+        "bytes_read": {n: deployment.bytes_read(arch, n, context, rest, experts, rest) for n in texts},
+        "machine": machine._asdict(), "decode": [decode_row(arch, n, context, machine, rest, experts) for n in texts],
         "turning_batch": deployment.turning_batch(arch, machine, context, rest=rest, experts=experts, cache=rest),
         "offload_half": [deployment.offload_seconds(arch, machine, n, arch.n_routed_experts // 2, rest, experts)
-                         for n in TEXTS],
+                         for n in texts],
         "exchange": exchange(arch, machine, rest, experts),
         "conventions": [{"name": words, "source": source, "training_flops_per_token": flops}
                         for words, source, flops in conventions.table(arch, context)],
@@ -80,7 +83,7 @@ def exchange(arch, machine, rest, experts):
     """
     E, K, layers = arch.n_routed_experts, arch.top_k, arch.kinds.count("moe")
     ranks = math.gcd(RANKS, E)
-    if not E or arch.soft_slots:
+    if E < 2 or arch.soft_slots:
         return None
     sent = layers * 2 * memory.FORMATS[rest].bytes(arch.d_model)
     vectors, once = (parallel.expected_vectors(E, K, ranks, once) for once in (False, True))
@@ -89,12 +92,13 @@ def exchange(arch, machine, rest, experts):
             "link_seconds": sent * vectors / machine.link, "expert_seconds": work / machine.flops}
 
 
-def dense_twin(arch, context, machine, rest, experts):
+def dense_twin(arch, texts, context, machine, rest, experts):
     """How many times as much a model costs in which every token uses every expert: a dense one of equal size.
 
-    None for a dense model.  FLOPs: of the experts alone, and of the whole model.  seconds: of decoding, by texts.
+    None for a model with no experts to leave out.  expert_flops, flops: of the experts alone, of the whole model.
+    decode_seconds: of decoding, for each number of `texts`.
     """
-    if not arch.n_routed_experts:
+    if arch.n_routed_experts < 2:
         return None
     E, K = arch.n_routed_experts, arch.top_k
     work = flops_of_parts(arch, context)
@@ -102,10 +106,10 @@ def dense_twin(arch, context, machine, rest, experts):
     twin = whole - of_experts + of_experts * E / K
     extra = of_experts * (E / K - 1)
     times = []
-    for texts in TEXTS:
-        step = deployment.decode_step(arch, texts, context, rest, experts, rest)
-        all_read = deployment.decode_step(arch, texts, context, rest, experts, rest, distinct=E)
-        times.append(all_read._replace(flops=all_read.flops + texts * extra).seconds(machine) / step.seconds(machine))
+    for n in texts:
+        step = deployment.decode_step(arch, n, context, rest, experts, rest)
+        all_read = deployment.decode_step(arch, n, context, rest, experts, rest, distinct=E)
+        times.append(all_read._replace(flops=all_read.flops + n * extra).seconds(machine) / step.seconds(machine))
     counted = parts.parameters(arch)
     return {"active_share": counted.active / counted.total, "expert_flops": E / K, "flops": twin / whole,
-            "decode_seconds": times, "memory": 1.0}
+            "decode_seconds": times}

@@ -94,6 +94,8 @@ def test_what_is_from_other_functions():
     assert record["bytes_read"] == {n: deployment.bytes_read(TINY, n, 2, "int8", "mxfp4", "int8") for n in TEXTS}
     turn = deployment.turning_batch(TINY, machine, 2, rest="int8", experts="mxfp4", cache="int8")
     assert record["turning_batch"] == turn > 1
+    wide, half = (deployment.turning_batch(TINY, machine, 2, rest="float32", cache=f) for f in ("float32", "bf16"))
+    assert sheet.sheet("", TINY, 2, machine, "float32")["turning_batch"] == wide > half
     # half of four experts, of 36 numbers of 4.25 bits, from a host of 5 bytes/s
     assert record["offload_half"] == [pytest.approx(4 * (1 - 0.5**n) / 2 * 36 * 4.25 / 8 / 5) for n in TEXTS]
     assert record["machine"] == machine._asdict()
@@ -128,20 +130,20 @@ def test_flops_of_parts_are_those_of_the_formula():
 def test_the_dense_twin_by_hand():
     # experts take 4/2 times; the whole 808 - 144 + 288.  One text reads 688 - 144 + 288 + 80 bytes instead of 768
     twin = RECORD["dense_twin"]
-    assert (twin["active_share"], twin["expert_flops"], twin["memory"]) == (364 / 436, 2, 1)
+    assert (twin["active_share"], twin["expert_flops"]) == (364 / 436, 2)
     assert twin["flops"] == pytest.approx(952 / 808)
     assert twin["decode_seconds"][0] == pytest.approx(912 / 768)
     # where FLOPs are the slower: all texts compute 144 more
-    slow = sheet.dense_twin(TINY, 5, MACHINE._replace(flops=1.0), "bf16", None)
+    slow = sheet.dense_twin(TINY, TEXTS, 5, MACHINE._replace(flops=1.0), "bf16", None)
     assert slow["decode_seconds"] == [pytest.approx(952 / 808)] * 5
-    assert sheet.dense_twin(DENSE, 5, MACHINE, "bf16", None) is None
+    assert sheet.dense_twin(DENSE, TEXTS, 5, MACHINE, "bf16", None) is None
 
 
 def test_the_dense_twin_is_as_good_as_a_dense_model_of_that_size():
     # one block as wide as all four experts, and the shared one beside it: the router and its bytes are all that differ
     arch = replace(TINY, n_shared_experts=0, dense_first_layers=0, dense_ffn_hidden=None)
     dense = replace(DENSE, n_kv_heads=1, dense_ffn_hidden=12)
-    twin = sheet.dense_twin(arch, 5, MACHINE._replace(flops=1e9), "bf16", None)
+    twin = sheet.dense_twin(arch, TEXTS, 5, MACHINE._replace(flops=1e9), "bf16", None)
     ours, theirs = (sum(sheet.flops_of_parts(a, 5).values()) for a in (arch, dense))
     router = 2 * 2 * 16
     assert twin["flops"] == pytest.approx((theirs + router) / ours)
@@ -151,8 +153,8 @@ def test_the_dense_twin_is_as_good_as_a_dense_model_of_that_size():
 
 
 def test_a_moe_whose_experts_are_all_chosen_is_its_own_twin():
-    twin = sheet.dense_twin(replace(TINY, top_k=4), 5, MACHINE, "bf16", None)
-    assert twin == {"active_share": 1, "expert_flops": 1, "flops": 1, "decode_seconds": [1] * 5, "memory": 1}
+    twin = sheet.dense_twin(replace(TINY, top_k=4), TEXTS, 5, MACHINE, "bf16", None)
+    assert twin == {"active_share": 1, "expert_flops": 1, "flops": 1, "decode_seconds": [1] * 5}
 
 
 @each_model
