@@ -84,20 +84,20 @@ def of_published(model, where):
     return record | ({"published": model.published | {"source": model.source}} if model.published else {})
 
 
-def of_ours(config, train_config, where):
-    """The record of a model of ours, with what was counted and measured."""
+def of_ours(config, train_config, where, params=None, streams=None):
+    """The record of a model of ours, with what was counted and measured.  params, streams: see `measured.counted`."""
     context = where.context or config.max_sequence
     if context > config.max_sequence:
         raise ValueError(f"--context {context}: the model reads max_sequence = {config.max_sequence} tokens at most")
     record = sheet.sheet(comparison.layers_words(config), ours.architecture(config), context, where.machine, where.rest,
                          where.experts, decodes=generation.causal(config))
-    shape = train_config.batch, train_config.sequence, train_config.groups
-    return record | {"counted": measured.counted(config, *shape), "step": measured.step_memory(config, train_config)}
+    batch = train_config.batch, train_config.sequence, train_config.groups, params, streams
+    return record | {"counted": measured.counted(config, *batch), "step": measured.step_memory(config, train_config)}
 
 
 def of_run(state, text, where, ranks):
     """The same of a run, with what its routing of the text's held-out part costs, layer by layer, if it routes."""
-    record = of_ours(state.model_config, state.train_config, where)
+    record = of_ours(state.model_config, state.train_config, where, state.params, text.train)
     if not state.model_config.moe_layers or state.model_config.n_experts == 1:  # one expert is a dense model
         return record
     texts_BS = _held_out(text, state.train_config.sequence)

@@ -5,9 +5,10 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from minimoe import cli, names
+from minimoe import cli, groups, names
 from minimoe import config as configs
 from minimoe.analysis.cost import deployment, memory, published
 from minimoe.training import checkpoint, corpus, data, loop
@@ -317,3 +318,17 @@ def test_of_very_many_texts_each_is_looked_at(record):
     config, training = configs.preset("tiny", dict(vocab_size=len(text.tokenizer)), dict(n_steps=1, eval_batches=1))
     loop.train(loop.new_state(config, training, text), text, Path("many/checkpoint.npz"))
     assert len(record(f"--run many --text {' '.join(names_of_texts)}")["routing"]) == 2
+
+
+def test_what_is_counted_of_a_run_is_its_own_work_on_its_own_text(record, said):
+    """Rows as a plain run of the trained parameters gives them, on the batch that is drawn."""
+    state = checkpoint.load("limited/checkpoint.npz")
+    config, training = state.model_config, state.train_config
+    text = data.build(corpus.from_files(["words.txt"]), training.sequence)
+    batch = data.sample(text.train, np.random.default_rng(0), training.batch, training.sequence)
+    cut = groups.cut(batch.tokens_BS, batch.targets_BS, training.groups)
+    routings = groups.gradients(state.params, cut, config, np.random.default_rng(0)).routings
+    kept = [sum(int(of_group[layer].kept_A.sum()) for of_group in routings) for layer in range(config.n_layers)]
+    rows = record("--run limited --text words.txt")["counted"]["layers"]
+    assert [row["kept"] for row in rows] == kept
+    assert "tokens of its text, as trained" in said("--run limited --text words.txt")

@@ -7,22 +7,29 @@ import numpy as np
 from minimoe import model
 from minimoe.analysis import bench
 from minimoe.analysis.cost import counting, deployment, formula, memory, ours, parallel, parts
-from minimoe.training import loop
+from minimoe.training import data, loop
 
 RANKS = 4
 """Devices that share the experts of a run, if nothing is said and 4 divides them."""
 
 
-def counted(config, batch, sequence, groups=1):
+def counted(config, batch, sequence, groups=1, params=None, streams=None):
     """The forward and backward pass of one batch, counted product by product, and by formula: equal to the last FLOP.
 
+    params, streams: of a trained model, and the text that a batch is drawn from, one array a domain; None are fresh
+    parameters and random tokens.
     Returns rows of parts, and rows of layers: assignments chosen and kept, rows of experts computed.
     """
-    cost = counting.count(config, batch, sequence, groups)
+    if params is None:
+        cost = counting.count(config, batch, sequence, groups)
+    else:
+        tokens_BS = data.sample(streams, np.random.default_rng(0), batch, sequence).tokens_BS
+        cost = counting.count_run(params, tokens_BS, config, groups)
     closed = formula.flops(ours.architecture(config), batch, sequence, {i: r.run for i, r in cost.rows.items()} or None)
     names = [name for name in (*parts.NAMES, formula.SCORES) if cost.flops(part=name)]
     return {
         "batch": batch, "sequence": sequence, "groups": groups, "tokens": cost.tokens,
+        "of": "random tokens" if params is None else "tokens of its text, as trained",
         "parts": [{"part": name, "forward": cost.flops("forward", name), "backward": cost.flops("backward", name),
                    "formula": sum(n for place, n in closed.items() if place.part == name)} for name in names],
         "layers": [{"layer": i, **rows._asdict()} for i, rows in cost.rows.items()],

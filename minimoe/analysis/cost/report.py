@@ -130,7 +130,7 @@ def of_counted(counted):
         same = "the same" if both == row["formula"] else f"{row['formula']:,}: DIFFERS"
         rows.append((row["part"], f"{row['forward']:,}", f"{row['backward']:,}", f"{both / total:.1%}", same))
     groups = f", in {counted['groups']} groups" if counted["groups"] > 1 else ""
-    shape = f"{counted['batch']} x {counted['sequence']} random tokens{groups}"
+    shape = f"{counted['batch']} x {counted['sequence']} {counted['of']}{groups}"
     text = (f"FLOPs of a training step of {shape}, counted product by product\n{table(rows)}\n"
             f"together {total:,}, {quantity(total / counted['tokens'])} a token")
     return text + (_of_rows(counted) if counted["layers"] else "")

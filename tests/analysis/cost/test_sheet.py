@@ -219,7 +219,8 @@ def test_a_table_is_aligned():
 
 def test_what_was_counted_says_where_it_differs():
     row = {"part": "dense", "forward": 10, "backward": 20, "formula": 30}
-    counted = {"batch": 2, "sequence": 3, "groups": 1, "tokens": 6, "training_flops": 60, "padding_flops": 0,
+    counted = {"batch": 2, "sequence": 3, "groups": 1, "of": "random tokens", "tokens": 6, "training_flops": 60,
+               "padding_flops": 0,
                "parts": [row, row | {"part": "head", "formula": 1031}], "layers": []}
     same, differs = report.of_counted(counted).splitlines()[3:5]
     assert same.split() == ["dense", "10", "20", "50.0%", "the", "same"]
@@ -230,7 +231,8 @@ def test_what_was_counted_says_where_it_differs():
 
 
 def test_empty_slots_and_drops_are_shares():
-    counted = {"batch": 1, "sequence": 8, "groups": 1, "tokens": 8, "training_flops": 400, "padding_flops": 100,
+    counted = {"batch": 1, "sequence": 8, "groups": 1, "of": "random tokens", "tokens": 8, "training_flops": 400,
+               "padding_flops": 100,
                "parts": [], "layers": [{"layer": 0, "chosen": 8, "kept": 6, "run": 12},
                                        {"layer": 2, "chosen": 8, "kept": 8, "run": 12}]}
     text = report.of_counted(counted)
