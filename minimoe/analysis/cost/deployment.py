@@ -119,7 +119,7 @@ def bytes_read(arch, batch, context, rest="bf16", experts=None, cache="bf16", di
     E, read = arch.n_routed_experts, Counter()
     if distinct is None and E:
         distinct = distinct_experts(E, arch.top_k, batch)
-    for part in parts.parts(arch):
+    for part in parts.decoding(arch):
         if part.name == "experts":
             read[part.name] += distinct * expert_bytes(arch, rest, experts)
         elif part.name == "embedding" and arch.tied_embeddings:
@@ -128,6 +128,10 @@ def bytes_read(arch, batch, context, rest="bf16", experts=None, cache="bf16", di
             read[part.name] += FORMATS[rest].bytes(part.total)
     read[CACHE] = batch * context * FORMATS[cache].bytes(kv_numbers(arch))
     return dict(read)
+
+
+def _moe_layers(arch):
+    return sum(part.name == "experts" for part in parts.decoding(arch))
 
 
 def expert_bytes(arch, rest="bf16", experts=None):
@@ -149,8 +153,8 @@ def decode_flops(arch, context):
     width = arch.query_width + arch.value_width
     if arch.mla is not None:
         width = 2 * arch.mla.kv_lora_rank + arch.mla.qk_rope_head_dim
-    looks = sum(parts.n_attentions(arch, layer) for layer in range(arch.n_layers))
-    return 2 * sum(part.products for part in parts.parts(arch)) + 2 * looks * H * width * context
+    looks = len(arch.stacks) * arch.stacks[-1]  # a decoder's layer looks at two texts, which are taken as equally long
+    return 2 * sum(part.products for part in parts.decoding(arch)) + 2 * looks * H * width * context
 
 
 def turning_batch(arch, machine, context, limit=2**20, **formats):
@@ -182,7 +186,7 @@ def offload_seconds(arch, machine, batch, resident, rest="bf16", experts=None, d
     if E == 0:
         return 0.0
     used = distinct_experts(E, arch.top_k, batch) if distinct is None else distinct
-    return arch.kinds.count("moe") * used * (1 - resident / E) * expert_bytes(arch, rest, experts) / machine.host
+    return _moe_layers(arch) * used * (1 - resident / E) * expert_bytes(arch, rest, experts) / machine.host
 
 
 def misses(routing, resident):

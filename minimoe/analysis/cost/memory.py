@@ -64,7 +64,7 @@ def kv_numbers(arch):
         each = arch.kv_heads * (arch.query_width + arch.value_width)
     else:
         each = arch.mla.kv_lora_rank + arch.mla.qk_rope_head_dim
-    return each * (arch.n_layers if len(arch.stacks) == 1 else 2 * arch.stacks[1])
+    return each * len(arch.stacks) * arch.stacks[-1]
 
 
 def activation_numbers(config, batch, sequence, rows=None):

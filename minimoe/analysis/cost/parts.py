@@ -51,6 +51,21 @@ def parts(arch):
     return (*found, _whole(None, "head", own, table))
 
 
+@functools.cache
+def decoding(arch):
+    """The parts that one more token of a text needs: all; of two stacks the decoder's, whose keys and values of the
+    other text are there already.
+    """
+    if len(arch.stacks) == 1:
+        return parts(arch)
+    keys_values = 2 * arch.d_model * arch.kv_heads * arch.query_width
+    first = arch.stacks[0]
+    used = [part for part in parts(arch) if part.layer is None or part.layer >= first]
+    return tuple(part._replace(total=part.total - keys_values, active=part.active - keys_values,
+                               products=part.products - keys_values)
+                 if part.name == "attention" and part.layer is not None else part for part in used)
+
+
 def parameters(arch):
     """Total and active parameters.
 

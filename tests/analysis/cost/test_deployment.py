@@ -63,7 +63,8 @@ def test_the_parts_are_all_that_a_step_reads(key):
     assert "embedding" not in read and "positions" not in read
     if arch.n_routed_experts:
         every = deployment.bytes_read(arch, 4, 16, distinct=arch.n_routed_experts)
-        one = arch.kinds.count("moe") * deployment.expert_bytes(arch)
+        layers = arch.kinds[-arch.stacks[-1]:].count("moe")  # of two stacks the decoder's
+        one = layers * deployment.expert_bytes(arch)
         assert every["experts"] == pytest.approx(arch.n_routed_experts * one)
 
 
@@ -87,10 +88,17 @@ def test_latent_attention_looks_at_latent_vectors_by_hand():
     assert deployment.decode_flops(v3, 101) - deployment.decode_flops(v3, 100) == 2 * 61 * 128 * 1088
 
 
-def test_a_decoder_behind_an_encoder_looks_twice():
-    # 12 layers look once and 12 twice
+def test_of_two_stacks_the_decoder_works_and_looks_twice():
+    # 12 layers: 4 matrices of 768 x 768 for its own text, 2 for the other, whose keys and values are there; in every
+    # second layer an expert of 2 matrices of 768 x 3072 and a router of 8, else a dense block of the same; the head
     arch = published.find("switch-base-8").arch
-    assert deployment.decode_flops(arch, 9) - deployment.decode_flops(arch, 8) == 2 * 36 * 12 * 128
+    weights = 12 * 6 * 768**2 + 12 * 2 * 768 * 3072 + 6 * 8 * 768 + 32128 * 768
+    assert deployment.decode_flops(arch, 0) == 2 * weights
+    assert deployment.decode_flops(arch, 9) - deployment.decode_flops(arch, 8) == 2 * 24 * 12 * 128
+    # read: the same and norms, 3 a layer and the 2 at the ends, and 2 * 32 * 12 numbers of relative positions
+    read = deployment.decode_step(arch, 1, 5, "float32", distinct=1)
+    assert read.weights == 4 * (weights + 38 * 768 + 2 * 32 * 12)
+    assert read.cache == 2 * 5 * 2 * 768 * 24
 
 
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=6, top_k=2,
