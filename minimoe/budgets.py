@@ -4,16 +4,19 @@ A model that is given another number of steps has a schedule of its own: its lea
 dense models are a family of widths, so that one can say which of them a MoE is worth.
 """
 
+import json
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from minimoe.analysis import comparison, cost, cost_plots, plots, worth
+from minimoe import files
+from minimoe.analysis import bench, comparison, cost, cost_plots, plots, worth
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL
 from minimoe.analysis.cost import deployment, ours
 from minimoe.config import ModelConfig, TrainConfig, preset
-from minimoe.training import corpus, data, loop, runs
+from minimoe.training import corpus, data, loop, progress, runs
 
 NEAR = 0.01
 """Budgets that differ by less are the same: nothing is trained anew."""
@@ -35,16 +38,26 @@ class Plan:
         return _name(self.moe)
 
     def dense(self):
-        """Name -> ModelConfig of dense models, from half of the MoE's active width to its total one."""
+        """Name -> ModelConfig of dense models, from half of the MoE's active width to twice its total one."""
         active, total = self.moe.top_k * self.moe.d_hidden, self.moe.n_experts * self.moe.d_hidden
         widths = {"dense, half of active": active // 2, DENSE_ACTIVE: active, "dense, half of total": total // 2,
-                  DENSE_TOTAL: total}
+                  DENSE_TOTAL: total, "dense, twice total": 2 * total}
         return {name: replace(self.moe, n_experts=1, top_k=1, d_hidden=width) for name, width in widths.items()}
 
     def sparse(self):
         """Name -> ModelConfig of MoEs that do the same work for a token with half, once and twice the experts."""
         E = self.moe.n_experts
         return {_name(config): config for config in (replace(self.moe, n_experts=n) for n in (E // 2, E, 2 * E))}
+
+    def twin(self, name):
+        """The name of the dense model that has as many parameters in its block as a MoE has in its experts."""
+        moe = self.sparse()[name]
+        return next(dense for dense, config in self.dense().items() if config.d_hidden == moe.n_experts * moe.d_hidden)
+
+    @property
+    def times(self):
+        """Where the seconds of a step of each model are."""
+        return self.runs / "seconds.json"
 
     def path(self, name, steps, seed):
         """Where the checkpoint of a model, a number of steps and a seed is."""
@@ -80,7 +93,7 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
         return runs.finish(what.path(name, training.n_steps, seed), f"{name}, {training.n_steps} steps, seed {seed}",
                            config, replace(training, seed=seed), text, fresh, say, threads)
 
-    entries = trained(what, finished)
+    entries = trained(what, finished, _timed(what, text, fresh, threads))
     _draw(what, entries)
     say("\n" + worth.entries_table(entries, _of(entries, what.main)) + f"\n\nPicture: {what.figure}\n")
     say("Far too short to compare anything: this shows that all works." if quick else verdict(what, entries, text))
@@ -95,34 +108,50 @@ def figure(say=print):
     what = plan(False, 1, len(text.tokenizer))
     folders = [what.path(name, what.training.n_steps, 0).parents[1] for name in what.dense() | what.sparse()]
     seeds = min(len(list(folder.glob("seed*/checkpoint.npz"))) for folder in folders)
-    if seeds == 0:
+    if seeds == 0 or not what.times.exists():
         return False
 
     def finished(name, config, training, seed):
         return runs.finished(what.path(name, training.n_steps, seed), config, replace(training, seed=seed), text,
                              "python -m minimoe compare")
 
-    _draw(what, trained(replace(what, seeds=seeds), finished))
+    _draw(what, trained(replace(what, seeds=seeds), finished, _timed(what, text, fresh=False, threads=1)))
     say(f"wrote {what.figure}")
     return True
 
 
-def trained(what, finished):
+def _timed(what, text, fresh, threads):
+    """Name -> seconds of a step of each model, measured in turns once and then read: the steps of a budget of time hang
+    on it, so that going on with a comparison must find the same.
+    """
+    configs = what.dense() | what.sparse()
+    if what.times.exists() and not fresh:
+        found = json.loads(what.times.read_text("utf-8"))
+        if found.keys() == configs.keys():
+            return found
+    measured = bench.step_seconds(configs, what.training, text, threads, each_round=progress.rounds)
+    with files.written(what.times) as temporary:
+        temporary.write_text(json.dumps(measured, indent=2), "utf-8")
+    return measured
+
+
+def trained(what, finished, seconds):
     """The Entries of a plan: all models at equal steps, then the two dense ones at equal FLOPs and at equal time.
 
-    finished: of (name, ModelConfig, TrainConfig, seed), the finished TrainState.
+    finished: of (name, ModelConfig, TrainConfig, seed), the finished TrainState.  seconds: of a step, by name.
     """
     known, configs = {}, what.dense() | what.sparse()
 
     def entries(budget, steps_of):
-        """steps_of: name -> steps.  Seed by seed, so that a slow hour of the machine is shared by all models."""
+        """steps_of: name -> steps."""
         for seed in range(what.seeds):
             for name, steps in steps_of.items():  # one run can stand for several budgets
                 if (name, steps, seed) not in known:
                     training = replace(what.training, n_steps=steps)
                     known[name, steps, seed] = finished(name, configs[name], training, seed)
         return [_entry(name, configs[name], budget, replace(what.training, n_steps=steps),
-                       [known[name, steps, seed] for seed in range(what.seeds)]) for name, steps in steps_of.items()]
+                       [known[name, steps, seed] for seed in range(what.seeds)], seconds[name])
+                for name, steps in steps_of.items()]
 
     steps = what.training.n_steps
     found = entries("steps", dict.fromkeys(configs, steps))
@@ -134,12 +163,11 @@ def trained(what, finished):
     return found
 
 
-def _entry(name, config, budget, training, states):
+def _entry(name, config, budget, training, states, seconds):
     counted = cost.count(config, training.batch, training.sequence, training.groups)
-    seconds = np.median([second for state in states for second in state.history["seconds"]])
     steps = training.n_steps
     return worth.Entry(name, budget, steps, counted.parameters, steps * training.accumulate * counted.training_flops,
-                       float(steps * seconds), np.array([state.history["eval_ce"][-1] for state in states]))
+                       steps * seconds, np.array([state.history["eval_ce"][-1] for state in states]))
 
 
 def _of(entries, name, budget="steps"):
@@ -154,26 +182,29 @@ def _draw(what, entries):
 
 
 def verdict(what, entries, text):
-    """What each MoE is worth, and how much of the claim about savings is left, in words."""
-    steps = [entry for entry in entries if entry.budget == "steps"]
-    family = [_of(entries, name) for name in what.dense()]
-    found = {name: worth.worth(_of(entries, name), family) for name in what.sparse()}
-    lines = [worth.worth_words(_of(steps, name), of) for name, of in found.items()]
-    numbers = savings(what, _of(entries, what.main), _of(entries, DENSE_TOTAL), text)
-    saved = found[what.main].flops / _of(entries, what.main).flops
-    if np.isfinite(saved).any():
-        numbers["training FLOPs, beside a dense model of equal loss"] = float(np.exp(np.nanmean(np.log(saved))))
-    return "\n".join([*lines, "", worth.claim(numbers), "", comparison.on_seeds(what.seeds)])
+    """What each MoE is worth, and how much of the claim about savings is left of it, in words."""
+    family, lines, columns = [_of(entries, name) for name in what.dense()], [], {}
+    for name, config in what.sparse().items():
+        moe, twin = _of(entries, name), what.twin(name)
+        found = worth.worth(moe, family)
+        lines.append(worth.worth_words(moe, found))
+        columns[name] = {"active": moe.parameters.active / moe.parameters.total,
+                         **savings(what, (config, what.dense()[twin]), (moe, _of(entries, twin)), text),
+                         "training FLOPs, beside a dense model of equal loss": found.flops / moe.flops}
+    caveats = ("One recipe for all, chosen on a MoE, and few steps; the dense models grow in the width of their "
+               "feed-forward blocks alone. Another family, recipe or length may say otherwise.")
+    return "\n\n".join(["\n".join(lines), worth.claim(columns), textwrap.fill(caveats, 118),
+                        comparison.on_seeds(what.seeds)])
 
 
-def savings(what, moe, dense, text):
-    """Label -> how many times less the MoE takes than the dense model of equal size."""
-    configs = what.moe, what.dense()[DENSE_TOTAL]
+def savings(what, configs, entries, text):
+    """Label -> how many times less a MoE takes than a dense model.  configs, entries: of both, the MoE first."""
+    moe, dense = entries
     peaks = [cost.peak_bytes(lambda config=config: loop.step_once(loop.new_state(config, what.training, text), text))
              for config in configs]
     sparse, full = (ours.architecture(config) for config in configs)
     return {
-        "FLOPs of the experts": what.moe.n_experts / what.moe.top_k,
+        "FLOPs of the routed experts": configs[0].n_experts / configs[0].top_k,
         "FLOPs of the whole model": dense.flops / moe.flops,
         "time of a training step": dense.seconds / moe.seconds,
         "memory of a training step": peaks[1] / peaks[0],

@@ -244,15 +244,12 @@ def gradcheck(options):
 
 def bench(options):
     """Measure this machine: a training step, its matrix products, generation, and where the time goes."""
-    from tqdm import tqdm
-
     from minimoe.analysis import bench, plots
+    from minimoe.training import progress
     plots.check_path(options.figure)
     configurations = configs.preset(options.preset or DEFAULT_PRESET, _given(options, ModelConfig),
                                     _given(options, TrainConfig))
-    seconds = 0.1 if sys.stderr.isatty() else 10  # a log file needs fewer lines than a screen
-    measured = bench.measure(*configurations, options.steps, options.threads, lambda n: tqdm(
-        range(n), "bench", unit="round", dynamic_ncols=True, mininterval=seconds, maxinterval=seconds))
+    measured = bench.measure(*configurations, options.steps, options.threads, lambda n: progress.rounds(n, "bench"))
     print(bench.report(measured))
     places = bench.usual(measured.places)
     plots.save(plots.time_by_part(places, bench.parts(places), bench.title(places)), options.figure)

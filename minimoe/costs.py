@@ -98,8 +98,9 @@ def of_ours(config, train_config, where, params=None, streams=None):
 def of_run(state, text, where, ranks):
     """The same of a run, with what its routing of the text's held-out part costs, layer by layer, if it routes."""
     record = of_ours(state.model_config, state.train_config, where, state.params, text.train)
-    if not state.model_config.moe_layers or state.model_config.n_experts == 1:  # one expert is a dense model
-        return record
+    config = state.model_config
+    if not config.moe_layers or config.n_experts == 1 or not generation.causal(config):
+        return record  # one expert is a dense model; what cannot write text has no steps of decoding
     texts_BS = _held_out(text, state.train_config.sequence)
     return record | {"routing": measured.routed(state.params, state.model_config, texts_BS, ranks, where.machine)}
 

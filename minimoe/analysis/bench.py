@@ -79,6 +79,21 @@ def measure(model_config, train_config, steps, threads=1, rounds=range):
                     *map(np.array, times), list(places))
 
 
+def step_seconds(configs, train_config, text, threads=1, rounds=20, each_round=range):
+    """Name -> median time of a training step of each model, in turns: a slow moment of the machine falls on all.
+
+    configs: name -> ModelConfig.  rounds: turns of each.  each_round: counts them, as `range` does; a progress bar can.
+    """
+    states = {name: loop.new_state(config, train_config, text) for name, config in configs.items()}
+    times = {name: [] for name in configs}
+    with workers(threads) as each:
+        for _ in each_round(rounds):
+            for name, state in states.items():
+                loop.step_once(state, text, each)  # not timed: it finds the caches full of what came before
+                times[name].append(seconds(lambda state=state: loop.step_once(state, text, each)))
+    return {name: float(np.median(of_model)) for name, of_model in times.items()}
+
+
 def random_text(model_config, train_config):
     """A Corpus of random tokens."""
     V = model_config.vocab_size

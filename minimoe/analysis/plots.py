@@ -3,14 +3,14 @@
 Each function takes plain arrays and returns a matplotlib Figure; `save` writes it.
 """
 
-import contextlib
-import os
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from minimoe import files
 
 EXPERT_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 """Okabe and Ito's palette, grey in place of black so that text can stand on every one."""
@@ -48,17 +48,11 @@ def save(figure, path):
     Raises ValueError if the path does not end in .png, or the folder or the disk does not allow it.
     """
     check_path(path)
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-        os.replace(temporary, path)
+        with files.written(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     except OSError as error:
         raise ValueError(f"cannot write the figure {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def losses(curves, title):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minimoe import model
+from minimoe import files, model
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training.tokenizer import Tokenizer
 
@@ -63,22 +63,16 @@ def save(path, state):
     Raises CheckpointError if the folder or the disk does not allow it.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with files.written(path) as temporary, open(temporary, "wb") as file:
             arrays = _arrays(state)
             np.savez(file, header=_header(state, arrays), **arrays)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         kept = "; the checkpoint before it is whole" if path.exists() else ""
         raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}{kept}") from error
-    finally:
-        with contextlib.suppress(OSError):  # what could not be written may not be there to remove
-            temporary.unlink()
 
 
 def check_folder(path):

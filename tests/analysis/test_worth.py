@@ -14,7 +14,7 @@ def entry(name, total, flops, *ces, active=None, budget="steps", steps=100, seco
 
 
 def family(*losses):
-    """Dense models of 1, 10 and 100 thousand parameters; losses: of each, a number or one number a seed."""
+    """Dense models of 1, 10, 100 and 1000 thousand parameters; losses: of each, a number or one number a seed."""
     sizes, flops = (1_000, 10_000, 100_000, 1_000_000), (1e9, 4e9, 64e9, 128e9)
     return [entry(f"dense {size}", size, work, *np.atleast_1d(of_seeds))
             for size, work, of_seeds in zip(sizes, flops, losses, strict=False)]
@@ -24,53 +24,142 @@ def moe(*ces, flops=2e9):
     return entry("MoE, 2 of 8", 12_000, flops, *ces, active=3_000)
 
 
+def met(sizes, losses, loss):
+    """An oracle: NumPy's own straight line through (log size, loss), and where it meets a loss."""
+    slope, start = np.polyfit(np.log(sizes), losses, 1)
+    return np.exp((loss - start) / slope)
+
+
 @pytest.mark.parametrize(("loss", "size", "flops"), [
-    (2.5, 1_000 * 10 ** 0.5, 2e9),  # halfway from 3 to 2: sqrt(1e3 * 1e4) parameters, sqrt(1e9 * 4e9) FLOPs
-    (1.25, 10_000 * 10 ** 0.75, 32e9),  # three quarters of the way from 2 to 1: 4e9 * 16^(3/4) = 4e9 * 8
-    (2.75, 1_000 * 10 ** 0.25, 2 ** 0.5 * 1e9),  # a quarter: 1e9 * 4^(1/4)
-    (3.0, 1_000, 1e9), (2.0, 10_000, 4e9), (1.0, 100_000, 64e9)])
-def test_between_two_dense_models_a_loss_is_worth_a_size_between_theirs(loss, size, flops):
-    found = worth.worth(moe(loss), family(3.0, 2.0, 1.0))
-    np.testing.assert_allclose(found.size, [size])
-    np.testing.assert_allclose(found.flops, [flops])
-
-
-@pytest.mark.parametrize("loss", [3.001, 0.999])
-def test_a_loss_outside_of_the_family_is_worth_no_size(loss):
-    found = worth.worth(moe(loss), family(3.0, 2.0, 1.0))
-    assert np.isnan(found.size).all() and np.isnan(found.flops).all()
+    (2.5, 10 ** 4.5, 16e9),  # halfway from 3 to 2: sqrt(1e4 * 1e5) parameters, sqrt(4e9 * 64e9) FLOPs
+    (2.25, 10 ** 4.75, 32e9),  # three quarters of the way from 3 to 2: 4e9 * 16^(3/4) = 4e9 * 8
+    (3.75, 10 ** 3.25, 2 ** 0.5 * 1e9),  # a quarter of the way from 4 to 3: 1e9 * 4^(1/4)
+    (1.5, 10 ** 5.5, 2 ** 0.5 * 64e9),  # halfway from 2 to 1: 64e9 * 2^(1/2)
+    (4.0, 1e3, 1e9), (3.0, 1e4, 4e9), (2.0, 1e5, 64e9), (1.0, 1e6, 128e9)])
+def test_in_a_family_on_a_line_a_loss_is_worth_exactly_its_place(loss, size, flops):
+    """loss = 4 - p at 10^(3 + p) parameters.  FLOPs lie on no line: they are taken between neighbours."""
+    found = worth.worth(moe(loss), family(4.0, 3.0, 2.0, 1.0))
+    np.testing.assert_allclose(found, [size, size, size, 1e3, 1e6, flops], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("losses", "loss", "place"), [
-    ((3.0, 2.0, 2.5, 1.5), 2.2, 0.8),  # met from 3 to 2, on the way up, and from 2.5 to 1.5: the first counts
-    ((2.0, 2.5, 1.0), 2.2, 1.2),  # on the way up it does not count
-    ((3.0, 2.0, 2.0, 1.0), 2.0, 1.0), ((2.0, 2.0, 1.0), 2.0, 1.0),  # as good as two: where the fall begins or ends
-    ((3.0, 2.0, 2.5), 2.5, 0.5),
-    ((1.0, 2.0, 3.0), 2.5, None), ((2.0, 2.0, 2.0), 2.0, None)])
-def test_of_losses_that_rise_on_the_way_the_first_fall_counts(losses, loss, place):
-    # sizes are powers of ten, so that a place p in the list is 10^(3 + p) parameters
+    # at p = 0, 1, 2 the slope is (last - first) / 2 and the line goes through the mean at p = 1
+    ((3.0, 1.0, 1.0), 2.0, 1 - (2 - 5 / 3)),  # slope -1, mean 5/3
+    ((3.0, 1.0, 1.0), 1.0, 1 + 2 / 3),  # the loss of two models, and yet between them
+    ((3.0, 2.5, 2.0), 2.125, 1.75),
+    ((2.0, 2.3, 1.0), 1.6, 1 + (5.3 / 3 - 1.6) / 0.5),  # the rise on the way is but a part of the line
+    # at p = 0, 1, 2, 3 the slope is (3 (d - a) + c - b) / 10, through the mean at p = 1.5
+    ((3.2, 2.9, 1.9, 1.0), 2.06, 1.5 + 0.25),  # (3 * -2.2 - 1) / 10 = -0.76, mean 2.25: 0.19 / 0.76
+    ((3.0, 2.0, 2.5, 1.5), 2.25, 1.5),  # the mean of all is met in the middle
+    ((3.0, 2.0, 2.5, 1.5), 2.6, 1.5 - 0.875)])  # (3 * -1.5 + 0.5) / 10 = -0.4, mean 2.25: 0.35 / 0.4
+def test_losses_off_a_line_are_fitted_by_least_squares(losses, loss, place):
     found = worth.worth(moe(loss), family(*losses))
-    np.testing.assert_allclose(found.size, [np.nan if place is None else 10 ** (3 + place)])
-    assert np.isnan(found.flops[0]) == (place is None)
+    np.testing.assert_allclose(found.size, 10 ** (3 + place), rtol=1e-12)
 
 
-def test_each_seed_has_a_worth_of_its_own_among_the_losses_of_that_seed():
-    # 2.5: halfway from 3 to 2;  2.5: a quarter of the way from 2.6 to 2.2;  0.5 is below all
-    of_seeds = family((3.0, 2.6, 3.0), (2.0, 2.2, 2.0), (1.0, 1.0, 1.0))
-    found = worth.worth(moe(2.5, 2.5, 0.5), of_seeds)
-    np.testing.assert_allclose(found.size, [10 ** 3.5, 10 ** 3.25, np.nan])
-    np.testing.assert_allclose(found.flops, [2e9, 2 ** 0.5 * 1e9, np.nan])
+@pytest.fixture
+def uneven():
+    """Five sizes at uneven distances, their losses of four seeds, and those of a MoE."""
+    rng = np.random.default_rng(3)
+    sizes = np.array([2_000, 3_000, 9_000, 40_000, 50_000])
+    losses = 4 - 0.2 * np.log(sizes)[:, None] + rng.normal(0, 0.04, (5, 4))
+    return sizes, losses, 4 - 0.2 * np.log(12_000) + rng.normal(0, 0.04, 4)
+
+
+def dense(sizes, losses):
+    return [entry("dense", int(size), 1e6 * size, *of_seeds) for size, of_seeds in zip(sizes, losses, strict=True)]
+
+
+def test_the_fit_is_to_the_means_of_all_seeds(uneven):
+    sizes, losses, ces = uneven
+    found = worth.worth(moe(*ces), dense(sizes, losses))
+    np.testing.assert_allclose(found.size, met(sizes, losses.mean(axis=1), ces.mean()), rtol=1e-10)
+    np.testing.assert_allclose(found.flops, 1e6 * found.size, rtol=1e-10)  # FLOPs as the sizes: on a line of their own
+    np.testing.assert_allclose([found.smallest, found.largest], [2_000, 50_000], rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_low_and_high_by_a_loop_over_draws(uneven, seed):
+    """Of 1000 sorted sizes the tenth part is at place 0.1 * 999 = 99.9, counted from 0."""
+    sizes, losses, ces = uneven
+    drawn = sorted(np.clip(met(sizes, [np.mean([of[i] for i in draw]) for of in losses], np.mean(ces[draw])),
+                           2_000, 50_000)
+                   for draw in np.random.default_rng(seed).integers(0, 4, (worth.DRAWS, 4)))
+    found = worth.worth(moe(*ces), dense(sizes, losses), seed)
+    assert len(drawn) == 1000
+    np.testing.assert_allclose(found.low, drawn[99] + 0.9 * (drawn[100] - drawn[99]), rtol=1e-10)
+    np.testing.assert_allclose(found.high, drawn[899] + 0.1 * (drawn[900] - drawn[899]), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("ces", "low", "high"), [
+    # of two seeds a quarter of the draws is the one alone, a quarter the other alone
+    ((2.5, 1.75), 1.5, 2.25), ((1.75, 2.5), 1.5, 2.25),
+    # of three 1 in 27 draws is the least alone, 3 in 27 are two of it and one of the next: the tenth part is there
+    ((3.0, 2.7, 1.5), 1.1, 2.1)])  # places 1, 1.3, 2.5: (1 + 1 + 1.3) / 3 and (1.3 + 2.5 + 2.5) / 3
+def test_low_and_high_by_hand(ces, low, high):
+    n = len(ces)
+    found = worth.worth(moe(*ces), family([4.0] * n, [3.0] * n, [2.0] * n, [1.0] * n))
+    np.testing.assert_allclose([found.low, found.high], [10 ** (3 + low), 10 ** (3 + high)], rtol=1e-10)
+    np.testing.assert_allclose(found.size, 10 ** (3 + 4 - np.mean(ces)), rtol=1e-12)
+
+
+def test_what_a_seed_does_to_all_models_alike_leaves_no_doubt():
+    """Were each model's seeds drawn apart, low and high would be decades apart."""
+    shift = np.array([0.0, 0.7, -0.4])
+    found = worth.worth(moe(*(2.5 + shift)), family(4 + shift, 3 + shift, 2 + shift, 1 + shift))
+    np.testing.assert_allclose([found.size, found.low, found.high], 10 ** 4.5, rtol=1e-10)
+
+
+@pytest.mark.parametrize("losses", [(1.0, 2.0, 3.0), (1.0, 4.0, 1.0)])
+@pytest.mark.parametrize(("loss", "size"), [(1.9, 1e5), (2.1, 1e3), (0.5, 1e5), (3.5, 1e3)])
+def test_where_the_line_does_not_fall_a_better_model_is_worth_the_largest_and_a_worse_one_the_smallest(
+        losses, loss, size):
+    found = worth.worth(moe(loss), family(*losses))  # both have the mean 2
+    np.testing.assert_allclose([found.size, found.low, found.high], size, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("ces", "size", "low", "high", "flops"), [
+    ((4.001, 4.001), 1e3, 1e3, 1e3, 1e9), ((9.0, 9.0), 1e3, 1e3, 1e3, 1e9),
+    ((0.999, 0.999), 1e6, 1e6, 1e6, 128e9), ((0.0, 0.0), 1e6, 1e6, 1e6, 128e9),
+    ((7.0, 3.0), 1e3, 1e3, 1e4, 1e9),  # of one seed alone inside, of the mean, 5, not
+    ((6.0, 0.0), 1e4, 1e3, 1e6, 4e9)])  # the mean, 3, is inside, neither seed alone is
+def test_sizes_are_cut_to_those_of_the_family(ces, size, low, high, flops):
+    found = worth.worth(moe(*ces), family((4.0, 4.0), (3.0, 3.0), (2.0, 2.0), (1.0, 1.0)))
+    np.testing.assert_allclose(found, [size, low, high, 1e3, 1e6, flops], rtol=1e-10)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_order_of_the_family_does_not_matter(order):
     models = family((3.0, 2.9), (2.0, 2.3), (1.0, 1.1))
     found, sorted_ = (worth.worth(moe(2.4, 1.7), of) for of in ([models[i] for i in order], models))
-    np.testing.assert_array_equal(found, sorted_)
+    np.testing.assert_allclose(found, sorted_, rtol=1e-10)
 
 
-def test_a_family_of_one_has_nothing_between():
-    assert np.isnan(worth.worth(moe(3.0), family(3.0)).size).all()
+def test_the_same_seed_gives_the_same_and_another_draws_others():
+    ces = 2.5 + 0.1 * np.array([0, 1, 3, 7, 13, -5, -9, -17])  # 8 seeds can be drawn in 6435 ways, 4 in just 35
+    models = family(*(np.full(8, loss) for loss in (4.0, 3.0, 2.0, 1.0)))
+    one, same, other = (worth.worth(moe(*ces), models, *seed) for seed in ((), (0,), (1,)))
+    assert one == same
+    assert one.size == other.size and one.low != other.low and one.high != other.high
+
+
+def planted(trials, noise):
+    """Worths of a MoE that is worth 150,000, in families of five sizes and three seeds whose losses have noise."""
+    rng = np.random.default_rng(11)
+    sizes = 10_000 * 3.0 ** np.arange(5)
+    for _ in range(trials):
+        *losses, ces = 5 - 0.2 * np.log([*sizes, 150_000])[:, None] + rng.normal(0, noise, (6, 3))
+        yield worth.worth(moe(*ces), dense(sizes, losses))
+
+
+def test_a_planted_size_is_found_again():
+    found = np.median([one.size for one in planted(30, noise=0.05)])
+    assert 0.85 < found / 150_000 < 1.15
+
+
+def test_of_three_seeds_the_range_holds_the_truth_about_six_times_in_ten():
+    """The standard deviation of the share of 400 is 0.025."""
+    assert 0.55 < np.mean([one.low <= 150_000 <= one.high for one in planted(400, noise=0.03)]) < 0.7
 
 
 def cells(table):
@@ -125,46 +214,75 @@ def test_the_columns_of_the_table_are_aligned():
     assert len(line) == max(map(len, (head, *rows)))
 
 
-def words(sizes, flops):
-    return worth.worth_words(moe(*[2.0] * len(sizes)), worth.Worth(np.array(sizes), np.array(flops)))
+FEW, MANY = 1e3, 1e5
+"""Sizes of the smallest and the largest of a family."""
 
 
-def test_the_worth_in_words_when_all_seeds_have_one():
-    # sqrt(4000 * 9000) = 6000 is twice 3000 and half of 12 000;  sqrt(2e9 * 8e9) = 4e9 is twice the MoE's 2e9
-    assert words([9e3, 4e3], [8e9, 2e9]) == (
-        "MoE, 2 of 8: worth a dense model of 6 k parameters (4 k to 9 k): 2.00 times its active, 0.50 times its total "
-        "ones; that dense model takes 2.00 times the training FLOPs.")
+def words(size, low, high, seeds=3):
+    return worth.worth_words(moe(*[2.0] * seeds), worth.Worth(size, low, high, FEW, MANY, 1e9))
 
 
-def test_the_worth_in_words_when_some_seeds_have_one():
-    assert words([4e3, np.nan, 9e3], [2e9, np.nan, 8e9]) == (
-        "MoE, 2 of 8: worth a dense model of 6 k parameters (4 k to 9 k) in 2 of 3 seeds; outside of the family in the "
-        "others: 2.00 times its active, 0.50 times its total ones; that dense model takes 2.00 times the training "
-        "FLOPs.")
+@pytest.mark.parametrize(("found", "size", "drawn", "of_active", "of_total"), [
+    ((6e3, 4e3, 9e3), "6 k", "4 k to 9 k", 2, 0.5),  # 6000 is twice 3000 and half of 12 000
+    ((6e3, FEW, 9e3), "6 k", "at most 1 k to 9 k", 2, 0.5),
+    ((6e3, 4e3, MANY), "6 k", "4 k to at least 100 k", 2, 0.5),
+    ((FEW, FEW, 9e3), "at most 1 k", "at most 1 k to 9 k", 0.33, 0.08),
+    ((FEW, FEW, FEW), "at most 1 k", "at most 1 k to at most 1 k", 0.33, 0.08),
+    ((MANY, 6e3, MANY), "at least 100 k", "6 k to at least 100 k", 33.33, 8.33),
+    ((MANY, MANY, MANY), "at least 100 k", "at least 100 k to at least 100 k", 33.33, 8.33),
+    ((1_001, 1_001, 99_900), "1 k", "1 k to 99.9 k", 0.33, 0.08)])  # just inside of the family
+def test_the_worth_in_words(found, size, drawn, of_active, of_total):
+    assert words(*found) == (
+        f"MoE, 2 of 8: worth a dense model of {size} parameters (80 % of draws of the seeds: {drawn}), {of_active:.2f} "
+        f"times its active and {of_total:.2f} times its total ones.")
 
 
-def test_the_worth_in_words_when_one_of_three_seeds_has_one():
-    assert words([np.nan, 6e3, np.nan], [np.nan, 1e9, np.nan]) == (
-        "MoE, 2 of 8: worth a dense model of 6 k parameters in 1 of 3 seeds; outside of the family in the others: "
-        "2.00 times its active, 0.50 times its total ones; that dense model takes 0.50 times the training FLOPs.")
+@pytest.mark.parametrize(("found", "size"), [(6e3, "6 k"), (FEW, "at most 1 k"), (MANY, "at least 100 k")])
+def test_the_worth_in_words_of_one_seed_has_no_range(found, size):
+    assert words(found, found, found, seeds=1).startswith(
+        f"MoE, 2 of 8: worth a dense model of {size} parameters (one seed), ")
 
 
-def test_the_worth_in_words_of_one_seed():
-    assert words([6e3], [4e9]) == (
-        "MoE, 2 of 8: worth a dense model of 6 k parameters: 2.00 times its active, 0.50 times its total ones; that "
-        "dense model takes 2.00 times the training FLOPs.")
+@pytest.mark.parametrize("size", [6e3, FEW, MANY])
+def test_where_draws_reach_from_end_to_end_the_seeds_do_not_tell(size):
+    assert words(size, FEW, MANY) == ("MoE, 2 of 8: the seeds do not tell what it is worth: anything from 1 k to 100 k "
+                                      "parameters of a dense model.")
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_the_worth_in_words_when_no_seed_has_one(seeds):
-    said = words([np.nan] * seeds, [np.nan] * seeds)
-    assert said.startswith("MoE, 2 of 8: no dense model of the family meets its loss")
-    assert "nan" not in said
+@pytest.mark.parametrize(("loss", "size"), [(4.5, "at most 1 k"), (2.5, "31.6 k"), (0.5, "at least 1 M")])
+def test_a_worth_found_is_told(loss, size):
+    ours = moe(loss, loss)
+    found = worth.worth(ours, family((4.0, 4.0), (3.0, 3.0), (2.0, 2.0), (1.0, 1.0)))
+    assert f"dense model of {size} parameters (80 % of draws of the seeds: {size} to {size})" in worth.worth_words(
+        ours, found)
 
 
-def test_the_claim_is_said_and_then_answered_point_by_point():
-    *said, one, two = worth.claim({"FLOPs of the experts": 4.0, "bytes": 0.987}).split("\n")
-    assert one == "  FLOPs of the experts    4.00"
-    assert two == "  bytes                   0.99"
-    assert "10 to 25 % active parameters takes 4 to 10 times less" in " ".join(said)
-    assert all(len(line) <= 118 for line in said)
+def test_the_claim_is_said_and_then_judged_moe_by_moe():
+    text = worth.claim({"MoE, 2 of 8": {"active": 0.367, "FLOPs": 4.0, "bytes": 0.987, "time": 3.98},
+                        "MoE, 2 of 16": {"active": 0.2, "FLOPs": 8.123, "bytes": 4.5, "time": 12.0}})
+    said, numbers, main, many = text.split("\n\n")
+    assert said == ("The claim: models with 10% to 25% active parameters save 4 to 10 times the compute of a dense "
+                    "model of equal size.")
+    head, rows = cells(numbers)
+    assert head == ["times less than a dense model of its size", "MoE, 2 of 8", "MoE, 2 of 16"]
+    assert rows == [["(active parameters)", "37%", "20%"], ["FLOPs", "4.00", "8.12"], ["bytes", "0.99", "4.50"],
+                    ["time", "3.98", "12.00"]]
+    assert main == ("MoE, 2 of 8, 37% active, outside of the claim. 4 times or more: FLOPs (4.00). Less: bytes (0.99), "
+                    "time (3.98).")
+    assert many == ("MoE, 2 of 16, 20% active, one that the claim is about. 4 times or more: FLOPs (8.12), bytes "
+                    "(4.50), time (12.00).\nLess: nothing.")
+    assert all(len(line) <= 118 for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(("active", "kind"), [
+    (0.0999, "outside of the claim"), (0.10, "one that the claim is about"), (0.25, "one that the claim is about"),
+    (0.2501, "outside of the claim")])
+def test_the_claim_is_about_10_to_25_percent_active(active, kind):
+    judged = worth.claim({"MoE": {"active": active, "FLOPs": 5.0}}).split("\n\n")[2]
+    assert judged == f"MoE, {active:.0%} active, {kind}. 4 times or more: FLOPs (5.00). Less: nothing."
+
+
+@pytest.mark.parametrize(("times", "told"), [
+    (4.0, "4 times or more: FLOPs (4.00). Less: nothing."), (3.99, "4 times or more: nothing. Less: FLOPs (3.99).")])
+def test_what_is_four_times_or_more_holds(times, told):
+    assert worth.claim({"MoE": {"active": 0.2, "FLOPs": times}}).endswith(told)

@@ -4,18 +4,31 @@ Published models and ours are described alike.  A number of parameters often han
 what the norm of the queries is as wide as): the fields name each that we have met.
 """
 
+import itertools
+import re
 from dataclasses import MISSING, dataclass, field, fields
 
-FEED_FORWARD = {"swiglu": 3, "geglu": 3, "gelu": 2, "relu": 2}
+from minimoe.analysis.cost import descriptions
+
+FEED_FORWARD = {"swiglu": 3, "geglu": 3, "reglu": 3, "gelu": 2, "relu": 2, "silu": 2, "relu2": 2}
 """Kind of feed-forward block -> its matrices: a gated one has one more."""
 
 BIASED = {"attention": {"qkv", "out"}, "qkv": {"qkv"}, "out": {"out"}, "router": {"router"}, "experts": {"experts"},
           "shared": {"shared"}, "dense": {"dense"}, "norms": {"norms"}, "head": {"head"}}
 """Word of `biases` -> what it means.  qkv and out: the projections to queries, keys and values, and the one back."""
 
+UNTRAINED = {"hash", "fixed", "random", "uniform"}
+"""Words of `router` for one without a matrix, if none of `TRAINED` stands beside them."""
+
+TRAINED = {"softmax", "sigmoid"}
+
 REMARKS = ("aux_coef_hf", "lb_coef", "z_coef", "groups", "group_limit", "route_scale", "batch", "dropout", "lr",
            "optimizer", "iters")
 """Keys of a description that say how a model is trained or what gates are multiplied by: no cost hangs on them."""
+
+
+def _count(default=MISSING, least=1, says="", most=10**12):
+    return field(default=default, metadata={"least": least, "most": most, "says": says})
 
 
 @dataclass(frozen=True)
@@ -28,19 +41,15 @@ class Latent:
     without positions and with.   v_head_dim: of its value.
     """
 
-    q_lora_rank: int | None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
+    q_lora_rank: int | None = _count()
+    kv_lora_rank: int = _count()
+    qk_nope_head_dim: int = _count()
+    qk_rope_head_dim: int = _count()
+    v_head_dim: int = _count()
 
     def __post_init__(self):
         for f in fields(self):
             _check_count(f"mla.{f.name}", getattr(self, f.name), 1, or_none=f.name == "q_lora_rank")
-
-
-def _count(default=MISSING, least=1, says="", most=10**12):
-    return field(default=default, metadata={"least": least, "most": most, "says": says})
 
 
 def _choice(choices, default=None, says=""):
@@ -49,9 +58,10 @@ def _choice(choices, default=None, says=""):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A transformer, by the keys of a description.  None (null) and False are "no" or "not said".
+    """A transformer, by the keys of a description.  None is "no" or "not said".  `read` takes looser spellings.
 
-    Raises ValueError with the field, its value and what would be right for any description that cannot be.
+    Raises ValueError with the field, its value and what would be right for any description that cannot be.  One that
+    exists has the types that are written here: it can be hashed.
     """
 
     vocab: int = _count(says="tokens that it tells apart")
@@ -69,19 +79,23 @@ class Architecture:
     top_k: int = _count(0, 0, says="how many of them a token is sent to")
     expert_hidden: int | None = _count(None, says="width of the hidden layer of an expert")
     router: str | None = field(default=None, metadata={
-        "says": "in words: 'noisy' has a second matrix, for the noise; 'fixed' has none; other words change nothing"})
+        "says": "in words: 'noisy' has a second matrix, for the noise; 'hash', 'fixed', 'random' and 'uniform' have "
+                "none, unless 'softmax' or 'sigmoid' stands beside them; other words, and these after 'not', 'no', "
+                "'non' or 'without', change nothing"})
     soft_slots: int = _count(0, 0, says="Soft MoE: slots of a sequence, to which tokens are mixed instead of sent")
     n_shared_experts: int = _count(0, 0, says="experts that every token uses")
     shared_hidden: int | None = _count(None, says="width of the hidden layer of a shared expert; null: expert_hidden")
     shared_gate: str | None = _choice(("sigmoid",), says="a learned weight of the shared experts, of one vector")
-    dense_first_layers: int = _count(0, 0, says="first layers that are dense")
-    moe_every_n: int = _count(1, says="of the layers after them, every n-th has experts: n")
+    dense_first_layers: int = _count(0, 0, says="first layers that are dense, of each stack")
+    moe_every_n: int = _count(1, says="of a stack's layers after them, every n-th has experts: n")
     dense_ffn_hidden: int | None = _count(None, says="width of the hidden layer of a dense layer")
     ffn_type: str = _choice(tuple(FEED_FORWARD), "swiglu", says="the feed-forward block")
     norm: str | None = _choice(("RMSNorm", "LayerNorm"), says="null: LayerNorm if biases is true, else RMSNorm")
     biases: bool | str | None = field(default=None, metadata={
-        "says": "true: all have them; or some, 'a+b'; or 'all but a+b'; of " + ", ".join(BIASED)})
-    tied_embeddings: bool = _choice((True,), False, says="the head is the table of the embedding")
+        "words": tuple(BIASED),
+        "says": "true: all have them; or some, 'a+b', which must be there; or 'all but a+b'; of " + ", ".join(BIASED)
+                + ".  A bias for choosing experts alone (DeepSeek-V3) is a buffer there: it is not counted"})
+    tied_embeddings: bool = _choice((True, False), False, says="the head is the table of the embedding")
     pos: str | None = _choice(("rotary", "learned", "relative", "none"), says="null: rotary; relative with two stacks")
     ctx: int | None = _count(None, says="longest context, tokens")
     encoder_decoder: str | None = field(default=None, metadata={
@@ -92,15 +106,17 @@ class Architecture:
             if "least" in f.metadata:
                 _check_count(f.name, getattr(self, f.name), f.metadata["least"], f.default is None, f.metadata["most"])
             elif "choices" in f.metadata:
-                _check_choice(f.name, getattr(self, f.name), f.metadata["choices"], or_none=not f.default)
-        _need(self.mla is None or isinstance(self.mla, Latent), "mla", self.mla, "must be a Latent")
-        _need(self.router is None or isinstance(self.router, str), "router", self.router, "must be words")
-        self._check_attention()
-        self._check_feed_forward()
+                _check_choice(f.name, getattr(self, f.name), f.metadata["choices"], or_none=f.default is None)
+        _need(self.mla is None or isinstance(self.mla, Latent), "mla", self.mla, "must be a record of "
+              + ", ".join(f.name for f in fields(Latent)) + ", or null")
+        _need(self.router is None or isinstance(self.router, str), "router", self.router, "must be words, or null")
+        _read_biases(self.biases)
         _need(sum(self.stacks) == self.n_layers, "n_layers", self.n_layers,
               f"must be the sum of encoder_decoder = {self.encoder_decoder!r}")
+        self._check_attention()
+        self._check_feed_forward()
+        self._check_biases()
         _need(self.positions != "learned" or self.ctx is not None, "ctx", None, "must be said with learned positions")
-        _read_biases(self.biases)
 
     def _check_attention(self):
         _need(self.n_heads % self.kv_heads == 0, "n_kv_heads", self.n_kv_heads, f"must divide n_heads = {self.n_heads}")
@@ -120,11 +136,29 @@ class Architecture:
         if moe:
             _need(1 <= self.top_k <= E, "top_k", self.top_k, f"must be from 1 to n_routed_experts = {E}")
             _need(self.expert_hidden is not None, "expert_hidden", None, f"must be said with n_routed_experts = {E}")
-        for name in ("top_k", "n_shared_experts"):
+        for name in ("top_k", "n_shared_experts", "soft_slots"):
             _need(moe or getattr(self, name) == 0, name, getattr(self, name), "must be 0 without routed experts")
+        for name in ("expert_hidden", "router"):
+            _need(moe or getattr(self, name) is None, name, getattr(self, name), "must be null without routed experts")
         for name in ("shared_hidden", "shared_gate"):
             _need(self.n_shared_experts > 0 or not getattr(self, name), name, getattr(self, name),
                   "must be null without shared experts")
+
+    def _check_biases(self):
+        """What is named one by one must be there; true and "all but" mean whatever is there."""
+        if self.biases in (None, True) or self.biases.startswith("all but "):
+            return
+        moe = self.n_routed_experts > 0
+        absent = {
+            "norms": self.norm != "LayerNorm" and "norm is RMSNorm, and only LayerNorm has biases",
+            "router": not (moe and (self.router_matrices or self.soft_slots)) and "there is no router with a matrix",
+            "experts": not moe and "n_routed_experts is 0",
+            "shared": self.n_shared_experts == 0 and "n_shared_experts is 0",
+            "dense": "dense" not in self.kinds and "no layer is dense",
+            "head": self.tied_embeddings and "tied_embeddings is true, and the table of the embedding has no biases",
+        }
+        for word in self.biases.split("+"):
+            _need(not absent.get(word), "biases", self.biases, f"must not name {word!r}: {absent.get(word)}")
 
     @property
     def kv_heads(self):
@@ -146,14 +180,24 @@ class Architecture:
     @property
     def kinds(self):
         """What stands after attention in each layer: "dense" or "moe"."""
-        places = range(1 - self.dense_first_layers, self.n_layers - self.dense_first_layers + 1)
-        return tuple("moe" if self.n_routed_experts and place > 0 and place % self.moe_every_n == 0 else "dense"
-                     for place in places)
+        first, n = self.dense_first_layers, self.moe_every_n
+        return tuple("moe" if self.n_routed_experts and place > 0 and place % n == 0 else "dense"
+                     for layers in self.stacks for place in range(1 - first, layers - first + 1))
 
     @property
     def stacks(self):
         """Layers of each stack: one stack, or an encoder and a decoder."""
-        return _read_stacks(self.encoder_decoder) if self.encoder_decoder else (self.n_layers,)
+        return (self.n_layers,) if self.encoder_decoder is None else _read_stacks(self.encoder_decoder)
+
+    @property
+    def router_matrices(self):
+        """Matrices of a router, by the words of `router`: 0, 1 or 2."""
+        said = re.split(r"[\W_]+", (self.router or "").lower())
+        words = {word for before, word in itertools.pairwise(["", *said])
+                 if before not in ("not", "no", "non", "without")}
+        if "noisy" in words:
+            return 2
+        return 0 if words & UNTRAINED and not words & TRAINED else 1
 
     @property
     def shared_width(self):
@@ -178,46 +222,50 @@ class Architecture:
 
 
 def read(description):
-    """The Architecture of a dict, as JSON has it.  Raises ValueError for unknown or missing keys, bad values."""
+    """The Architecture of a dict, as JSON has it, in any spelling that `descriptions` knows.
+
+    None (null) is "not said"; so is False where the default is None.   Raises ValueError, with the field, for unknown
+    or missing keys and for bad values.
+    """
     if not isinstance(description, dict):
         raise ValueError(f"arch = {description!r}: must be a record of fields")
     known = {f.name: f for f in fields(Architecture)}
-    unknown = [key for key in description if key not in known and key not in REMARKS]
+    unknown = [str(key) for key in description if key not in known and key not in REMARKS]
     _need(not unknown, "arch", ", ".join(unknown), f"no such field; there are {', '.join(known)}; and as remarks "
           f"{', '.join(REMARKS)}")
     missing = [name for name, f in known.items() if f.default is MISSING and description.get(name) is None]
     _need(not missing, "arch", ", ".join(missing), "must be said")
-    said = {key: value for key, value in description.items() if key in known}
+    said = {name: descriptions.plain(known[name], value) for name, value in description.items() if name in known
+            and value is not None and not (value is False and known[name].default is None)}
     if isinstance(said.get("mla"), dict):
         said["mla"] = _read_latent(said["mla"])
     return Architecture(**said)
 
 
 def _read_latent(description):
-    names = [f.name for f in fields(Latent)]
+    names = {f.name: f for f in fields(Latent)}
     for key in (*description, *names):
         _need(key in names, f"mla.{ascii(key)[1:-1]}", description.get(key), "no such field; there are "
               + ", ".join(names))
         _need(key in description, f"mla.{key}", None, "must be said")
-    return Latent(**description)
+    return Latent(**{name: descriptions.plain(f, description[name]) for name, f in names.items()})
 
 
 def _read_biases(words):
     everything = set().union(*BIASED.values())
-    if words is True or not words:
+    if words is None or words is True:
         return everything if words else set()
-    listed = str(words).removeprefix("all but ")
-    named = listed.split("+")
+    named = words.removeprefix("all but ").split("+") if isinstance(words, str) else [None]
     _need(all(name in BIASED for name in named), "biases", words, "must be true, or 'a+b' or 'all but a+b' of "
-          + ", ".join(BIASED))
+          + ", ".join(BIASED) + ", or null")
     meant = set().union(*(BIASED[name] for name in named))
-    return meant if listed == words else everything - meant
+    return everything - meant if words.startswith("all but ") else meant
 
 
 def _read_stacks(words):
-    numbers = str(words).split("+")
-    whole = all(number.isdecimal() and len(number) < 6 for number in numbers)
-    _need(whole and len(numbers) == 2, "encoder_decoder", words, "must be two numbers of layers, like '12+12'")
+    numbers = words.split("+") if isinstance(words, str) else []
+    whole = all(number.isdecimal() and len(number) < 6 and int(number) > 0 for number in numbers)
+    _need(whole and len(numbers) == 2, "encoder_decoder", words, "must be two numbers of layers, like '12+12', or null")
     return tuple(map(int, numbers))
 
 
@@ -228,10 +276,11 @@ def _need(condition, name, value, reason):
 
 def _check_count(name, value, least, or_none, most=10**12):
     whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-    _need(whole or (or_none and value is None), name, value, f"must be a whole number from {least} to {most:,}")
+    _need(whole or (or_none and value is None), name, value, f"must be a whole number from {least} to {most:,}"
+          + ", or null" * or_none)
 
 
 def _check_choice(name, value, choices, or_none):
     fits = any(value is choice or (isinstance(value, str) and value == choice) for choice in choices)
-    _need(fits or (or_none and (value is None or value is False)), name, value,
-          "must be " + " or ".join(map(repr, choices)) + (", or null" if or_none else ""))
+    words = [repr(choice) if isinstance(choice, str) else str(choice).lower() for choice in choices]  # as JSON has them
+    _need(fits or (or_none and value is None), name, value, "must be " + " or ".join(words) + ", or null" * or_none)

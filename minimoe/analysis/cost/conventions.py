@@ -70,33 +70,34 @@ def chinchilla(weights, n_layers, n_heads, head_width, d_model, vocab, sequence,
     return 3 * (forward + embeddings * 4 * sequence * vocab * d_model)
 
 
-def deepseek_moe(weights, n_layers, d_model, vocab, sequence):
+def deepseek_moe(weights, n_layers, width, d_model, vocab, sequence):
     """Training FLOPs of a sequence.
 
-        T (6 weights + 12 L d T + 6 V d)                    [DeepSeekMoE, arXiv:2401.06066, from its tables]
+        T (6 weights + 12 L H Q T + 6 V d)                   [DeepSeekMoE, arXiv:2401.06066, from its tables]
 
     weights: theirs are 4 L d^2 + 8 d^2 F, where F counts feed-forward blocks in all layers, an expert of a quarter of
     the width as 1/4.   Leaves out the router, the look-up of the embedding, softmax and norms.   It is not printed as a
     formula; the numbers of the tables follow it, but for the two largest models.
     """
-    return sequence * (6 * weights + 12 * n_layers * d_model * sequence + 6 * vocab * d_model)
+    return sequence * (6 * weights + 12 * n_layers * width * sequence + 6 * vocab * d_model)
 
 
-def nanogpt_forward(weights, n_layers, d_model, vocab, sequence):
+def nanogpt_forward(weights, n_layers, width, d_model, vocab, sequence):
     """Forward FLOPs of a sequence.
 
-        2 T (weights + V d) + 4 L d T^2                     [nanoGPT, transformer_sizing.ipynb]
+        2 T (weights + V d) + 4 L H Q T^2                   [nanoGPT, transformer_sizing.ipynb]
 
     weights: of a GPT-2, 12 L d^2.   Leaves out the look-ups of tokens and positions, softmax, norms and biases.
     """
-    return 2 * sequence * (weights + vocab * d_model) + 4 * n_layers * d_model * sequence**2
+    return 2 * sequence * (weights + vocab * d_model) + 4 * n_layers * width * sequence**2
 
 
 def table(arch, sequence):
     """What each formula makes of an Architecture: a list of (name, source, training FLOPs per token), ours last.
 
     N and weights are those that one token uses, of the model as it is: gated blocks, few heads for keys and latent
-    attention included.  N is without embeddings for Kaplan, and for PaLM with the matrix of the head, tied or not.
+    attention included.  N is without embeddings for Kaplan (norms and biases are in it), and for PaLM with the matrix
+    of the head, tied or not.
     Q is the mean of a head's query and value where they differ.  A layer that attends twice counts as two in L.
     Soft MoE, whose rows are slots and not tokens, is counted so by ours alone.
     """
@@ -106,6 +107,7 @@ def table(arch, sequence):
     n = parts.parameters(arch).active_without_embeddings
     D, V, H, Q = arch.d_model, arch.vocab, arch.n_heads, (arch.query_width + arch.value_width) / 2
     L = sum(parts.n_attentions(arch, layer) for layer in range(arch.n_layers))
+    of_tables = deepseek_moe(weights - router, L, H * Q, D, V, sequence)
     whole, layers = (chinchilla(weights, L, H, Q, D, V, sequence, embeddings) for embeddings in (True, False))
     ours = sum(formula.flops(arch, 1, sequence).values())
     return [
@@ -113,7 +115,7 @@ def table(arch, sequence):
         ("PaLM", "arXiv:2204.02311, app. B", palm(n + V * D, L, H, Q, sequence)),
         ("Chinchilla", "arXiv:2203.15556, app. F", whole / sequence),
         ("Chinchilla, layers alone", "arXiv:2203.15556, table A4", layers / sequence),
-        ("DeepSeekMoE", "arXiv:2401.06066, tables", deepseek_moe(weights - router, L, D, V, sequence) / sequence),
-        ("nanoGPT", "transformer_sizing.ipynb", 3 * nanogpt_forward(weights, L, D, V, sequence) / sequence),
+        ("DeepSeekMoE", "arXiv:2401.06066, tables", of_tables / sequence),
+        ("nanoGPT", "transformer_sizing.ipynb", 3 * nanogpt_forward(weights, L, H * Q, D, V, sequence) / sequence),
         ("ours", "each matrix product", ours / sequence),
     ]

@@ -158,11 +158,15 @@ def count_run(params, tokens_BS, config, groups=1, seed=0):
     for place, product in noted:
         shared = place.part == "dense" and config.layer_kinds[place.layer] == "moe"
         work[place._replace(part="shared experts") if shared else place] += product.flops
-    per_row = 6 * config.d_model * config.d_hidden  # three products of D x F
-    rows = {layer: Rows(sum(len(r.expert_A) for r in of_layer), sum(int(r.kept_A.sum()) for r in of_layer),
-                        work[places.Place(layer, "experts", "forward")] // per_row)
+    rows = {layer: Rows(*np.sum([_rows(r, config) for r in of_layer], axis=0).tolist())
             for layer, of_layer in zip(config.moe_layers, zip(*routings, strict=True), strict=True)}
     return Cost(parts.parameters(ours.architecture(config)), dict(work), rows, tokens_BS.size)
+
+
+def _rows(routing, config):
+    """Chosen, kept, and those that the layer has its experts compute: the kept ones, or all slots."""
+    kept = int(routing.kept_A.sum())
+    return len(routing.expert_A), kept, routing.n_experts * routing.n_slots if config.pad_experts else kept
 
 
 def noted_products(params, tokens_BS, config, groups=1, seed=0):

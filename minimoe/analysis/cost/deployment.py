@@ -18,7 +18,8 @@ CACHE = "keys and values"
 class Machine(NamedTuple):
     """A device by its data sheet.
 
-    bandwidth: of its memory, bytes/s.   flops: of dense matrix products in 16 bits, FLOP/s.   memory: bytes.
+    bandwidth: of its memory, bytes/s.   flops: of dense matrix products, FLOP/s, in the format that the words say;
+    others are slower or faster, which is left to the user's own number.   memory: bytes.
     link: to its neighbours, each way, bytes/s.   host: from the host's memory, bytes/s.
     """
 
@@ -34,11 +35,12 @@ BATCHES = (1, 4, 16, 64, 256)
 """Texts at once that tables show."""
 
 MACHINES = {
-    "h100": Machine("NVIDIA H100 SXM, its data sheet", 3.35e12, 989.4e12, 80e9, 450e9, 64e9),
-    "a100": Machine("NVIDIA A100 SXM 80 GB, its data sheet", 2.039e12, 312e12, 80e9, 300e9, 32e9),
-    "rtx4090": Machine("NVIDIA GeForce RTX 4090, Ada white paper; PCIe 4.0 x16", 1.008e12, 165.2e12, 24e9, 32e9, 32e9),
-    "ddr5": Machine("two channels of DDR5-5600 (2 x 8 bytes x 5.6e9/s), 8 cores of 64 FLOPs a cycle at 4 GHz", 89.6e9,
-                    2.048e12, 64e9, 16e9, 7e9),
+    "h100": Machine("NVIDIA H100 SXM, its data sheet, products in 16 bits", 3.35e12, 989.4e12, 80e9, 450e9, 64e9),
+    "a100": Machine("NVIDIA A100 SXM 80 GB, its data sheet, products in 16 bits", 2.039e12, 312e12, 80e9, 300e9, 32e9),
+    "rtx4090": Machine("NVIDIA GeForce RTX 4090, Ada white paper, products in 16 bits; PCIe 4.0 x16", 1.008e12,
+                       165.2e12, 24e9, 32e9, 32e9),
+    "ddr5": Machine("two channels of DDR5-5600 (2 x 8 bytes x 5.6e9/s), 8 cores of 64 float32 FLOPs a cycle at 4 GHz",
+                    89.6e9, 2.048e12, 64e9, 16e9, 7e9),
 }
 """Name -> Machine: peaks, which real programs stay below.  ddr5: by arithmetic; its host is an SSD, PCIe 4.0 x4."""
 
@@ -60,6 +62,8 @@ def drawn_experts(n_experts, top_k, batch, rng, draws=1000):
 def touched_experts(routing, batch):
     """The same of a real Routing, which is not even: one entry for each batch of `batch` texts at one position.
 
+    What was dropped is not used.
+
     routing: of whole sequences; texts that follow one another make a batch, and what is left over is left out.
     Raises ValueError if there are not as many sequences.
     """
@@ -68,7 +72,7 @@ def touched_experts(routing, batch):
         raise ValueError(f"batch = {batch}: must be from 1 to the {tokens.n_sequences} sequences of the routing")
     E, S = routing.n_experts, routing.n_tokens // tokens.n_sequences
     used_TE = np.zeros((routing.n_tokens, E), bool)
-    used_TE[routing.token_A, routing.expert_A] = True
+    used_TE[routing.token_A[routing.kept_A], routing.expert_A[routing.kept_A]] = True
     whole = tokens.n_sequences // batch * batch
     used = used_TE.reshape(tokens.n_sequences, S, E)[:whole].reshape(-1, batch, S, E)
     return used.any(axis=1).sum(axis=2).ravel()
@@ -192,15 +196,19 @@ def offload_seconds(arch, machine, batch, resident, rest="bf16", experts=None, d
 def misses(routing, resident):
     """Share of a text's uses of experts that are not among the `resident` ones used last, token after token.
 
-    routing: of one layer; each of its sequences begins with none resident.  What a cache of experts with the rule
-    "least recently used goes first" has to fetch                   [Eliseev & Mazur 2023, arXiv:2312.17238, sec. 3.1]
+    routing: of one layer; each of its sequences begins with none resident.  A token's experts are needed together: what
+    it lacks is fetched, in place of those that were not used for the longest time.  What was dropped is not needed.
+                                                        [after Eliseev & Mazur 2023, arXiv:2312.17238, sec. 3.1]
     """
     S, missed = routing.n_tokens // routing.tokens.n_sequences, 0
-    token_A, expert_A = (a[np.lexsort((routing.rank_A, routing.token_A))] for a in (routing.token_A, routing.expert_A))
-    for text in range(routing.tokens.n_sequences):
-        held = []  # the one used last is at the end
-        for expert in expert_A[token_A // S == text]:
-            missed += expert not in held
-            held = [e for e in held if e != expert] + [expert]
-            held = held[max(len(held) - resident, 0):]
-    return missed / max(len(token_A), 1)
+    order = np.lexsort((routing.rank_A, routing.token_A))
+    token_N, expert_N = (a[order][routing.kept_A[order]] for a in (routing.token_A, routing.expert_A))
+    held, text = [], -1  # the one used last is at the end
+    for token in np.unique(token_N):
+        if token // S != text:
+            held, text = [], token // S
+        needed = expert_N[token_N == token].tolist()
+        missed += sum(expert not in held for expert in needed)
+        held = [expert for expert in held if expert not in needed] + needed[::-1]
+        held = held[max(len(held) - resident, 0):]
+    return missed / max(len(token_N), 1)

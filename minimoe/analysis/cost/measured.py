@@ -6,7 +6,7 @@ import numpy as np
 
 from minimoe import model
 from minimoe.analysis import bench
-from minimoe.analysis.cost import counting, deployment, formula, memory, ours, parallel, parts
+from minimoe.analysis.cost import counting, deployment, formula, memory, ours, parallel, parts, peak
 from minimoe.training import data, loop
 
 RANKS = 4
@@ -50,7 +50,7 @@ def step_memory(config, train_config):
     return {**memory.step_memory(config, in_group, sequence)._asdict(),
             "activations_formula": 4 * memory.activation_numbers(config, in_group, sequence, rows),
             "peak": memory.peak_bytes(lambda: loop.step_once(loop.new_state(config, train_config, text), text)),
-            "peak_formula": memory.peak_formula(config, batch, sequence, groups, 1, train_config.accumulate, rows)}
+            "peak_formula": peak.peak_formula(config, batch, sequence, groups, 1, train_config.accumulate, rows)}
 
 
 def routed(params, config, tokens_BS, ranks, machine):
@@ -76,7 +76,8 @@ def routed(params, config, tokens_BS, ranks, machine):
             "touched": [float(deployment.touched_experts(routing, n).mean()) for n in sizes],
             "touched_if_even": [deployment.distinct_experts(E, K, n) for n in sizes],
             "touched_by_lot": [float(deployment.drawn_experts(E, K, n, rng).mean()) for n in sizes],
-            "missed": deployment.misses(routing, E // 2), "ranks": ranks, "sent": int(moved.sent_R.sum()),
+            "missed": deployment.misses(routing, E // 2), "missed_if_even": 1 - E // 2 / E,
+            "ranks": ranks, "sent": int(moved.sent_R.sum()),
             "sent_if_even": 4 * config.d_model * routing.n_tokens * parallel.expected_vectors(E, K, ranks),
             "imbalance": moved.imbalance,
             "seconds": moved.slowest.total, "seconds_if_even": moved.even.total})

@@ -1,4 +1,7 @@
-"""Bytes that a model holds, in training and in generation: by formula, and as walked or traced in a run of ours."""
+"""Bytes that a model holds, in training and in generation: by formula, and as walked or traced in a run of ours.
+
+The most at once of a training step: `peak`.
+"""
 
 import tracemalloc
 from typing import NamedTuple
@@ -38,8 +41,11 @@ usual choice, one float16 for 64 numbers."""
 ROUTING_NUMBERS = 17
 """Of an assignment: seven whole numbers of 8 bytes (token, rank, expert twice, slot, rows twice), three of 4."""
 
-SCORES = {"sigmoid_bias": 5, "noisy_topk": 9}
+SCORES = {"sigmoid_bias": 4, "noisy_topk": 5, "base": 3}
 """Router -> numbers that it keeps for each token and expert; others keep two, the score and the probability."""
+
+OF_LOSSES = {"sequence": 1, "entropy": 1, "load": 4}
+"""Loss -> numbers more for each token and expert, if it has a weight."""
 
 ADAM_BYTES = {"float32": 4 + 4 + 8, "mixed precision": 2 + 2 + 12}
 """Bytes a parameter: weight, gradient, and what Adam keeps: two moments, in mixed precision also a float32 copy of the
@@ -87,12 +93,18 @@ def activation_numbers(config, batch, sequence, rows=None):
             n_rows = config.top_k * T if rows is None else rows[layer]
             n_kept = min(n_rows, config.top_k * T)  # if there are empty slots
             total += n_rows * (D + 3 * config.d_hidden) + n_kept * D  # in, gate, up, sigmoid; out
-            total += SCORES.get(config.router, 2) * T * config.n_experts + ROUTING_NUMBERS * config.top_k * T
+            total += _scores(config) * T * config.n_experts + ROUTING_NUMBERS * config.top_k * T
             total += 2 * D * config.n_experts * (config.router == "noisy_topk")  # its matrices, side by side
             if config.router == "switch" and config.jitter > 0:
                 total += (2 if config.n_shared_experts else 1) * T * D  # the factors, and the input without them
             total += 3 * T * config.n_shared_experts * config.d_hidden
     return total
+
+
+def _scores(config):
+    """Numbers that router and losses keep for each token and expert."""
+    of_losses = sum(OF_LOSSES.get(name, 0) for name, coef in config.loss_coefs.items() if coef > 0)
+    return SCORES.get(config.router, 2) + of_losses
 
 
 class Memory(NamedTuple):
@@ -112,36 +124,6 @@ def step_memory(config, batch, sequence, seed=0):
     _, cache = model.objective_forward(params, tokens_BS, targets_BS, config, training=True, rng=rng)
     size = sum(array.nbytes for array in params.values())
     return Memory(size, size, 2 * size, cache_bytes(cache, params))
-
-
-def peak_formula(config, batch, sequence, groups=1, threads=1, accumulate=1, rows=None):
-    """Most bytes that a training step of ours holds at once, in closed form, float32.
-
-        weights, moments + gradients + what the groups keep that run at the same time + what comes and goes
-
-    The gradients of groups that are done wait as one sum beside those being made.  The peak is near the end of a
-    backward pass: all activations, the logits and their gradient, and what the first layer's backward makes.  With
-    `global_balance` all forward passes are held at once.   accumulate: micro-batches, which are groups too.
-    rows: layer -> rows that the experts of one group compute; None is dropless.
-    """
-    size, n_groups = parts.parameters(ours.architecture(config)).total, groups * accumulate
-    at_once = min(n_groups, threads)
-    held = n_groups if config.global_balance and config.moe_layers else at_once
-    shape, logits = (config, batch // groups, sequence, rows), batch // groups * sequence * config.vocab_size
-    kept = held * activation_numbers(*shape) + (held - at_once) * logits + at_once * _passing_numbers(*shape)
-    return 4 * ((3 + at_once + (n_groups > at_once)) * size + kept)
-
-
-def _passing_numbers(config, batch, sequence, rows):
-    """Of a backward pass at its end: the logits and their gradient, and the larger half of the first layer."""
-    D, T, kind = config.d_model, batch * sequence, config.layer_kinds[0]
-    attention = batch * config.n_heads * sequence ** 2 + 6 * T * D
-    if kind == "moe":
-        n_rows = config.top_k * T if rows is None else rows[0]
-        feed_forward = 3 * n_rows * D + 4 * n_rows * config.d_hidden // config.n_experts + 2 * T * D
-    else:
-        feed_forward = 4 * T * (config.dense_width if kind == "dense" else config.d_hidden) + 3 * T * D
-    return 2 * T * config.vocab_size + max(attention, feed_forward)
 
 
 def cache_bytes(cache, params):

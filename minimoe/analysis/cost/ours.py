@@ -11,13 +11,16 @@ WORDS = {"noisy_topk": "noisy", "hash": "fixed", "random": "fixed", "uniform": "
 def architecture(config):
     """The Architecture of a ModelConfig."""
     has_experts = any(kind != "dense" for kind in config.layer_kinds)
-    is_soft = ROUTERS[config.router].soft
     return Architecture(
         vocab=config.vocab_size, d_model=config.d_model, n_layers=config.n_layers, n_heads=config.n_heads,
-        n_kv_heads=config.kv_heads, n_routed_experts=config.n_experts * has_experts, top_k=config.top_k * has_experts,
-        expert_hidden=config.d_hidden, router=WORDS.get(config.router),
-        biases="router" if config.router == "sigmoid_bias" else None,
-        soft_slots=config.n_experts * soft.slots_per_expert(config) if is_soft and has_experts else 0,
-        n_shared_experts=config.n_shared_experts * has_experts,
-        dense_first_layers=config.first_dense_layers * has_experts, moe_every_n=config.moe_every,
-        dense_ffn_hidden=config.dense_width, tied_embeddings=config.tie_embeddings, ctx=config.max_sequence)
+        n_kv_heads=config.kv_heads, moe_every_n=config.moe_every, dense_ffn_hidden=config.dense_width,
+        tied_embeddings=config.tie_embeddings, ctx=config.max_sequence, **(_experts(config) if has_experts else {}))
+
+
+def _experts(config):
+    """What only a model with experts has."""
+    return dict(
+        n_routed_experts=config.n_experts, top_k=config.top_k, expert_hidden=config.d_hidden,
+        router=WORDS.get(config.router), biases="router" if config.router == "sigmoid_bias" else None,
+        soft_slots=config.n_experts * soft.slots_per_expert(config) if ROUTERS[config.router].soft else 0,
+        n_shared_experts=config.n_shared_experts, dense_first_layers=config.first_dense_layers)

@@ -111,8 +111,7 @@ def _router_columns(arch):
     """Numbers that a router makes of a token.  Soft MoE makes one a slot, and mixes with them to slots and back."""
     if arch.soft_slots:
         return arch.soft_slots
-    words = arch.router or ""
-    return arch.n_routed_experts * (2 if "noisy" in words else 0 if "fixed" in words else 1)
+    return arch.n_routed_experts * arch.router_matrices
 
 
 def _attention(arch):

@@ -76,7 +76,7 @@ def of_decoding(sheet):
     share = f"{fits:.0%} of" if fits < 10 else f"{fits:.0f} times"
     words += f"; the weights take {share} its memory" * (fits > 0.01)
     head = (f"decoding on {machine['words']}: texts of {sheet['context']:,} tokens, {form}, at the machine's peaks, "
-            "even routing")
+            "even routing, attention to the whole text")
     return f"{textwrap.fill(head, 118)}\n{table(rows)}\n{words}" + (_of_offload(sheet) if twin else "")
 
 
@@ -117,8 +117,8 @@ def verdict(sheet):
                 "all that are used are read. ") if listed else ""
     return textwrap.fill(
         f"What is saved: {twin['active_share']:.0%} of the parameters are active. Beside a dense model of equal size "
-        f"its experts take {twin['expert_flops']:.1f} times fewer FLOPs, and the whole model {twin['flops']:.1f} times "
-        f"fewer. {decoding}Its weights take as much memory as those of the dense model: nothing is saved.", 118)
+        f"its routed experts take {twin['expert_flops']:.1f} times fewer FLOPs, the whole model {twin['flops']:.1f} "
+        f"times fewer. {decoding}Its weights take as much memory as those of the dense model: nothing is saved.", 118)
 
 
 def of_counted(counted):
@@ -163,7 +163,8 @@ def of_routing(layers):
     rows += [(str(row["layer"]), *(f"{n:.2f}" for n in row["touched"]), f"{row['missed']:.0%}",
               quantity(row["sent"], "B"), f"{row['imbalance']:.2f}", f"{row['seconds'] / row['seconds_if_even']:.2f}")
              for row in layers]
-    rows.append(("even, by formula", *(f"{n:.2f}" for n in even["touched_if_even"]), "",
+    rows.append(("even, by formula", *(f"{n:.2f}" for n in even["touched_if_even"]),
+                 f"{even['missed_if_even']:.0%}",
                  quantity(even["sent_if_even"], "B"), "1.00", "1.00"))
     rows.append(("even, drawn by lot", *(f"{n:.2f}" for n in even["touched_by_lot"]), "", "", "", ""))
     return ("the run's own routing of held-out text: experts of a layer that a step of decoding uses, by texts\n"

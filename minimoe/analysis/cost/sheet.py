@@ -35,7 +35,7 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True)
         "turning_batch": deployment.turning_batch(arch, machine, context, rest=rest, experts=experts, cache=rest),
         "offload_half": [deployment.offload_seconds(arch, machine, n, arch.n_routed_experts // 2, rest, experts)
                          for n in texts],
-        "exchange": exchange(arch, machine, rest, experts),
+        "exchange": exchange(arch, machine, rest),
         "conventions": [{"name": words, "source": source, "training_flops_per_token": flops}
                         for words, source, flops in conventions.table(arch, context)],
     }
@@ -75,7 +75,7 @@ def _distinct(arch, texts):
     return deployment.distinct_experts(E, arch.top_k, texts) if E else 0.0
 
 
-def exchange(arch, machine, rest, experts):
+def exchange(arch, machine, rest):
     """Expert parallelism with even routing, of one token in all layers, forward; None for a dense model.
 
     vectors: that it sends to other devices in a layer; vectors_once: if one goes to each device, however many of its
@@ -85,7 +85,7 @@ def exchange(arch, machine, rest, experts):
     ranks = math.gcd(RANKS, E)
     if E < 2 or arch.soft_slots:
         return None
-    sent = layers * 2 * memory.FORMATS[rest].bytes(arch.d_model)
+    sent = layers * 2 * (4 if rest == "float32" else 2) * arch.d_model  # vectors are not packed as weights can be
     vectors, once = (parallel.expected_vectors(E, K, ranks, once) for once in (False, True))
     work = 2 * sum(part.products for part in parts.parts(arch) if part.name == "experts")
     return {"ranks": ranks, "vectors": vectors, "vectors_once": once, "bytes": sent * vectors,

@@ -49,6 +49,7 @@ EFFECTS = [
     ({"expert_hidden": 8}, 2 * 5 * 18, 2 * 2 * 18),
     ({"router": "noisy top-k"}, 2 * 30, 60),
     ({"router": "fixed"}, -2 * 30, -60),
+    ({"router": "hash", "biases": "all but attention+experts+shared+norms+head"}, -2 * 30, -60),
     ({"router": "softmax"}, 0, 0),
     ({"soft_slots": 3}, 2 * (3 * 6 + 1 - 30), -22),  # and its scale
     ({"n_shared_experts": 2}, 2 * 72, 144),
@@ -63,9 +64,11 @@ EFFECTS = [
     ({"ffn_type": "gelu"}, -2 * 6 * 7 * 5 - 2 * 6 * 4, -2 * 6 * 7 * 2 - 48),
     ({"ffn_type": "relu"}, -468, -216),
     ({"ffn_type": "geglu"}, 0, 0),
+    ({"ffn_type": "reglu"}, 0, 0),
+    ({"ffn_type": "silu"}, -468, -216),
+    ({"ffn_type": "relu2"}, -468, -216),
     ({"norm": "LayerNorm"}, 0, 0),
     ({"norm": "LayerNorm", "biases": "norms"}, 5 * 6, 30),
-    ({"norm": "RMSNorm", "biases": "norms"}, 0, 0),
     # a layer: attention 24 + 6, router 5, an expert 2 * 7 + 6 = 20, shared 2 * 4 + 6 = 14, norms 12
     ({"biases": True}, 2 * (30 + 5 + 100 + 14 + 12) + 6 + 11, 2 * (30 + 5 + 40 + 14 + 12) + 6 + 11),
     ({"biases": True, "norm": "RMSNorm"}, 2 * (30 + 5 + 100 + 14) + 11, 2 * (30 + 5 + 40 + 14) + 11),
@@ -129,7 +132,7 @@ COUNTS = [f.name for f in fields(Architecture) if "least" in f.metadata]
 ZERO_IS_RIGHT = {"n_routed_experts", "top_k", "soft_slots", "n_shared_experts", "dense_first_layers"}
 
 
-@pytest.mark.parametrize("value", [-1, 1.0, 2.5, True, "3", [3], {}, float("nan"), float("inf"), 10**13])
+@pytest.mark.parametrize("value", [-1, -1.0, 2.5, 1e300, True, "3", [3], {}, float("nan"), float("inf"), 10**13])
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_count_that_is_none_is_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError) as error:
@@ -146,10 +149,10 @@ def test_a_width_of_nothing_is_refused(name):
 @pytest.mark.parametrize("changes, field, value", [
     ({"qk_norm": "wide"}, "qk_norm", "wide"), ({"qk_norm": 1}, "qk_norm", 1), ({"qkv_bias": "yes"}, "qkv_bias", "yes"),
     ({"sinks": 4}, "sinks", 4), ({"router": 3}, "router", 3), ({"shared_gate": "tanh"}, "shared_gate", "tanh"),
-    ({"ffn_type": "swish"}, "ffn_type", "swish"), ({"ffn_type": None}, "ffn_type", None),
+    ({"ffn_type": "swish"}, "ffn_type", "swish"), ({"ffn_type": False}, "ffn_type", False),
     ({"norm": "BatchNorm"}, "norm", "BatchNorm"), ({"biases": "attention+rooter"}, "biases", "attention+rooter"),
     ({"biases": "all but "}, "biases", "all but "), ({"biases": 1}, "biases", 1),
-    ({"biases": ["qkv"]}, "biases", ["qkv"]),
+    ({"biases": ["qkv", "rooter"]}, "biases", ["qkv", "rooter"]), ({"biases": ["qkv", 3]}, "biases", ["qkv", 3]),
     ({"tied_embeddings": "no"}, "tied_embeddings", "no"), ({"pos": "sinus"}, "pos", "sinus"),
     ({"pos": "learned"}, "ctx", None), ({"encoder_decoder": "2"}, "encoder_decoder", "2"),
     ({"encoder_decoder": "1+a"}, "encoder_decoder", "1+a"), ({"encoder_decoder": [1, 1]}, "encoder_decoder", [1, 1]),

@@ -88,11 +88,18 @@ def test_touched_experts_of_more_texts_than_there_are_are_refused(batch):
 
 
 def test_misses_by_hand():
-    # text 0: 0 and 1 are new, 2 is new and drives out 0, then 0 is fetched again and drives out 1
-    # text 1: 1, 0 new; 0 is there; 3 is new.  Seven of eight
-    assert deployment.misses(sent_to(FOUR[:2], 4), 2) == 7 / 8
-    # with three: 0 is there again in text 0 as well
-    assert deployment.misses(sent_to(FOUR[:2], 4), 3) == 6 / 8
+    # text 0: 0 and 1 are new; then 2 is, and 0 is there, since a token's experts are not driven out by each other
+    # text 1: 1 and 0 are new; then 0 is there and 3 is new.  Six of eight
+    assert deployment.misses(sent_to(FOUR[:2], 4), 2) == 6 / 8
+    # with one: the first choice of a token is what is left of it
+    assert deployment.misses(sent_to([[[0, 1], [0, 2], [2, 0]]], 4), 1) == 4 / 6
+    assert deployment.misses(sent_to([[[0, 1], [0, 1], [0, 1]]], 2), 1) == 4 / 6
+
+
+def test_what_was_dropped_is_not_fetched():
+    found = sent_to([[[0, 1]] * 4], 2, factor=0.5)  # room for two in each
+    assert found.kept_A.sum() == 4
+    assert deployment.misses(found, 2) == 2 / 4 and (deployment.touched_experts(found, 1) == [2, 2, 0, 0]).all()
 
 
 def oldest_goes(found, resident):
@@ -102,13 +109,13 @@ def oldest_goes(found, resident):
         held = OrderedDict()
         for token in range(text * S, (text + 1) * S):
             of_token = np.flatnonzero(found.token_A == token)
-            for a in of_token[np.argsort(found.rank_A[of_token])]:
-                expert = int(found.expert_A[a])
-                missed += expert not in held
+            needed = [int(found.expert_A[a]) for a in of_token[np.argsort(found.rank_A[of_token])]]
+            missed += len(set(needed) - set(held))
+            for expert in reversed(needed):  # the first choice is used last
                 held[expert] = True
                 held.move_to_end(expert)
-                if len(held) > resident:
-                    held.popitem(last=False)
+            while len(held) > resident:
+                held.popitem(last=False)
     return missed / len(found.token_A)
 
 
@@ -131,9 +138,8 @@ def test_with_no_memory_all_miss_and_with_all_resident_only_the_first_use():
 
 
 @pytest.mark.parametrize("E, K, R", [(8, 1, 4), (8, 2, 4), (8, 4, 4), (8, 8, 4), (6, 3, 2)])
-def test_misses_of_even_routing_are_more_than_the_share_that_is_elsewhere(E, K, R):
-    # the j-th choice of a token is none of the j before it, which are the last used: of the E - j others R - j are held
+def test_misses_of_even_routing_are_the_share_that_is_elsewhere(E, K, R):
     rng = np.random.default_rng(0)
     found = sent_to(rng.random((1, 5000, E)).argsort(axis=2)[:, :, :K], E)
-    expected = 1 - sum(max(R - j, 0) / (E - j) for j in range(K)) / K
+    expected = 1 - R / E
     assert deployment.misses(found, R) == pytest.approx(expected, abs=0.02)

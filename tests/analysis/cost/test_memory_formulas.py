@@ -7,7 +7,7 @@ import pytest
 
 from minimoe import decode, model
 from minimoe.analysis import bench
-from minimoe.analysis.cost import architecture, counting, memory, ours, published
+from minimoe.analysis.cost import architecture, counting, memory, ours, peak, published
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.names import ROUTERS
 from minimoe.training import loop
@@ -163,12 +163,12 @@ def test_activations_by_hand():
     assert memory.activation_numbers(config, 2, 3, rows={0: 20}) == 54 + 54 + 132 + 308 + 228 + 84
 
 
-DEEP = replace(LARGE, n_layers=4)
+DEEP = replace(LARGE, n_layers=3)
 STEPS = {
     "one group": (dict(), dict()),
     "two groups": (dict(), dict(groups=2)),
     "four groups": (dict(), dict(groups=4)),
-    "dense": (dict(first_dense_layers=4), dict()),
+    "dense": (dict(first_dense_layers=3), dict()),
     "dense, one layer": (dict(first_dense_layers=1, n_layers=1), dict()),
     "wide dense layer first": (dict(first_dense_layers=1, d_dense=4096), dict()),
     "many experts": (dict(n_experts=32, d_hidden=64), dict()),
@@ -186,20 +186,53 @@ STEPS = {
     "all groups held": (dict(global_balance=True), dict(groups=4)),
     "micro-batches": (dict(), dict(accumulate=3, batch=4)),
     "micro-batches in groups, held": (dict(global_balance=True), dict(accumulate=2, groups=2, batch=4)),
+    "logits of all groups held": (dict(global_balance=True, vocab_size=4000, n_layers=1), dict(accumulate=4)),
+    "routings wait": (dict(n_layers=1, n_experts=64, top_k=8, d_model=16, d_hidden=16, max_sequence=32),
+                      dict(accumulate=8, batch=32, sequence=32)),
+    "four shared experts": (dict(n_layers=1, n_shared_experts=4), dict(batch=32)),
+    "sixteen shared experts": (dict(n_layers=1, n_shared_experts=16), dict()),
+    "many thin experts": (dict(n_layers=2, n_experts=64, d_hidden=32), dict(batch=64)),
+    "soft, many experts": (dict(n_layers=2, n_experts=64, d_hidden=32, router="soft"), dict(batch=32)),
+    "soft, more slots than tokens": (dict(n_layers=1, n_experts=64, d_hidden=16, top_k=4, router="soft"), dict()),
+    "soft, narrow": (dict(n_layers=1, d_model=16, d_hidden=16, top_k=1, router="soft"), dict(batch=64)),
+    "narrow, many experts": (dict(d_model=16, n_experts=64, d_hidden=32), dict(batch=32)),
+    "second layer wide": (dict(n_layers=2, first_dense_layers=1, d_dense=64, n_shared_experts=16), dict()),
+    "second layer dense and wide": (dict(n_layers=2, moe_every=2, d_dense=4096, d_hidden=16, n_heads=2), dict()),
+    "last layer dense and wide": (dict(n_layers=3, moe_every=2, d_dense=2048, d_hidden=16), dict()),
+    "attention decides": (dict(n_layers=1, n_heads=16, first_dense_layers=1, d_dense=16, max_sequence=256),
+                          dict(batch=4, sequence=256)),
+    "attention of few keys decides": (dict(n_layers=1, n_heads=8, n_kv_heads=1, d_hidden=16, max_sequence=256),
+                                      dict(batch=4, sequence=256)),
+    "attention of short texts decides": (dict(n_layers=1, n_heads=1, d_hidden=16, top_k=1), dict(batch=32)),
+    "choice decides": (dict(router="hash", n_layers=1, n_experts=512, top_k=1, d_model=16, d_hidden=2, vocab_size=5),
+                       dict(batch=32)),
+    "all losses": (dict(n_layers=1, n_experts=64, d_model=16, d_hidden=16, top_k=1, n_devices=2, sequence_coef=0.1,
+                        entropy_coef=0.1, device_coef=0.1), dict(batch=32)),
+    "no losses": (dict(n_layers=1, n_experts=64, d_model=16, d_hidden=16, top_k=1, balance_coef=0.0, z_coef=0.0),
+                  dict(batch=32)),
 }
 
 
 @pytest.mark.parametrize("case", STEPS)
 def test_the_peak_of_a_training_step_is_as_by_formula(case):
     fields, training = STEPS[case]
-    config, training = replace(DEEP, **fields), TrainConfig(**dict(n_steps=10, batch=8, sequence=64) | training)
+    check_peak(replace(DEEP, **fields), **training)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_the_peak_with_every_router_and_many_thin_experts(router):
+    check_peak(with_router(replace(DEEP, n_layers=1, d_model=16, d_hidden=16, n_experts=64), router), batch=32)
+
+
+def check_peak(config, **training):
+    training = TrainConfig(**dict(n_steps=10, batch=8, sequence=64) | training)
     text, in_group, rows = bench.random_text(config, training), training.batch // training.groups, None
     if config.moe_layers:
         rows = {i: r.run for i, r in counting.count(config, in_group, training.sequence).rows.items()}
     traced = memory.peak_bytes(lambda: loop.step_once(loop.new_state(config, training, text), text))
-    said = memory.peak_formula(config, training.batch, training.sequence, training.groups, 1,
-                               training.accumulate, rows)
-    assert said == pytest.approx(traced, rel=0.1)
+    said = peak.peak_formula(config, training.batch, training.sequence, training.groups, 1,
+                             training.accumulate, rows)
+    assert said == pytest.approx(traced, rel=0.05)  # 0.1 is what is promised
 
 
 @pytest.mark.parametrize("groups, threads, copies, held", [
@@ -207,11 +240,54 @@ def test_the_peak_of_a_training_step_is_as_by_formula(case):
     (1, 1, 4, 1), (2, 1, 5, 1), (4, 1, 5, 1), (2, 2, 5, 2), (4, 2, 6, 2), (2, 8, 5, 2)])
 def test_the_peak_of_groups_that_run_at_the_same_time(groups, threads, copies, held):
     size = 4 * sum(array.size for array in model.init_params(MIDDLE).values())
-    of_group = memory.peak_formula(MIDDLE, 8 // groups, 64) - 4 * size
-    assert memory.peak_formula(MIDDLE, 8, 64, groups, threads) == copies * size + held * of_group
+    of_group = peak.peak_formula(MIDDLE, 8 // groups, 64) - 4 * size
+    # of each group that is done, the Routings of two layers: two scores of 8 experts and 13 of each of 2 assignments
+    done = 4 * (groups - held) * 2 * (8 // groups * 64) * (2 * 8 + 13 * 2)
+    assert peak.peak_formula(MIDDLE, 8, 64, groups, threads) == copies * size + held * of_group + done
 
 
-def test_a_larger_vocabulary_costs_the_peak_its_weights_and_three_numbers_a_token():
-    # weights, gradients, moments of embedding and head: 4 * 2 * 64;  of 128 tokens probabilities, logits, gradient
-    one, two = (memory.peak_formula(replace(MIDDLE, vocab_size=V), 2, 64) for V in (65, 66))
-    assert two - one == 4 * (4 * 2 * 64 + 3 * 128)
+@pytest.mark.parametrize("tied, kept", [(False, 4 + 3), (True, 3 + 1)])
+def test_a_larger_vocabulary_costs_the_peak_its_weights_and_three_numbers_a_token(tied, kept):
+    # the peak is in the first layer, before the gradient of the embedding: weights, moments, gradient of the head are
+    # 4 * 64, weights and moments of the embedding 3 * 64; tied, the head's gradient is beside its own 3 * 64.
+    # of 128 tokens probabilities, logits, gradient
+    config = replace(MIDDLE, tie_embeddings=tied)
+    one, two = (peak.peak_formula(replace(config, vocab_size=V), 2, 64) for V in (65, 66))
+    assert two - one == 4 * (kept * 64 + 3 * 128)
+
+
+def test_the_moments_of_a_step_by_hand():
+    # T = 6, D = 4, 12 rows, 6 an expert.  to the end: logits 2*30, two of 24, of the routing 3*12 + 12: 156
+    # head 4*5 + 4 = 24 of weights.  experts: 72 of weights, rows 2*48, working 6 * (3*3 + 2*4) + 6*4 = 126
+    # attention: 84 of weights made meanwhile; block 72, mix and queries 48, keys and values 24, weights 16;
+    # joining 72 + 16 is more than pairs 2*2*9 and mix once more, 24.  embedding: 52 more weights; 24 + 2*20
+    # choice: one of 12 and one of 24 are there, but not yet norms 48, probabilities 30, rows 12 * (8 + 9)
+    config = ModelConfig(vocab_size=5, d_model=4, n_layers=1, n_heads=2, n_kv_heads=1, d_hidden=3, n_experts=2, top_k=2)
+    assert peak.moments(config, 2, 3) == {
+        "head": 156 + 24 + 24, "moe of layer 0": 156 + 24 + 72 + 96 + 126,
+        "attention of layer 0": 156 + 24 + 84 + 72 + 48 + 24 + 16 + 72 + 16,
+        "embedding": 156 + 24 + 84 + 52 + 24 + 40, "choice": 12 + 24 - 48 - 30 - 204}
+
+
+HAND = ModelConfig(vocab_size=5, d_model=4, n_layers=1, n_heads=2, n_kv_heads=1, d_hidden=3, n_experts=4, top_k=1,
+                   router="base")
+
+
+def test_the_choice_of_a_router_can_be_the_fullest_part_of_its_layer():
+    # T = 6.  to the end 60 + 48 + 24 + 6, head 24; experts 3*48 of weights, rows 2*24; four of 24, input twice 24
+    assert peak.moments(HAND, 2, 3)["moe of layer 0"] == 138 + 24 + 144 + 48 + 4 * 24 + 2 * 24
+
+
+def test_dropped_rows_are_copied_once_more_to_be_added_up():
+    # hash has no gradient: of the 9 rows 2*36; to be added: 36, the sum and a choice of each token 24 each
+    config = replace(HAND, router="hash", top_k=2)
+    assert peak.moments(config, 2, 3, {0: 9})["moe of layer 0"] == 60 + 48 + 24 + 12 + 24 + 144 + 72 + 36 + 48
+
+
+def test_the_moments_of_a_wide_dense_layer_and_a_long_sequence_by_hand():
+    # T = 30.  to the end 2*150 + 2*120, head 24; four of 30*20 and the weights of one matrix, 80
+    # attention: 4 + 240 of weights meanwhile; block 360, mix and queries 240, keys and values 120, weights 16;
+    # pairs 2*30*30, and as two heads share their keys mix once more, 120
+    found = peak.moments(replace(HAND, first_dense_layers=1, d_dense=20, max_sequence=30), 1, 30)
+    assert found["dense of layer 0"] == 540 + 24 + 4 * 600 + 80
+    assert found["attention of layer 0"] == 540 + 24 + 244 + 360 + 240 + 120 + 16 + 1800 + 120

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,14 @@ def test_every_second_layer_of_switch_has_experts():
 @pytest.mark.parametrize("total, description", OTHERS.values(), ids=OTHERS)
 def test_other_released_models_are_counted_to_the_last_parameter(total, description):
     assert parts.parameters(architecture.read(description)).total == total
+
+
+@pytest.mark.parametrize("total, description", OTHERS.values(), ids=OTHERS)
+def test_they_are_counted_alike_with_nulls_floats_and_capitals(total, description):
+    loose = {field.name: None for field in fields(architecture.Architecture)} | {
+        name: value.upper() if isinstance(value, str) else float(value) if type(value) is int else value
+        for name, value in description.items()}
+    assert parts.parameters(architecture.read(loose)).total == total
 
 
 def test_an_unknown_key_is_answered_with_all_keys_and_the_nearest():
