@@ -55,7 +55,7 @@ def first(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         shrink(patch)
-        patch.setattr(bench, "step_seconds", lambda *options, **_: step_seconds(*options, rounds=1))
+        patch.setattr(bench, "step_seconds", lambda *options, **bar: step_seconds(*options, rounds=1, **bar))
         return SimpleNamespace(folder=folder, said=compared(False, 1))
 
 
@@ -199,9 +199,9 @@ def test_another_number_of_seeds_goes_on_with_what_is_there(monkeypatch):
 
 
 def test_threads_are_those_of_the_training_and_of_its_timing(monkeypatch, no_pictures):
-    seen, timed, train, step_seconds = [], [], loop.train, bench.step_seconds
+    seen, timed, train, seconds = [], [], loop.train, bench.step_seconds
     monkeypatch.setattr(loop, "train", lambda *options: seen.append(options[-1]) or train(*options))
-    monkeypatch.setattr(bench, "step_seconds", lambda *options, **_: timed.append(options[1:]) or step_seconds(*options))
+    monkeypatch.setattr(bench, "step_seconds", lambda *options, **_: timed.append(options[1:]) or seconds(*options))
     compared(True, 1, False, 2)
     assert set(seen) == {2}
     [(training, text, threads)] = timed
@@ -216,7 +216,7 @@ def timings(patch, seconds):
 
 
 @pytest.mark.usefixtures("finished", "no_pictures")
-def test_steps_are_timed_once_and_again_when_fresh(first, monkeypatch):
+def test_steps_are_timed_once_and_again_when_fresh(monkeypatch):
     kept = json.loads(TIMES.read_text("utf-8"))
     assert list(kept) == NAMES and all(0 < seconds < 10 for seconds in kept.values())
     asked = timings(monkeypatch, 0.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import cli, groups, names
+from minimoe import cli, costs, groups, names
 from minimoe import config as configs
 from minimoe.analysis.cost import deployment, memory, published
 from minimoe.training import checkpoint, corpus, data, loop
@@ -332,3 +332,18 @@ def test_what_is_counted_of_a_run_is_its_own_work_on_its_own_text(record, said):
     rows = record("--run limited --text words.txt")["counted"]["layers"]
     assert [row["kept"] for row in rows] == kept
     assert "tokens of its text, as trained" in said("--run limited --text words.txt")
+
+
+def test_the_routing_of_a_run_is_read_from_all_domains_alike(made):
+    streams = np.arange(100), np.arange(100, 300)
+    text = data.Corpus(None, ("a", "b"), streams, streams)
+    found = costs._held_out(text, 10)
+    assert found.tolist() == np.arange(200).reshape(20, 10).tolist()
+
+
+def test_bytes_that_even_routing_would_send_by_hand(record):
+    # 4 experts on 4 devices, 2 a token: 1.5 of 2 vectors leave; tiny is 32 wide, in float32, 4 texts of 32 tokens
+    rows = record("--run moe --text words.txt")["routing"]
+    n_tokens = 32 * (len(FILES["words.txt"]) // 10 // 32)
+    assert {row["sent_if_even"] for row in rows} == {4 * 32 * 1.5 * n_tokens}
+    assert {row["missed_if_even"] for row in rows} == {0.5}

@@ -238,3 +238,15 @@ def test_empty_slots_and_drops_are_shares():
     text = report.of_counted(counted)
     assert "25.0% of the FLOPs went into empty slots" in text and "12.5% of the assignments had no room" in text
     assert text.splitlines()[-2].split() == ["2", "8", "8", "12"]
+
+
+def test_what_a_token_sends_by_hand():
+    # 16 experts on 8 devices, 4 a token, in one of two layers: 4 * 7/8 vectors leave, there and back, of 4 numbers
+    arch = replace(TINY, n_routed_experts=16, top_k=4)
+    found = sheet.exchange(arch, MACHINE._replace(link=10.0, flops=100.0), "bf16")
+    assert (found["ranks"], found["vectors"], found["bytes"]) == (8, 3.5, 2 * 2 * 4 * 3.5)
+    assert found["vectors_once"] < 3.5 and found["link_seconds"] == 5.6
+    assert found["expert_seconds"] == 2 * 4 * 36 / 100
+    assert sheet.exchange(arch, MACHINE, "float32")["bytes"] == 2 * found["bytes"]
+    assert sheet.exchange(arch, MACHINE, "int4")["bytes"] == found["bytes"]  # weights are packed, vectors are not
+    assert sheet.exchange(DENSE, MACHINE, "bf16") is None
