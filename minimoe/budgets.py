@@ -193,7 +193,8 @@ def verdict(what, entries, text):
                          "training FLOPs, beside a dense model of equal loss": found.flops / moe.flops}
     caveats = ("One recipe for all, chosen on a MoE, and few steps; the dense models grow in the width of their "
                "feed-forward blocks alone. Another family, recipe or length may say otherwise.")
-    return "\n\n".join(["\n".join(lines), worth.claim(columns), textwrap.fill(caveats, 118),
+    worths = [textwrap.fill(line, 118, subsequent_indent="  ") for line in lines]
+    return "\n\n".join(["\n".join(worths), worth.claim(columns), textwrap.fill(caveats, 118),
                         comparison.on_seeds(what.seeds)])
 
 

@@ -349,3 +349,24 @@ def test_an_interrupted_benchmark_says_so_and_leaves_nothing_behind(tmp_path, mo
     assert cli.main(["bench", "--preset", "tiny"]) == 130
     assert capsys.readouterr().err.endswith("\nminimoe: interrupted\n")
     assert functions(TINY) == before and not list(tmp_path.iterdir())
+
+
+def test_models_are_timed_in_turns_with_a_step_before_that_does_not_count(monkeypatch):
+    """Two models, three rounds; of each its second step of a round takes 1, 2, 9 seconds, or ten times as much."""
+    taken, clock = [], {"now": 0.0}
+
+    def step(state, text, each):
+        taken.append(state)
+        n = taken.count(state)
+        clock["now"] += (1 if state == "small" else 10) * ((1, 2, 9)[n // 2 - 1] if n % 2 == 0 else 1000)
+
+    def timed(function):
+        before = clock["now"]
+        function()
+        return clock["now"] - before
+
+    monkeypatch.setattr(bench.loop, "new_state", lambda config, training, text: config)
+    monkeypatch.setattr(bench.loop, "step_once", step)
+    monkeypatch.setattr(bench, "seconds", timed)
+    assert bench.step_seconds({"a": "small", "b": "large"}, None, None, rounds=3) == {"a": 2.0, "b": 20.0}
+    assert taken == ["small", "small", "large", "large"] * 3
