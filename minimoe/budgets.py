@@ -95,7 +95,8 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
 
     entries = trained(what, finished, _timed(what, text, fresh, threads))
     _draw(what, entries)
-    say("\n" + worth.entries_table(entries, _of(entries, what.main)) + f"\n\nPicture: {what.figure}\n")
+    say("\n" + worth.entries_table(entries, _of(entries, what.main)))
+    say(f"{worth.LEGEND.format(what.main)}\n\nPicture: {what.figure}\n")
     say("Far too short to compare anything: this shows that all works." if quick else verdict(what, entries, text))
 
 

@@ -280,6 +280,8 @@ def cost(options):
     if options.figure is not None:
         costs.draw(records, options.figure)
     print(answer)
+    if options.figure is not None:
+        print(f"Picture: {options.figure}", file=sys.stderr)  # JSON stays JSON
 
 
 def _priced(options, kind, costs, where):

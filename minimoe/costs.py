@@ -89,10 +89,13 @@ def of_ours(config, train_config, where, params=None, streams=None):
     context = where.context or config.max_sequence
     if context > config.max_sequence:
         raise ValueError(f"--context {context}: the model reads max_sequence = {config.max_sequence} tokens at most")
-    record = sheet.sheet(comparison.layers_words(config), ours.architecture(config), context, where.machine, where.rest,
-                         where.experts, decodes=generation.causal(config))
+    dense = config.n_experts == 1 or set(config.layer_kinds) == {"dense"}
+    name = "a dense model" if dense else f"a MoE, {config.top_k} of {config.n_experts}"
+    record = sheet.sheet(name, ours.architecture(config), context, where.machine, where.rest, where.experts,
+                         decodes=generation.causal(config))
     batch = train_config.batch, train_config.sequence, train_config.groups, params, streams
-    return record | {"counted": measured.counted(config, *batch), "step": measured.step_memory(config, train_config)}
+    return record | {"shape": f"{record['shape']}; {comparison.layers_words(config)}",
+                     "counted": measured.counted(config, *batch), "step": measured.step_memory(config, train_config)}
 
 
 def of_run(state, text, where, ranks):
@@ -115,9 +118,7 @@ def answer(record, as_json):
     """A record as JSON or as text."""
     if as_json:
         return json.dumps(record, indent=2)
-    own = [words(record[name]) for name, words in (("counted", report.of_counted), ("step", report.of_step),
-                                                   ("routing", report.of_routing)) if name in record]
-    return "\n\n".join([report.report(record), *own])
+    return report.report(record)
 
 
 def draw(records, path):

@@ -59,12 +59,15 @@ def run(made, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def said(run):
-    """A function that runs a command which must succeed, say nothing on standard error, and change no file but PNGs."""
+    """A function that runs a command which must succeed, name no more than a picture on standard error, and change no
+    file but PNGs.
+    """
 
     def command(line):
         before = contents()
         status, out, err = run(line)
-        assert (status, err) == (0, "")
+        drawn = "".join(f"Picture: {word}\n" for word in line.split() if word.endswith(".png"))
+        assert (status, err) == (0, drawn)
         assert {path: read for path, read in contents().items() if path in before} == before
         assert {path.suffix for path in contents().keys() - before.keys()} <= {".png"}
         return out

@@ -19,6 +19,11 @@ DRAWS = 1000
 """Times that the seeds are drawn anew, to see how far a worth hangs on them."""
 
 
+LEGEND = """at equal: steps, training FLOPs or time, as the {0} at equal steps.  to the MoE: loss beside that one's,
+above 0 is worse; and in how many seeds so.  dense: as wide as the {0}'s active or total experts."""
+"""Of the table of entries, with the name of the MoE."""
+
+
 class Entry(NamedTuple):
     """One model at one budget.
 
@@ -85,7 +90,7 @@ def entries_table(entries, moe):
         gap = entry.ce - moe.ce
         same = entry is moe
         rows.append((entry.budget, entry.name, f"{entry.steps:,}", quantity(entry.parameters.total),
-                     quantity(entry.parameters.active), quantity(entry.flops), f"{entry.seconds:.0f}",
+                     quantity(entry.parameters.active), quantity(entry.flops), f"{entry.seconds:.3g}",
                      comparison.mean_and_spread(entry.ce), "" if same else f"{gap.mean():+.3f}",
                      "" if same else f"{int((gap * gap.mean() > 0).sum())} of {len(gap)}"))
     return table(rows, left=(0, 1))

@@ -175,9 +175,9 @@ def test_the_table_by_hand():
     head, (first, second, third) = cells(worth.entries_table(rows, ours))
     assert head == ["at equal", "model", "steps", "parameters", "active", "training FLOPs", "seconds",
                     "validation loss", "to the MoE", "in seeds"]
-    assert first == ["steps", "MoE, 2 of 8", "1,200", "12.3 k", "3 k", "2 G", "12", "2.100 ± 0.141"]
+    assert first == ["steps", "MoE, 2 of 8", "1,200", "12.3 k", "3 k", "2 G", "12.4", "2.100 ± 0.141"]
     # 0.5 and -0.1: mean 0.2, and one seed has the sign of the mean
-    assert second == ["steps", "dense, same total", "1,200", "12 k", "12 k", "8 G", "21", "2.300 ± 0.283", "+0.200",
+    assert second == ["steps", "dense, same total", "1,200", "12 k", "12 k", "8 G", "20.6", "2.300 ± 0.283", "+0.200",
                       "1 of 2"]
     # -0.1 and -0.3
     assert third == ["FLOPs", "dense, same active", "80", "3 k", "3 k", "2 G", "10", "1.900 ± 0.000", "-0.200",

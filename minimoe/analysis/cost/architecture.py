@@ -4,6 +4,7 @@ Published models and ours are described alike.  A number of parameters often han
 what the norm of the queries is as wide as): the fields name each that we have met.
 """
 
+import difflib
 import itertools
 import re
 from dataclasses import MISSING, dataclass, field, fields
@@ -231,7 +232,9 @@ def read(description):
         raise ValueError(f"arch = {description!r}: must be a record of fields")
     known = {f.name: f for f in fields(Architecture)}
     unknown = [str(key) for key in description if key not in known and key not in REMARKS]
-    _need(not unknown, "arch", ", ".join(unknown), f"no such field; there are {', '.join(known)}; and as remarks "
+    near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    _need(not unknown, "arch", ", ".join(unknown), f"no such field{hint}; there are {', '.join(known)}; and as remarks "
           f"{', '.join(REMARKS)}")
     missing = [name for name, f in known.items() if f.default is MISSING and description.get(name) is None]
     _need(not missing, "arch", ", ".join(missing), "must be said")

@@ -102,12 +102,12 @@ class Cost(NamedTuple):
     tokens: int
 
     def __str__(self):
-        """The FLOPs of each part, as a table."""
+        """The FLOPs of each part, as a table, and of a token."""
         names = list(dict.fromkeys(place.part for place in self.work))
         rows = [("FLOPs", "forward", "backward"),
                 *((part, f"{self.flops('forward', part):,}", f"{self.flops('backward', part):,}") for part in names),
                 ("together", f"{self.flops('forward'):,}", f"{self.flops('backward'):,}")]
-        return report.table(rows)
+        return f"{report.table(rows)}\n{self.tokens:,} tokens, {self.training_flops_per_token:,.0f} FLOPs each"
 
     def flops(self, way=None, part=None, layer=any):
         """FLOPs of the places with this way, part and layer; None and any are all."""

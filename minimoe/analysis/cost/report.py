@@ -6,9 +6,12 @@ SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def report(sheet):
-    """All of a `sheet.sheet` as text."""
-    blocks = [textwrap.fill(sheet["name"], 118), of_parameters(sheet["parameters"]), of_parts(sheet), of_memory(sheet),
-              of_decoding(sheet), of_exchange(sheet["exchange"]), of_conventions(sheet), verdict(sheet)]
+    """All of a `sheet.sheet` as text, with what was counted and measured if it is there; the verdict last."""
+    measured = {"counted": of_counted, "step": of_step, "routing": of_routing}
+    blocks = [f"{sheet['name']}\n{textwrap.fill(sheet['shape'], 118)}", of_parameters(sheet["parameters"]),
+              of_parts(sheet), of_memory(sheet), of_decoding(sheet), of_exchange(sheet["exchange"]),
+              of_conventions(sheet), *(words(sheet[name]) for name, words in measured.items() if name in sheet),
+              verdict(sheet)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -41,7 +44,8 @@ def of_parts(sheet):
         rows.append((row["part"], f"{row['total']:,}", f"{row['active']:,}", f"{row['active'] / whole['active']:.1%}",
                      quantity(work), f"{work / flops:.1%}"))
     rows.append(("together", f"{whole['total']:,}", f"{whole['active']:,}", "", quantity(flops), ""))
-    return table(rows) + f"\nFLOPs: of texts of {sheet['context']:,} tokens, read at once; training takes 3 times these"
+    return (f"{table(rows)}\nFLOPs: of texts of {sheet['context']:,} tokens, read at once, without drops and empty "
+            "slots; training takes 3 times these\nactive: with its share of all that is active")
 
 
 def of_memory(sheet):
@@ -61,20 +65,21 @@ def of_decoding(sheet):
         return "it cannot write text token by token: it would need the tokens to come"
     machine, twin = sheet["machine"], sheet["dense_twin"]
     rest, experts = sheet["memory"]["formats"]
-    rows = [("texts at once", "experts a layer", "weights read", "cache read", "FLOPs", "FLOPs/byte", "ms a step",
-             "tokens/s", "waits for")]
-    for row in sheet["decode"]:
+    rows = [("texts", "experts used", "weights read", "cache read", "FLOPs", "a byte", "memory", "ms a step",
+             "waits for", "tokens/s", "dense: ms")]
+    dense = twin["decode_seconds"] if twin else [None] * len(sheet["decode"])
+    for row, times in zip(sheet["decode"], dense, strict=True):
+        held = (sheet["memory"]["weights_as_said"] + row["cache_bytes"]) / machine["memory"]
         rows.append((f"{row['texts']}", f"{row['distinct_experts']:.1f}" if twin else "-",
                      quantity(row["weight_bytes"], "B"), quantity(row["cache_bytes"], "B"), quantity(row["flops"]),
-                     f"{row['intensity']:.1f}", f"{1e3 * row['seconds']:.3g}", f"{row['tokens_per_second']:,.0f}",
-                     row["waits_for"]))
+                     f"{row['intensity']:.1f}", f"{held:.0%}", f"{1e3 * row['seconds']:.3g}", row["waits_for"],
+                     f"{row['tokens_per_second']:,.0f}", f"{1e3 * times * row['seconds']:.3g}" if twin else "-"))
     form = rest if experts == rest else f"{rest}, experts in {experts}"
     turn = sheet["turning_batch"]
     words = (f"from {turn:,} texts on it waits for FLOPs" if turn else
              "it waits for bytes whatever the number of texts: each reads a cache of its own")
-    fits = sheet["memory"]["weights_as_said"] / machine["memory"]
-    share = f"{fits:.0%} of" if fits < 10 else f"{fits:.0f} times"
-    words += f"; the weights take {share} its memory" * (fits > 0.01)
+    words += ("\ntexts: written at the same time.  experts used: of a layer.  memory: weights and cache over the "
+              "machine's;\nabove 100% they do not fit.  dense: a dense model of equal size")
     head = (f"decoding on {machine['words']}: texts of {sheet['context']:,} tokens, {form}, at the machine's peaks, "
             "even routing, attention to the whole text")
     return f"{textwrap.fill(head, 118)}\n{table(rows)}\n{words}" + (_of_offload(sheet) if twin else "")
@@ -113,12 +118,14 @@ def verdict(sheet):
         return ""
     times = zip(sheet["decode"], twin["decode_seconds"], strict=True)
     listed = ", ".join(f"{t:.1f} with {row['texts']} text{'s' * (row['texts'] > 1)}" for row, t in times)
-    decoding = (f"A step of decoding takes this many times less time: {listed}; the texts use different experts, and "
-                "all that are used are read. ") if listed else ""
+    decoding = (f"A step of decoding takes this many times less time: {listed}. Texts use different experts, and all "
+                "that are used are read; with many texts a dense model waits for FLOPs first, and the MoE saves again. "
+                ) if listed else ""
     return textwrap.fill(
         f"What is saved: {twin['active_share']:.0%} of the parameters are active. Beside a dense model of equal size "
         f"its routed experts take {twin['expert_flops']:.1f} times fewer FLOPs, the whole model {twin['flops']:.1f} "
-        f"times fewer. {decoding}Its weights take as much memory as those of the dense model: nothing is saved.", 118)
+        f"times fewer, in training and in reading as well. {decoding}Its weights take as much memory as those of the "
+        "dense model: nothing is saved. How good it is beside that dense model is another question (`compare`).", 118)
 
 
 def of_counted(counted):

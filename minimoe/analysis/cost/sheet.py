@@ -21,7 +21,8 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True)
     texts = TEXTS if decodes else ()
     counted, work = parts.parameters(arch), flops_of_parts(arch, context)
     return {
-        "name": name, "context": context, "parameters": counted._asdict(), "parts": part_rows(arch, work),
+        "name": name, "shape": shape(arch), "context": context, "parameters": counted._asdict(),
+        "parts": part_rows(arch, work),
         "forward_flops_per_token": sum(work.values()),
         "dense_twin": dense_twin(arch, texts, context, machine, rest, experts),
         "memory": {
@@ -39,6 +40,23 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True)
         "conventions": [{"name": words, "source": source, "training_flops_per_token": flops}
                         for words, source, flops in conventions.table(arch, context)],
     }
+
+
+def shape(arch):
+    """What an Architecture is taken to be, in a line: what was not said is said here."""
+    heads = f"{arch.n_heads} heads"
+    if arch.mla is not None:
+        heads += f", latent attention of width {arch.mla.kv_lora_rank}"
+    elif arch.kv_heads != arch.n_heads:
+        heads += f", {arch.kv_heads} of keys and values"
+    moe, dense = arch.kinds.count("moe"), arch.kinds.count("dense")
+    blocks = [f"{dense} layers with a {arch.ffn_type} block of {arch.dense_ffn_hidden}"] * (dense > 0)
+    if moe:
+        shared = f" and {arch.n_shared_experts} shared" if arch.n_shared_experts else ""
+        blocks.append(f"{moe} layers with {arch.top_k} of {arch.n_routed_experts} {arch.ffn_type} experts of "
+                      f"{arch.expert_hidden} a token{shared}")
+    return (f"{arch.vocab:,} tokens in the vocabulary, width {arch.d_model:,}, {heads}, {arch.positions} positions; "
+            f"{'; '.join(blocks)}; head {'tied to' if arch.tied_embeddings else 'beside'} the embedding")
 
 
 def flops_of_parts(arch, context):

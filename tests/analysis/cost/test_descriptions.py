@@ -238,7 +238,7 @@ REFUSED = [
     ({"name": "bare"}, "model 1, 'bare': arch: must be said"),
     (with_arch("null"), "model 2, 'odd': arch = None: must be a record"),
     (with_arch("[]"), r"model 2, 'odd': arch = \[\]: must be a record"),
-    (changed(nlayers=2), "model 2, 'odd': arch = 'nlayers': no such field; there are vocab"),
+    (changed(nlayers=2), "model 2, 'odd': arch = 'nlayers': no such field, did you mean 'n_layers'\\?"),
     (with_arch('{"vocab": 5}'), "model 2, 'odd': arch = 'd_model, n_layers, n_heads': must be said"),
     (changed(vocab=0), "model 2, 'odd': vocab = 0: "),
     (changed(d_model=float("nan")), "model 2, 'odd': d_model = nan: "),
