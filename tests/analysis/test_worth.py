@@ -24,10 +24,22 @@ def moe(*ces, flops=2e9):
     return entry("MoE, 2 of 8", 12_000, flops, *ces, active=3_000)
 
 
+def nearest_falling(losses):
+    """An oracle: the min-max formula of isotonic regression, over all stretches that hold a place."""
+    n = len(losses)
+    return [min(max(np.mean(losses[a:b + 1]) for b in range(i, n)) for a in range(i + 1)) for i in range(n)]
+
+
 def met(sizes, losses, loss):
-    """An oracle: NumPy's own straight line through (log size, loss), and where it meets a loss."""
-    slope, start = np.polyfit(np.log(sizes), losses, 1)
-    return np.exp((loss - start) / slope)
+    """An oracle: along the falling sequence from the left, the first two neighbours that have the loss between them."""
+    falling, places = nearest_falling(losses), np.log(sizes)
+    if loss >= falling[0]:
+        return sizes[0]
+    for i in range(len(sizes) - 1):
+        if falling[i] > loss >= falling[i + 1]:
+            share = (falling[i] - loss) / (falling[i] - falling[i + 1])
+            return np.exp(places[i] + share * (places[i + 1] - places[i]))
+    return sizes[-1]
 
 
 @pytest.mark.parametrize(("loss", "size", "flops"), [
@@ -43,18 +55,21 @@ def test_in_a_family_on_a_line_a_loss_is_worth_exactly_its_place(loss, size, flo
 
 
 @pytest.mark.parametrize(("losses", "loss", "place"), [
-    # at p = 0, 1, 2 the slope is (last - first) / 2 and the line goes through the mean at p = 1
-    ((3.0, 1.0, 1.0), 2.0, 1 - (2 - 5 / 3)),  # slope -1, mean 5/3
-    ((3.0, 1.0, 1.0), 1.0, 1 + 2 / 3),  # the loss of two models, and yet between them
-    ((3.0, 2.5, 2.0), 2.125, 1.75),
-    ((2.0, 2.3, 1.0), 1.6, 1 + (5.3 / 3 - 1.6) / 0.5),  # the rise on the way is but a part of the line
-    # at p = 0, 1, 2, 3 the slope is (3 (d - a) + c - b) / 10, through the mean at p = 1.5
-    ((3.2, 2.9, 1.9, 1.0), 2.06, 1.5 + 0.25),  # (3 * -2.2 - 1) / 10 = -0.76, mean 2.25: 0.19 / 0.76
-    ((3.0, 2.0, 2.5, 1.5), 2.25, 1.5),  # the mean of all is met in the middle
-    ((3.0, 2.0, 2.5, 1.5), 2.6, 1.5 - 0.875)])  # (3 * -1.5 + 0.5) / 10 = -0.4, mean 2.25: 0.35 / 0.4
-def test_losses_off_a_line_are_fitted_by_least_squares(losses, loss, place):
+    ((3.0, 1.0, 1.0), 2.0, 0.5), ((3.0, 1.0, 1.0), 1.0, 1.0),  # of two that have the loss the smaller
+    ((3.0, 2.5, 2.0), 2.125, 1.75), ((3.2, 2.9, 1.9, 1.0), 2.06, 1.84),
+    ((2.0, 2.3, 1.0), 1.6, 1 + (2.15 - 1.6) / 1.15),  # the first two are pooled to 2.15
+    ((3.0, 2.0, 2.5, 1.5), 2.25, 1.0), ((3.0, 2.0, 2.5, 1.5), 2.6, 0.4 / 0.75),  # the middle two to 2.25
+    ((3.0, 1.0, 1.5, 2.0), 1.6, 1.4 / 1.5), ((3.0, 1.0, 1.5, 2.0), 1.2, 3.0),  # the last three to 1.5
+    ((1.0, 4.0, 1.0), 2.1, 1 + 0.4 / 1.5)])
+def test_losses_that_rise_on_the_way_are_pooled_with_their_neighbours(losses, loss, place):
     found = worth.worth(moe(loss), family(*losses))
     np.testing.assert_allclose(found.size, 10 ** (3 + place), rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_nearest_falling_sequence_is_that_of_the_min_max_formula(seed):
+    losses = np.random.default_rng(seed).normal(size=7)
+    np.testing.assert_allclose(worth.falling_losses(losses), nearest_falling(losses), rtol=1e-12)
 
 
 @pytest.fixture
@@ -70,7 +85,7 @@ def dense(sizes, losses):
     return [entry("dense", int(size), 1e6 * size, *of_seeds) for size, of_seeds in zip(sizes, losses, strict=True)]
 
 
-def test_the_fit_is_to_the_means_of_all_seeds(uneven):
+def test_the_sequence_is_of_the_means_of_all_seeds(uneven):
     sizes, losses, ces = uneven
     found = worth.worth(moe(*ces), dense(sizes, losses))
     np.testing.assert_allclose(found.size, met(sizes, losses.mean(axis=1), ces.mean()), rtol=1e-10)
@@ -80,15 +95,15 @@ def test_the_fit_is_to_the_means_of_all_seeds(uneven):
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_low_and_high_by_a_loop_over_draws(uneven, seed):
-    """Of 1000 sorted sizes the tenth part is at place 0.1 * 999 = 99.9, counted from 0."""
+    """Of 1000 sorted sizes the tenth part is at place 0.1 * 999 = 99.9, from 0; between two, by the logarithm."""
     sizes, losses, ces = uneven
     drawn = sorted(np.clip(met(sizes, [np.mean([of[i] for i in draw]) for of in losses], np.mean(ces[draw])),
                            2_000, 50_000)
                    for draw in np.random.default_rng(seed).integers(0, 8, (worth.DRAWS, 8)))
     found = worth.worth(moe(*ces), dense(sizes, losses), seed)
     assert len(drawn) == 1000
-    np.testing.assert_allclose(found.low, drawn[99] + 0.9 * (drawn[100] - drawn[99]), rtol=1e-10)
-    np.testing.assert_allclose(found.high, drawn[899] + 0.1 * (drawn[900] - drawn[899]), rtol=1e-10)
+    np.testing.assert_allclose(found.low, drawn[99] ** 0.1 * drawn[100] ** 0.9, rtol=1e-10)
+    np.testing.assert_allclose(found.high, drawn[899] ** 0.9 * drawn[900] ** 0.1, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("ces", "low", "high"), [
@@ -110,11 +125,9 @@ def test_what_a_seed_does_to_all_models_alike_leaves_no_doubt():
     np.testing.assert_allclose([found.size, found.low, found.high], 10 ** 4.5, rtol=1e-10)
 
 
-@pytest.mark.parametrize("losses", [(1.0, 2.0, 3.0), (1.0, 4.0, 1.0)])
 @pytest.mark.parametrize(("loss", "size"), [(1.9, 1e5), (2.1, 1e3), (0.5, 1e5), (3.5, 1e3)])
-def test_where_the_line_does_not_fall_a_better_model_is_worth_the_largest_and_a_worse_one_the_smallest(
-        losses, loss, size):
-    found = worth.worth(moe(loss), family(*losses))  # both have the mean 2
+def test_where_no_loss_falls_a_better_model_is_worth_the_largest_and_a_worse_one_the_smallest(loss, size):
+    found = worth.worth(moe(loss), family(1.0, 2.0, 3.0))  # pooled to 2
     np.testing.assert_allclose([found.size, found.low, found.high], size, rtol=1e-12)
 
 
