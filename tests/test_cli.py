@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import budgets, cli, commands, costs, generation, gradcheck, model, names, tour, zoo
+from minimoe import budgets, cli, costs, generation, gradcheck, model, names, tour, zoo
 from minimoe import config as configs
+from minimoe.commands import arguments
 from minimoe.gradcheck import checks
 from minimoe.nn import ops
 from minimoe.training import checkpoint, corpus, data, loop
@@ -642,7 +643,7 @@ def test_without_a_text_the_embedded_corpus_is_trained_on(run):
 
 
 def test_the_run_that_is_looked_at_by_default_is_the_tours():
-    assert Path(commands.DEFAULT_RUN) / "checkpoint.npz" == tour.plan(False, 1, 9).path(tour.MOE, 0)
+    assert Path(arguments.DEFAULT_RUN) / "checkpoint.npz" == tour.plan(False, 1, 9).path(tour.MOE, 0)
 
 
 @pytest.mark.parametrize(("command", "arguments"), [

@@ -1,0 +1,154 @@
+"""Commands that measure: gradients, time, cost, causality, conventions."""
+
+import sys
+from dataclasses import fields, replace
+
+from minimoe import config as configs
+from minimoe import gradcheck as gradchecks
+from minimoe.analysis.cost import deployment, memory
+from minimoe.commands import arguments, runs
+from minimoe.config import ModelConfig, TrainConfig
+
+BENCH_STEPS = 40
+
+BENCH_FIELDS = {"batch", "sequence", "groups", "accumulate"}
+"""Fields of TrainConfig on which the time of a step depends."""
+
+COST_FIELDS = {"batch", "sequence", "groups"}
+
+
+def add_gradcheck(subparsers):
+    """The command `gradcheck` and its options."""
+    parser = arguments.command(subparsers, "gradcheck", gradcheck, "check every gradient in the code to rounding error")
+    parser.epilog = "The options change the checks of the whole model; those of its parts have sizes of their own."
+    arguments.add_fields(parser, gradchecks.SMALL)
+
+
+def gradcheck(options):
+    """Check all gradients; status 1 if one is wrong."""
+    config = replace(gradchecks.SMALL, **arguments.given(options, ModelConfig))
+    return 0 if gradchecks.check_everything(config, print) else 1
+
+
+def add_causality(subparsers):
+    """The command `causality` and its options."""
+    parser = arguments.command(subparsers, "causality", causality, "measure which routers look into the future")
+    parser.add_argument("--trials", type=int, default=50, metavar="N", help="random inputs of each (default: 50)")
+
+
+def causality(options):
+    """Measure which routers look into the future."""
+    from minimoe.analysis import causality
+    if options.trials < 1:
+        raise ValueError(f"--trials {options.trials}: must be 1 or more")
+    print(causality.table(causality.study(options.trials)))
+
+
+def add_rosetta(subparsers):
+    """The command `rosetta` and its options."""
+    arguments.command(subparsers, "rosetta", rosetta, "show one batch under the conventions of many systems")
+
+
+def rosetta(options):
+    """One batch under the conventions of many systems."""
+    from minimoe.analysis import rosetta
+    print(rosetta.table(rosetta.read(rosetta.example())))
+
+
+def add_bench(subparsers):
+    """The command `bench` and its options."""
+    parser = arguments.command(subparsers, "bench", bench, "measure this machine: how fast it trains and writes, and "
+                      "where the time goes", in_groups=True)
+    arguments.add_preset(parser)
+    parser.add_argument("--steps", type=int, default=BENCH_STEPS, metavar="N",
+                        help=f"rounds of measurements (default: {BENCH_STEPS})")
+    parser.add_argument("--figure", default="runs/bench/bench.png", metavar="PATH",
+                        help="where the figure goes (default: runs/bench/bench.png)")
+    model_config, train_config = configs.preset(arguments.DEFAULT_PRESET)
+    arguments.add_fields(parser, model_config)
+    arguments.add_fields(parser, train_config, leave_out={field.name for field in fields(train_config)} - BENCH_FIELDS)
+
+
+def bench(options):
+    """Measure this machine: a training step, its matrix products, generation, and where the time goes."""
+    from minimoe.analysis import bench, plots
+    from minimoe.training import progress
+    plots.check_path(options.figure)
+    configurations = configs.preset(options.preset or arguments.DEFAULT_PRESET, arguments.given(options, ModelConfig),
+                                    arguments.given(options, TrainConfig))
+    measured = bench.measure(*configurations, options.steps, options.threads, lambda n: progress.rounds(n, "bench"))
+    print(bench.report(measured))
+    places = bench.usual(measured.places)
+    plots.save(plots.time_by_part(places, bench.parts(places), bench.title(places)), options.figure)
+    print(f"\nPicture: {options.figure}")
+
+
+def add_cost(subparsers):
+    """The command `cost` and its options."""
+    parser = arguments.command(subparsers, "cost", cost, "say what a model costs: parameters, FLOPs, memory, bytes")
+    which = parser.add_mutually_exclusive_group()
+    arguments.add_preset(which)
+    which.add_argument("--run", metavar="FOLDER", help="a trained run, with what its own routing costs")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="what the run was trained on, if on your own")
+    which.add_argument("--model", metavar="NAME", help="a published model, such as mixtral-8x7b")
+    which.add_argument("--list", action="store_const", const=True, help="the published models that it knows")
+    which.add_argument("--file", metavar="FILE.json", help="count the parameters of the models that it describes")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    parser.add_argument("--figure", metavar="PATH", help="draw where parameters, FLOPs and bytes are, as PNG")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of a text (default: the longest of ours, "
+                        "2,048 of published models)")
+    parser.add_argument("--machine", choices=deployment.MACHINES, help="where it runs: " + "; ".join(
+        f"{name}: {machine.words}" for name, machine in deployment.MACHINES.items())
+        + " (default: ddr5 for ours, h100 for published models)")
+    parser.add_argument("--bandwidth", type=float, metavar="X", help="of its memory, if you know better [bytes/s]")
+    parser.add_argument("--flops", type=float, metavar="X", help="of its matrix products, if you know better [FLOP/s]")
+    parser.add_argument("--format", choices=memory.FORMATS, help="of weights and cache (default: float32 for ours, "
+                        "bf16 for published models)")
+    parser.add_argument("--expert-format", choices=memory.FORMATS, help="of the experts' matrices (default: the same)")
+    parser.add_argument("--ranks", type=int, metavar="R", help="devices that share the experts of --run (default: 4, "
+                        "or what divides them)")
+    model_config, train_config = configs.preset(arguments.DEFAULT_PRESET)
+    arguments.add_fields(parser, model_config)
+    arguments.add_fields(parser, train_config, leave_out={field.name for field in fields(train_config)} - COST_FIELDS)
+
+
+def cost(options):
+    """Say what a model costs: a published one, those of a file, that of a run, or one that is not trained."""
+    from minimoe import costs
+    kind = next((kind for kind in ("run", "model", "list", "file") if getattr(options, kind) is not None), None)
+    given = {**arguments.given(options, ModelConfig), **arguments.given(options, TrainConfig)}
+    if kind and given:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} has no use beside --{kind}")
+    for name in ("ranks", "text"):
+        if getattr(options, name) is not None and kind != "run":
+            raise ValueError(f"--{name} has no use without --run, whose routing is looked at")
+    where = costs.where(options, ours=kind in (None, "run"))
+    models = costs.known() if kind == "list" else costs.of_file(options.file) if kind == "file" else []
+    if len(models) == 1 and not options.json:  # there is room for all of it
+        records = [costs.of_published(models[0], where)]
+        answer = costs.answer(records[0], as_json=False)
+    elif models:
+        records = [costs.of_published(model, where) for model in models] if options.figure else []
+        answer = costs.counted(models, options.json, with_keys=kind == "list")
+    else:
+        records = [_priced(options, kind, costs, where)]
+        answer = costs.answer(records[0], options.json)
+    if options.figure is not None:
+        costs.draw(records, options.figure)
+    print(answer)
+    if options.figure is not None:
+        print(f"Picture: {options.figure}", file=sys.stderr)  # JSON stays JSON
+
+
+def _priced(options, kind, costs, where):
+    """The record of one model."""
+    if kind == "model":
+        return costs.of_published(costs.find(options.model), where)
+    if kind is None:
+        fields_of = (arguments.given(options, record) for record in (ModelConfig, TrainConfig))
+        return costs.of_ours(*configs.preset(options.preset or arguments.DEFAULT_PRESET, *fields_of), where)
+    from minimoe.training import data, loop
+    state = runs.load(options)
+    text = data.build(runs.texts(options), state.train_config.sequence)
+    loop.check_text(state, text)
+    return costs.of_run(state, text, where, options.ranks)
