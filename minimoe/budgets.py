@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minimoe import files
-from minimoe.analysis import bench, comparison, cost, cost_plots, plots, worth
+from minimoe import archive, files
+from minimoe.analysis import bench, budget_plots, comparison, cost, plots, worth
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL
 from minimoe.analysis.cost import deployment, ours
 from minimoe.config import ModelConfig, TrainConfig, preset
@@ -31,6 +31,7 @@ class Plan:
     seeds: int
     runs: Path
     figure: Path
+    archive: Path
 
     @property
     def main(self):
@@ -74,8 +75,9 @@ def plan(quick, seeds, vocab_size):
     moe, training = preset("tour-quick" if quick else "tour", {"vocab_size": vocab_size})
     if quick:
         return Plan(moe, replace(training, n_steps=20), seeds, Path("runs/compare-quick"),
-                    Path("runs/compare-quick/compare.png"))
-    return Plan(moe, training, seeds, Path("runs/compare"), Path("figures/compare.png"))
+                    Path("runs/compare-quick/compare.png"), Path("runs/compare-quick/compare.npz"))
+    return Plan(moe, training, seeds, Path("runs/compare"), Path("figures/compare.png"),
+                archive.WRITTEN / "compare.npz")
 
 
 def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
@@ -94,7 +96,8 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
                            config, replace(training, seed=seed), text, fresh, say, threads)
 
     entries = trained(what, finished, _timed(what, text, fresh, threads))
-    _draw(what, entries)
+    _keep(what, entries)
+    _draw(what, entries, "Far too short to compare. " if quick else "")
     say("\n" + worth.entries_table(entries, _of(entries, what.main)))
     say(f"{worth.LEGEND.format(what.main)}\n\nPicture: {what.figure}\n")
     say("Far too short to compare anything: this shows that all works." if quick else verdict(what, entries, text))
@@ -166,20 +169,38 @@ def trained(what, finished, seconds):
 
 def _entry(name, config, budget, training, states, seconds):
     counted = cost.count(config, training.batch, training.sequence, training.groups)
-    steps = training.n_steps
+    steps, curve = training.n_steps, np.array([state.history["eval_ce"] for state in states])
     return worth.Entry(name, budget, steps, counted.parameters, steps * training.accumulate * counted.training_flops,
-                       steps * seconds, np.array([state.history["eval_ce"][-1] for state in states]))
+                       steps * seconds, curve[:, -1], np.array(states[0].history["eval_step"]), curve)
+
+
+def _keep(what, entries):
+    """Write what the lessons read."""
+    archive.write(what.archive, {f"{entry.name}; {entry.budget}": {
+        "steps": entry.steps, "parameters": entry.parameters, "flops": entry.flops, "seconds": entry.seconds,
+        "curve_step": entry.curve_step, "curve": entry.curve} for entry in entries})
+
+
+def kept(folder=archive.FOLDER):
+    """The Entries of the last comparison, from what was kept of it.  Raises ValueError if nothing was."""
+    entries = []
+    for label, of in archive.read("compare", folder).items():
+        name, budget = label.split("; ")
+        entries.append(worth.Entry(
+            name, budget, int(of["steps"]), cost.Parameters(*of["parameters"].tolist()), float(of["flops"]),
+            float(of["seconds"]), of["curve"][:, -1], of["curve_step"], of["curve"]))
+    return entries
 
 
 def _of(entries, name, budget="steps"):
     return next(entry for entry in entries if (entry.name, entry.budget) == (name, budget))
 
 
-def _draw(what, entries):
+def _draw(what, entries, remark=""):
     gap = _of(entries, what.main).ce.mean() - _of(entries, DENSE_TOTAL).ce.mean()
     title = (f"At equal steps the {what.main} is {abs(gap):.3f} nats {'above' if gap > 0 else 'below'} a dense model "
              "of equal size")
-    plots.save(cost_plots.pareto(entries, title), what.figure)
+    plots.save(budget_plots.pareto(entries, what.main, remark + title), what.figure)
 
 
 def verdict(what, entries, text):

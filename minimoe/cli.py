@@ -6,11 +6,11 @@ import sys
 
 import threadpoolctl
 
-from minimoe.commands import arguments, look, measure, runs, studies
+from minimoe.commands import arguments, lessons, look, measure, runs, studies
 
-COMMANDS = (runs.add_train, look.add_generate, look.add_route, look.add_doctor, measure.add_gradcheck,
-            studies.add_figures, studies.add_routers, studies.add_compare, measure.add_causality, measure.add_rosetta,
-            measure.add_cost, measure.add_bench)
+COMMANDS = (runs.add_train, look.add_generate, look.add_route, look.add_explore, look.add_doctor,
+            measure.add_gradcheck, studies.add_figures, studies.add_routers, studies.add_compare, studies.add_studies,
+            lessons.add_lessons, measure.add_causality, measure.add_rosetta, measure.add_cost, measure.add_bench)
 """What adds each command to the parser, in the order of the help."""
 
 
@@ -62,11 +62,12 @@ def _check_general_options(options):
     """Those that may stand before a command: that it has them, and how many threads there are."""
     for name in ("quick", "seeds", "fresh"):
         if not options.study and getattr(options, name) is not None:
-            raise ValueError(f"--{name} belongs to the tour, which has no command after it, to `routers` and `compare`")
+            raise ValueError(f"--{name} belongs to the tour, which has no command after it, to `routers`, `compare` "
+                             "and `studies`")
     if options.threads is None:
         options.threads = arguments.DEFAULT_THREADS
     elif not options.in_groups:
-        raise ValueError(f"--threads belongs to the tour, `train`, `routers`, `compare` and `bench`: "
+        raise ValueError(f"--threads belongs to the tour, `train`, `routers`, `compare`, `studies` and `bench`: "
                          f"{options.run_command.__name__} has no groups to run at the same time")
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be 1 or more")

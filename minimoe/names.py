@@ -75,6 +75,9 @@ PRESETS = {
     "tour-quick": (
         dict(d_model=32, n_layers=2, n_heads=4, d_hidden=32, n_experts=8, top_k=2),
         dict(n_steps=100, batch=8, groups=2, warmup_steps=10, eval_every=25, eval_batches=4, record_every=2)),
+    "lessons": (
+        dict(d_model=64, n_layers=3, n_heads=4, d_hidden=32, n_experts=8, top_k=2),
+        dict(n_steps=300, groups=2, warmup_steps=40, eval_every=100, eval_batches=16, record_every=5)),
     "routers": (
         dict(d_model=64, n_layers=2, n_heads=4, d_hidden=128, n_experts=4, top_k=1, capacity_factor=1.25),
         dict(n_steps=400, groups=2, warmup_steps=40, eval_every=100, eval_batches=32, record_every=5)),

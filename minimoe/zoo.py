@@ -4,11 +4,12 @@ A router that knows one expert a token gets half as many experts of twice the wi
 parameters and of FLOPs.  Experts have limited room while training, so that an uneven load costs tokens.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from minimoe import archive
 from minimoe.analysis import comparison, plots
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.moe import routers
@@ -31,6 +32,7 @@ class Plan:
     seeds: int
     runs: Path
     figure: Path
+    archive: Path
 
     def configs(self):
         """Name -> ModelConfig of the dense model and of every router, in the order of the table of names."""
@@ -65,8 +67,10 @@ def plan(quick, seeds, vocab_size):
     """The comparison, or the quick one that shows the same in seconds and is far too short to compare anything."""
     whole, training = preset("routers-quick" if quick else "routers", {"vocab_size": vocab_size})
     if quick:
-        return Plan(whole, training, seeds, Path("runs/routers-quick"), Path("runs/routers-quick/routers.png"))
-    return Plan(whole, training, seeds, Path("runs/routers"), Path("figures/routers.png"))
+        return Plan(whole, training, seeds, Path("runs/routers-quick"), Path("runs/routers-quick/routers.png"),
+                    Path("runs/routers-quick/routers.npz"))
+    return Plan(whole, training, seeds, Path("runs/routers"), Path("figures/routers.png"),
+                archive.WRITTEN / "routers.npz")
 
 
 def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
@@ -80,15 +84,21 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
     configs = zoo.configs()
     say(f"Training {len(configs)} models, {seeds} seeds each, {zoo.training.n_steps} steps.\n"
         "Interrupt when you like: the same command goes on from there.\n")
-    results = {}
+    found = {}
     for name, config in configs.items():
         states = [runs.finish(zoo.path(name, seed), f"{name}, seed {seed}", config, replace(zoo.training, seed=seed),
                               text, fresh, say, threads) for seed in range(seeds)]
-        results[name] = measure(states)
-    _draw(zoo, results)
-    say("\n" + table(results, configs))
+        found[name] = measure(states)
+    archive.write(zoo.archive, {name: asdict(result) for name, result in found.items()})
+    _draw(zoo, found)
+    say("\n" + table(found, configs))
     say(f"\nPicture: {zoo.figure}")
-    say("\n" + ("Far too short to compare anything: this shows that all works." if quick else verdict(results)))
+    say("\n" + ("Far too short to compare anything: this shows that all works." if quick else verdict(found)))
+
+
+def kept(folder=archive.FOLDER):
+    """Name -> Result of the last comparison, from what was kept of it.  Raises ValueError if nothing was."""
+    return {name: Result(**of) for name, of in archive.read("routers", folder).items()}
 
 
 def figure(say=print):

@@ -24,7 +24,7 @@ NAMES = [HALF_ACTIVE, ACTIVE, HALF_TOTAL, TOTAL, TWICE, "MoE, 2 of 4", "MoE, 2 o
 def small(seeds=2, **training):
     """A plan of MOE.  training: fields of its TrainConfig."""
     return budgets.Plan(MOE, TrainConfig(**dict(n_steps=100, batch=6, sequence=6, warmup_steps=1) | training), seeds,
-                        Path("runs"), Path("figures/compare.png"))
+                        Path("runs"), Path("figures/compare.png"), Path("kept/compare.npz"))
 
 
 def experts(config):
@@ -123,7 +123,7 @@ class Runs:
     def finished(self, name, config, training, seed):
         self.asked.append((name, config, training, seed))
         ce = 2.0 + seed + NAMES.index(name) / 8 + training.n_steps / 1e4
-        return SimpleNamespace(history={"eval_ce": [9.0, ce]})  # the last counts
+        return SimpleNamespace(history={"eval_ce": [9.0, ce], "eval_step": [1, 2]})  # the last counts
 
     def of(self, name, budget):
         [entry] = [entry for entry in self.entries if (entry.name, entry.budget) == (name, budget)]
@@ -215,7 +215,7 @@ def test_flops_are_those_of_all_micro_batches_in_their_groups(monkeypatch):
 
 def test_flops_are_counted_on_a_real_step():
     what = small(seeds=1, accumulate=2, groups=3)
-    state = SimpleNamespace(history={"eval_ce": [2.0]})
+    state = SimpleNamespace(history={"eval_ce": [2.0], "eval_step": [1]})
     entries = {(e.name, e.budget): e for e in budgets.trained(what, lambda *_: state, dict.fromkeys(NAMES, 0.1))}
     counted = cost.count(MOE, batch=6, sequence=6, groups=3)
     moe = entries["MoE, 2 of 8", "steps"]

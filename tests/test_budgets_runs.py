@@ -32,7 +32,7 @@ def few_steps(quick, seeds, vocab_size):
     training = TrainConfig(n_steps=N_STEPS, batch=2, sequence=8, warmup_steps=1, eval_every=3, eval_batches=2,
                            record_every=2, checkpoint_every=2)
     return budgets.Plan(replace(MOE, vocab_size=vocab_size, max_sequence=8), training, seeds, Path("runs"),
-                        Path("figures/compare.png"))
+                        Path("figures/compare.png"), Path("kept/compare.npz"))
 
 
 def shrink(patch):
@@ -290,3 +290,20 @@ def test_the_figure_refuses_a_run_that_is_not_finished(monkeypatch):
         compared(True, 1)
     with pytest.raises(ValueError, match=f"{PATHS[7]} is at step 2 of 6: `python -m minimoe compare` goes on with it"):
         budgets.figure(say=pytest.fail)
+
+
+def test_what_is_kept_of_a_comparison_is_the_comparison(monkeypatch):
+    seen = []
+    monkeypatch.setattr(budgets, "_draw", lambda what, entries, remark="": seen.append((entries, remark)))
+    budgets.main(seeds=2, say=lambda words: None)
+    (entries, remark), = seen
+    found = budgets.kept("kept")
+    assert [(e.name, e.budget, e.steps, e.parameters) for e in found] == [
+        (e.name, e.budget, e.steps, e.parameters) for e in entries]
+    for one, other in zip(found, entries, strict=True):
+        np.testing.assert_allclose(one.ce, other.ce, rtol=1e-6)
+        np.testing.assert_allclose(one.curve, other.curve, rtol=1e-6)
+        np.testing.assert_array_equal(one.curve_step, other.curve_step)
+        np.testing.assert_allclose((one.flops, one.seconds), (other.flops, other.seconds), rtol=1e-6)
+        assert one.curve.shape == (2, len(one.curve_step)) and one.curve_step[-1] == one.steps
+    assert remark == ""

@@ -12,7 +12,7 @@ from minimoe.training import loop
 
 MOE = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_hidden=4, n_experts=8, top_k=2, max_sequence=6)
 WHAT = budgets.Plan(MOE, TrainConfig(n_steps=100, batch=6, sequence=6, warmup_steps=1), 2, Path("runs"),
-                    Path("figures/compare.png"))
+                    Path("figures/compare.png"), Path("kept/compare.npz"))
 DENSE = ["dense, half of active", "dense, same active", "dense, half of total", "dense, same total",
          "dense, twice total"]
 TWINS = {"MoE, 2 of 4": "dense, half of total", "MoE, 2 of 8": "dense, same total",

@@ -140,3 +140,15 @@ def test_the_figure_alone_is_drawn_from_the_runs_of_as_many_seeds_as_all_have(sm
     zoo.figure(say=said.append)
     assert {name: len(result.ce) for name, result in drawn[0].items()} == {"dense": 1, "softmax_topk": 1, "soft": 1}
     assert said == ["wrote runs/routers-quick/routers.png"]
+
+
+def test_what_is_kept_of_a_comparison_is_the_comparison(small, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(zoo, "_draw", lambda plan, results: drawn.append(results))
+    zoo.main(quick=True, seeds=2, say=lambda line: None)
+    found = zoo.kept("runs/routers-quick")
+    assert found.keys() == drawn[0].keys()
+    for name, result in drawn[0].items():
+        for field in ("ce", "load", "drop", "seconds"):
+            np.testing.assert_allclose(getattr(found[name], field), getattr(result, field), rtol=1e-6)
+            assert getattr(found[name], field).shape == (2,)

@@ -29,6 +29,7 @@ class Entry(NamedTuple):
 
     steps: of its training.  parameters: cost.Parameters.  flops: of its training, matrix products.
     seconds: of its training, steps times the median step.  ce: one entry a seed, nats per token.
+    curve_step, curve: steps of its evaluations and the loss at them, a row a seed; None where nobody looks at them.
     """
 
     name: str
@@ -38,6 +39,8 @@ class Entry(NamedTuple):
     flops: float
     seconds: float
     ce: np.ndarray
+    curve_step: np.ndarray | None = None
+    curve: np.ndarray | None = None
 
 
 class Worth(NamedTuple):

@@ -4,7 +4,7 @@ import argparse
 
 from minimoe.commands import arguments
 
-TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS = 1, 3, 3
+TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS, STUDIES_SEEDS = 1, 3, 3, 3
 
 
 def tour(options):
@@ -39,6 +39,20 @@ def compare(options):
     """Train MoE and dense models at equal steps, FLOPs and time."""
     from minimoe import budgets
     budgets.main(bool(options.quick), arguments.seeds(options, COMPARE_SEEDS), bool(options.fresh), options.threads)
+
+
+def add_studies(subparsers):
+    """The command `studies` and its options."""
+    parser = arguments.command(subparsers, "studies", studies, "train the small models that the lessons look at",
+                               in_groups=True, study=True)
+    arguments.add_study(parser, "to see that all works: far too short to learn from", STUDIES_SEEDS,
+                        default=argparse.SUPPRESS)  # what was said before the command stands
+
+
+def studies(options):
+    """Train what the lessons look at."""
+    from minimoe import studies
+    studies.main(bool(options.quick), arguments.seeds(options, STUDIES_SEEDS), bool(options.fresh), options.threads)
 
 
 def add_figures(subparsers):

@@ -57,16 +57,17 @@ class TrainState:
         return self.step >= self.train_config.n_steps
 
 
-def save(path, state):
+def save(path, state, compressed=False):
     """Write the state to `path`, or leave what is there as it was.
 
+    compressed: smaller and slower.
     Raises CheckpointError if the folder or the disk does not allow it.
     """
     path = Path(path)
     try:
         with files.written(path) as temporary, open(temporary, "wb") as file:
             arrays = _arrays(state)
-            np.savez(file, header=_header(state, arrays), **arrays)
+            (np.savez_compressed if compressed else np.savez)(file, header=_header(state, arrays), **arrays)
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(path.parent)
