@@ -97,31 +97,17 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
 
     entries = trained(what, finished, _timed(what, text, fresh, threads))
     _keep(what, entries)
-    _draw(what, entries, "Far too short to compare. " if quick else "")
+    _draw(what, kept(what.archive.parent), "Far too short to compare. " if quick else "")
     say("\n" + worth.entries_table(entries, _of(entries, what.main)))
     say(f"{worth.LEGEND.format(what.main)}\n\nPicture: {what.figure}\n")
     say("Far too short to compare anything: this shows that all works." if quick else verdict(what, entries, text))
 
 
 def figure(say=print):
-    """Draw the picture again from the finished runs that are there, of as many seeds as all models have.
-
-    Returns whether there were any.
-    """
-    text = data.build(corpus.embedded(), TrainConfig().sequence)
-    what = plan(False, 1, len(text.tokenizer))
-    folders = [what.path(name, what.training.n_steps, 0).parents[1] for name in what.dense() | what.sparse()]
-    seeds = min(len(list(folder.glob("seed*/checkpoint.npz"))) for folder in folders)
-    if seeds == 0 or not what.times.exists():
-        return False
-
-    def finished(name, config, training, seed):
-        return runs.finished(what.path(name, training.n_steps, seed), config, replace(training, seed=seed), text,
-                             "python -m minimoe compare")
-
-    _draw(what, trained(replace(what, seeds=seeds), finished, _timed(what, text, fresh=False, threads=1)))
+    """Draw the picture again from what was kept of the last comparison.  Raises ValueError if nothing was."""
+    what = plan(False, 1, ModelConfig.vocab_size)
+    _draw(what, kept())
     say(f"wrote {what.figure}")
-    return True
 
 
 def _timed(what, text, fresh, threads):

@@ -80,18 +80,19 @@ def main(quick=False, seeds=1, fresh=False, threads=1, say=print):
 
 
 def figures(say=print):
-    """Draw the figures again from the runs of the full tour that are there.  Raises ValueError if one is missing."""
+    """Draw the figures again from the runs of the full tour.  Returns whether there are any."""
     text = data.build(corpus.embedded(), TrainConfig().sequence)
     tour = plan(False, 1, len(text.tokenizer))
     seeds = len(list((tour.runs / FOLDERS[MOE]).glob("seed*")))
     paths = {name: [tour.path(name, seed) for seed in range(max(seeds, 1))] for name in FOLDERS}
     if not paths[MOE][0].exists():
-        raise ValueError(f"there is no checkpoint {paths[MOE][0]}: `python -m minimoe` makes it")
+        return False
     states = {name: [runs.finished(path, tour.configs()[name], replace(tour.training, seed=seed), text,
                                    "python -m minimoe") for seed, path in enumerate(of_seeds)]
               for name, of_seeds in paths.items()}
     draw(tour, states, {name: comparison.measure(of_seeds, text) for name, of_seeds in states.items()}, text)
     say(f"wrote {', '.join(str(tour.figures / f'{name}.png') for name in FIGURES)}")
+    return True
 
 
 def _train(tour, name, config, seed, text, fresh, say, threads):

@@ -90,7 +90,7 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
                               text, fresh, say, threads) for seed in range(seeds)]
         found[name] = measure(states)
     archive.write(zoo.archive, {name: asdict(result) for name, result in found.items()})
-    _draw(zoo, found)
+    _draw(zoo, kept(zoo.archive.parent))
     say("\n" + table(found, configs))
     say(f"\nPicture: {zoo.figure}")
     say("\n" + ("Far too short to compare anything: this shows that all works." if quick else verdict(found)))
@@ -102,21 +102,10 @@ def kept(folder=archive.FOLDER):
 
 
 def figure(say=print):
-    """Draw the figure again from the finished runs that are there, of as many seeds as all routers have.
-
-    Returns whether there were any.
-    """
-    text = data.build(corpus.embedded(), TrainConfig().sequence)
-    zoo = plan(False, 1, len(text.tokenizer))
-    configs = zoo.configs()
-    seeds = min(len(list((zoo.runs / name).glob("seed*/checkpoint.npz"))) for name in configs)
-    if seeds == 0:
-        return False
-    _draw(zoo, {name: measure([runs.finished(zoo.path(name, seed), config, replace(zoo.training, seed=seed), text,
-                                             "python -m minimoe routers") for seed in range(seeds)])
-                for name, config in configs.items()})
+    """Draw the figure again from what was kept of the last comparison.  Raises ValueError if nothing was."""
+    zoo = plan(False, 1, ModelConfig.vocab_size)
+    _draw(zoo, kept())
     say(f"wrote {zoo.figure}")
-    return True
 
 
 def _draw(zoo, results):

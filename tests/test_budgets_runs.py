@@ -235,39 +235,21 @@ def test_times_of_other_models_are_measured_anew(monkeypatch, kept):
     assert json.loads(TIMES.read_text("utf-8")) == dict.fromkeys(NAMES, 0.25) and asked == [1]
 
 
-def test_without_runs_there_is_no_figure():
-    assert budgets.figure(say=pytest.fail) is False
-    assert not Path("figures").exists()
+def test_without_anything_kept_the_command_that_keeps_it_is_named(monkeypatch):
+    monkeypatch.setattr(budgets, "kept", lambda of=budgets.kept: of("kept"))
+    with pytest.raises(ValueError, match="compare.npz.*python -m minimoe compare"):
+        budgets.figure(say=pytest.fail)
 
 
 @pytest.mark.usefixtures("finished", "no_training")
-def test_the_figure_alone_is_the_same_bytes_again(first):
-    shutil.rmtree("figures")
+def test_the_figure_alone_is_the_same_bytes_again_and_needs_no_run(first, monkeypatch):
+    for folder in ("figures", "runs"):
+        shutil.rmtree(folder)
+    monkeypatch.setattr(budgets, "kept", lambda of=budgets.kept: of("kept"))
     said = []
-    assert budgets.figure(said.append) is True
+    budgets.figure(said.append)
     assert said == ["wrote figures/compare.png"]
     assert Path(said[0].split()[1]).read_bytes() == (first.folder / "figures/compare.png").read_bytes()
-
-
-@pytest.mark.usefixtures("finished", "no_training")
-@pytest.mark.parametrize("gone", [*PATHS, TIMES])
-def test_the_figure_waits_until_all_models_have_a_run_and_a_time(gone):
-    shutil.rmtree("figures")
-    Path(gone).unlink()
-    assert budgets.figure(say=pytest.fail) is False
-    assert not Path("figures").exists()
-
-
-@pytest.mark.usefixtures("finished")
-def test_the_figure_is_of_as_many_seeds_as_all_models_have(monkeypatch):
-    """A comparison of more seeds was interrupted."""
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_at(patch, 5 * N_STEPS + 1)  # the sixth model's second seed has begun
-        compared(True, 2)
-    drawn = []
-    monkeypatch.setattr(budgets, "_draw", lambda what, entries: drawn.append(entries))
-    assert budgets.figure(say=lambda line: None) is True
-    assert {len(entry.ce) for entry in drawn[0]} == {1}
 
 
 @pytest.mark.usefixtures("finished", "no_pictures")
@@ -276,27 +258,19 @@ def test_runs_of_another_kind_are_refused_and_fresh_is_the_way_out(monkeypatch, 
     other = checkpoint.load(path)
     other.train_config = replace(other.train_config, learning_rate=0.1)
     checkpoint.save(path, other)
-    for draw in (lambda: compared(True, 1), lambda: budgets.figure(say=pytest.fail)):
-        with pytest.raises(ValueError, match=f"{path} is a run of another kind.*--fresh"):
-            draw()
+    with pytest.raises(ValueError, match=f"{path} is a run of another kind.*--fresh"):
+        compared(True, 1)
     compared(True, 1, True)
     assert "earlier" in compared(True, 1)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_the_figure_refuses_a_run_that_is_not_finished(monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_at(patch, 7 * N_STEPS + 2)
-        compared(True, 1)
-    with pytest.raises(ValueError, match=f"{PATHS[7]} is at step 2 of 6: `python -m minimoe compare` goes on with it"):
-        budgets.figure(say=pytest.fail)
-
-
 def test_what_is_kept_of_a_comparison_is_the_comparison(monkeypatch):
     seen = []
-    monkeypatch.setattr(budgets, "_draw", lambda what, entries, remark="": seen.append((entries, remark)))
+    monkeypatch.setattr(budgets, "_keep", lambda what, entries, keep=budgets._keep: (
+        seen.append(entries), keep(what, entries)))
+    monkeypatch.setattr(budgets, "_draw", lambda what, entries, remark="": seen.append(remark))
     budgets.main(seeds=2, say=lambda words: None)
-    (entries, remark), = seen
+    entries, remark = seen
     found = budgets.kept("kept")
     assert [(e.name, e.budget, e.steps, e.parameters) for e in found] == [
         (e.name, e.budget, e.steps, e.parameters) for e in entries]

@@ -235,7 +235,7 @@ def test_without_a_run_the_way_to_one_is_shown(refused, command):
     assert not missing(refused(command), ["nowhere", "python -m minimoe train"])
 
 
-@pytest.mark.parametrize("command", ["train --resume --run nowhere", "figures"])
+@pytest.mark.parametrize("command", ["train --resume --run nowhere"])
 def test_without_a_run_its_missing_checkpoint_is_named(refused, command):
     assert not missing(refused(command), ["no checkpoint", "checkpoint.npz"])
 
@@ -338,7 +338,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(run, monkeypa
     assert not missing(err.splitlines()[-1], ["half/checkpoint.npz", os.strerror(number)])
 
 
-def test_figures_that_cannot_be_written_are_refused(run, monkeypatch):
+@pytest.fixture
+def no_other_figures(monkeypatch):
+    """Nothing is drawn but what is the tour's."""
+    for module in (zoo, budgets, costs):
+        monkeypatch.setattr(module, "figure", lambda: None)
+
+
+def test_figures_that_cannot_be_written_are_refused(run, no_other_figures, monkeypatch):
     monkeypatch.setattr(tour, "figures", lambda: tour.plots.save(tour.plots.Figure(), "words.txt/load.png"))
     status, _, err = run("figures")
     assert (status, len(err.splitlines())) == (2, 1)
@@ -668,22 +675,22 @@ def test_options_of_a_comparison_stand_before_or_after_it(run, monkeypatch, modu
     assert seen == [arguments]
 
 
-@pytest.mark.parametrize("drawn", [(True, True), (True, False), (False, True), (False, False)])
-def test_figures_names_the_pictures_whose_runs_are_missing(run, monkeypatch, drawn):
-    for module, there in zip((zoo, budgets), drawn, strict=True):
-        monkeypatch.setattr(module, "figure", lambda there=there: there)
-    for module, function in ((costs, "figure"), (tour, "figures")):
-        monkeypatch.setattr(module, function, lambda: None)
+@pytest.mark.parametrize("there", [True, False])
+def test_figures_says_so_if_there_is_no_tour_to_draw(run, monkeypatch, there):
+    drawn = []
+    for module in (zoo, budgets, costs):
+        monkeypatch.setattr(module, "figure", lambda module=module: drawn.append(module))
+    monkeypatch.setattr(tour, "figures", lambda: there)
     status, out, _ = run("figures")
-    assert (status, len(out.splitlines())) == (0, 2 - sum(drawn))
-    for name, there in zip(("routers", "compare"), drawn, strict=True):
-        assert (f"figures/{name}.png is left as it is: `python -m minimoe {name}`" in out) == (not there)
+    assert status == 0 and drawn == [zoo, budgets, costs]
+    assert ("left as they are: `python -m minimoe` trains what they show" in out) == (not there)
 
 
 @pytest.mark.parametrize(("module", "function", "command"), [
     (tour, "figures", "figures"), (tour, "main", ""), (tour, "main", "--threads 1"), (tour, "main", "--threads 3"),
     (budgets, "main", "compare")])
-def test_matrix_products_have_one_thread_while_a_command_runs(run, monkeypatch, module, function, command):
+def test_matrix_products_have_one_thread_while_a_command_runs(run, no_other_figures, monkeypatch, module, function,
+                                                              command):
     def of_blas():
         return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 

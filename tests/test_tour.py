@@ -355,42 +355,38 @@ def test_figures_draws_all_the_seeds_that_there_are(monkeypatch):
     assert [[state.train_config.seed for state in runs] for runs in drawn[0].values()] == [[0, 1]] * 3
 
 
-def refused(capsys, *arguments):
-    """The one line that the command line says."""
-    assert cli.main(list(arguments)) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    return err
-
-
 @pytest.mark.usefixtures("finished")
-@pytest.mark.parametrize("path", PATHS)
-def test_figures_names_the_run_that_is_missing(capsys, path):
+@pytest.mark.parametrize("path", PATHS[1:])
+def test_figures_names_the_run_that_is_missing(path):
     Path(path).unlink()
     shutil.rmtree("figures")
-    assert path in refused(capsys, "figures")
+    with pytest.raises(ValueError, match=f"no checkpoint {path}"):
+        tour.figures(say=pytest.fail)
+    assert not Path("figures").exists()
+
+
+def test_without_a_tour_nothing_is_drawn():
+    assert tour.figures(say=pytest.fail) is False
     assert not Path("figures").exists()
 
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("step", [3, 5])
-def test_figures_refuses_a_run_that_is_not_finished(capsys, monkeypatch, step):
+def test_figures_refuses_a_run_that_is_not_finished(monkeypatch, step):
     """At step 3 there was no evaluation yet, at step 5 there was one."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, 2 * N_STEPS + step)
         travel()
-    capsys.readouterr()
-    line = refused(capsys, "figures")
-    assert PATHS[2] in line
-    assert f"step {step}" in line
+    with pytest.raises(ValueError, match=f"{PATHS[2]} is at step {step}"):
+        tour.figures(say=pytest.fail)
 
 
 @pytest.mark.usefixtures("finished")
-def test_figures_refuses_a_folder_that_it_cannot_write_to(capsys):
+def test_figures_refuses_a_folder_that_it_cannot_write_to():
     shutil.rmtree("figures")
     Path("figures").write_text("not a folder")
-    assert "figures" in refused(capsys, "figures")
+    with pytest.raises(ValueError, match="figures"):
+        tour.figures(say=pytest.fail)
 
 
 def test_the_sample_is_what_generate_writes(first, capsys):

@@ -1,5 +1,6 @@
 """The comparison of all routers: a fair plan, right numbers in the table, and a run that can be interrupted."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -122,33 +123,27 @@ def test_a_quick_comparison_trains_prints_and_draws_and_a_second_one_trains_noth
     assert sum("finished earlier" in line for line in again) == 3
 
 
-def test_without_runs_there_is_no_figure(small):
-    assert zoo.figure(say=pytest.fail) is False
-    assert not (small / "figures").exists()
-
-
-def test_the_figure_alone_is_drawn_from_the_runs_of_as_many_seeds_as_all_have(small, monkeypatch):
-    quick = zoo.plan(True, 1, 50)
-    monkeypatch.setattr(zoo, "plan", lambda _, seeds, vocab_size: replace(
-        quick, whole=replace(quick.whole, vocab_size=vocab_size), seeds=seeds))
-    monkeypatch.setattr(zoo, "verdict", lambda results: "")
-    zoo.main(seeds=2, say=lambda line: None)
-    (small / "runs/routers-quick/soft/seed1/checkpoint.npz").unlink()
-    drawn, said = [], []
-    monkeypatch.setattr(zoo.plots, "routers", lambda results, *_: drawn.append(results))
-    monkeypatch.setattr(zoo.plots, "save", lambda *_: None)
+def test_the_figure_alone_is_the_same_bytes_again_and_needs_no_run(small, monkeypatch):
+    zoo.main(quick=True, seeds=2, say=lambda line: None)
+    quick, picture = zoo.plan(True, 1, 50), small / "runs/routers-quick/routers.png"
+    drawn = picture.read_bytes()
+    for name in ("dense", "softmax_topk", "soft"):
+        shutil.rmtree(small / "runs/routers-quick" / name)
+    monkeypatch.setattr(zoo, "plan", lambda *_: quick)
+    monkeypatch.setattr(zoo, "kept", lambda of=zoo.kept: of("runs/routers-quick"))
+    picture.unlink()
+    said = []
     zoo.figure(say=said.append)
-    assert {name: len(result.ce) for name, result in drawn[0].items()} == {"dense": 1, "softmax_topk": 1, "soft": 1}
-    assert said == ["wrote runs/routers-quick/routers.png"]
+    assert said == ["wrote runs/routers-quick/routers.png"] and picture.read_bytes() == drawn
 
 
 def test_what_is_kept_of_a_comparison_is_the_comparison(small, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(zoo, "_draw", lambda plan, results: drawn.append(results))
+    told = []
+    monkeypatch.setattr(zoo, "table", lambda results, configs: told.append(results) or "")
     zoo.main(quick=True, seeds=2, say=lambda line: None)
     found = zoo.kept("runs/routers-quick")
-    assert found.keys() == drawn[0].keys()
-    for name, result in drawn[0].items():
+    assert found.keys() == told[0].keys()
+    for name, result in told[0].items():
         for field in ("ce", "load", "drop", "seconds"):
             np.testing.assert_allclose(getattr(found[name], field), getattr(result, field), rtol=1e-6)
             assert getattr(found[name], field).shape == (2,)

@@ -61,10 +61,9 @@ def add_figures(subparsers):
 
 
 def figures(options):
-    """Draw the figures again."""
+    """Draw the figures again: those of the tour from its runs, the others from what was kept and from formulas."""
     from minimoe import budgets, costs, tour, zoo
-    drawn = {"routers": zoo.figure(), "compare": budgets.figure()}
-    tour.figures()
-    costs.figure()
-    for name in (name for name, there in drawn.items() if not there):
-        print(f"figures/{name}.png is left as it is: `python -m minimoe {name}` trains what it shows")
+    for figure in (zoo.figure, budgets.figure, costs.figure):
+        figure()
+    if not tour.figures():
+        print("the pictures of the tour are left as they are: `python -m minimoe` trains what they show")
