@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from minimoe import archive
+from minimoe.analysis import explorer
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.training import checkpoint, corpus, data, loop, runs
 from minimoe.workers import workers
 
 MODEL_STEPS = 2000
 """Steps of the model that lessons and the explorer look into."""
+
+EXPLORER = Path("figures/explorer.html")
 
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, None)
 """Capacity factors with which models are evaluated; None is dropless."""
@@ -134,6 +137,12 @@ def _keep_model(state, path):
     """A finished run without AdamW's moments, which would be two thirds of its file and which nothing goes on from."""
     empty = {name: np.zeros_like(array) for name, array in state.params.items()}
     checkpoint.save(path, replace(state, moments=(empty, empty)), compressed=True)
+
+
+def figure(say=print):
+    """Write the router explorer of the model that the lessons look into, for the README."""
+    explorer.save(explorer.page(model(), run="the lessons' model"), EXPLORER)
+    say(f"wrote {EXPLORER}")
 
 
 def model(folder=archive.FOLDER):

@@ -117,3 +117,13 @@ def test_the_model_of_the_lessons_is_there_and_is_the_preset_with_more_steps():
     state, (config, _) = studies.model(), preset("lessons")
     assert state.finished and state.step == studies.MODEL_STEPS
     assert replace(state.model_config, vocab_size=config.vocab_size) == config
+
+
+def test_the_explorer_of_the_lessons_model_is_the_same_bytes_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    studies.figure(said.append)
+    page = studies.EXPLORER.read_bytes()
+    studies.figure(said.append)
+    assert studies.EXPLORER.read_bytes() == page and said == ["wrote figures/explorer.html"] * 2
+    assert b"<!doctype html>" in page[:100].lower() and len(page) < 2_000_000

@@ -1,8 +1,9 @@
-"""Commands that look at a trained run: what it writes, where its tokens go, whether it is healthy."""
+"""Commands that look at a trained run: what it writes, where its tokens go and why, whether it is healthy."""
 
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from minimoe import names
 from minimoe.commands import arguments, runs
@@ -85,14 +86,39 @@ def route(options):
     print("\n" + terminal.ledger(telemetry.ledger(list(shown.values()), list(shown)), text))
 
 
+def add_explore(subparsers):
+    """The command `explore` and its options."""
+    parser = arguments.command(subparsers, "explore", explore, "write a page to look at a text's routing in, and to "
+                               "change its rules")
+    _add_folder(parser)
+    parser.add_argument("--text", nargs="+", help="the texts to route, each by itself and no longer than the model's "
+                        "context (default: a bit of English and Python)")
+    parser.add_argument("--output", metavar="PATH", help="where the page goes (default: explorer.html in the folder)")
+
+
+def explore(options):
+    """Write the router explorer of a run."""
+    from minimoe.analysis import explorer
+    output = Path(options.run) / "explorer.html" if options.output is None else Path(options.output)
+    explorer.check_path(output)
+    html = explorer.page(runs.load(options, "one of them"), options.text, options.run)
+    explorer.save(html, output)
+    print(f"{output} is written, {len(html.encode()):,} bytes; any browser shows it, without a network: "
+          f"{output.resolve().as_uri()}")
+
+
 def add_doctor(subparsers):
     """The command `doctor` and its options."""
     parser = arguments.command(subparsers, "doctor", doctor, "say whether a run's routers fail, and by what evidence")
-    parser.add_argument("run", nargs="?", default=arguments.DEFAULT_RUN, metavar="RUN",
-                        help=f"the folder of a run (default: {arguments.DEFAULT_RUN}, which the tour makes)")
+    _add_folder(parser)
 
 
 def doctor(options):
     """Name the ways in which a run's routers fail, with the evidence."""
     from minimoe.analysis import doctor
     print(doctor.report(runs.load(options, "one of them")))
+
+
+def _add_folder(parser):
+    parser.add_argument("run", nargs="?", default=arguments.DEFAULT_RUN, metavar="RUN",
+                        help=f"the folder of a run (default: {arguments.DEFAULT_RUN}, which the tour makes)")

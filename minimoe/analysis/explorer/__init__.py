@@ -1,0 +1,65 @@
+"""The router explorer: one page of HTML in which a text's routing can be looked at, and its rules changed.
+
+The page computes routing itself, from scores that are recorded here: `arithmetic.js` is `minimoe/moe` once more, and
+tests hold the two together.  It asks nothing of the network.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from minimoe import files
+from minimoe.analysis.explorer import recording
+
+SCRIPTS = ("arithmetic.js", "tokens.js", "ledger.js", "load.js", "path.js", "view.js")
+"""In the order in which they run: the last one starts the page."""
+
+MOST_BYTES = 2_000_000
+
+
+def page(state, texts=None, run="run"):
+    """The page of a trained run, as HTML.
+
+    state: a TrainState.  texts: each a sequence by itself; None is a bit of English and Python.  run: what to call it.
+    Raises ValueError for a model without routers, for a text that is empty, too long or has unknown characters, and if
+    the page would be larger than MOST_BYTES.
+    """
+    config, tokenizer = state.model_config, state.tokenizer
+    texts = texts or recording.default_texts(tokenizer, config)
+    data = recording.record(state.params, config, tokenizer, texts, run)
+    html = Template(_read("page.html")).substitute(
+        style=_read("page.css"), script="\n".join(map(_read, SCRIPTS)), data=escaped(data))
+    size = len(html.encode())
+    if size > MOST_BYTES:
+        raise ValueError(f"the page of {len(texts)} texts would have {size:,} bytes, more than {MOST_BYTES:,}: give "
+                         "fewer or shorter texts")
+    return html
+
+
+def escaped(data):
+    """JSON that can stand in a script element: ASCII, and without the sign that could end it."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
+
+
+def check_path(path):
+    """Raise ValueError unless the path is that of an HTML file."""
+    if Path(path).suffix.lower() != ".html":
+        raise ValueError(f"the page {path}: must end in .html, since it is written as HTML")
+
+
+def save(html, path):
+    """Write a page, whole or not at all.
+
+    Raises ValueError if the path does not end in .html, or the folder or the disk does not allow it.
+    """
+    check_path(path)
+    try:
+        with files.written(path) as temporary:
+            temporary.write_text(html, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ValueError(f"cannot write the page {path}: {error.strerror or error}") from error
+
+
+def _read(name):
+    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,175 @@
+// The state of the page, what it is computed from, and the controls.
+"use strict";
+
+const data = JSON.parse(byId("data").textContent);
+const state = { text: 0, layer: 0, token: 0, pinned: false, expert: null, ...data.settings };
+let routings = [];
+
+function byId(id) {
+  return document.getElementById(id);
+}
+
+/** A new element.  A property with a hyphen is an attribute. */
+function element(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-")) node.setAttribute(name, value);
+    else node[name] = value;
+  }
+  node.append(...children);
+  return node;
+}
+
+/** The colours repeat from the ninth expert on: its number always stands beside them. */
+function colour(expert) {
+  return data.colours[expert % data.colours.length];
+}
+
+function inColour(node, expert) {
+  node.style.setProperty("--expert", colour(expert));
+  node.style.setProperty("--on-expert", data.inks[expert % data.inks.length]);
+  return node;
+}
+
+function count(number, thing) {
+  return `${number} ${thing}${number === 1 ? "" : "s"}`;
+}
+
+const ODD = /[\p{C}\p{M}\p{Z}]/u;
+const SIGNS = { "\n": "↵", "\t": "⇥", " ": "␣" };
+const NAMES = { "\n": "the line break", "\t": "the tab", " ": "the space" };
+
+/** A character as it can be seen. */
+function sign(character) {
+  return SIGNS[character] ?? (ODD.test(character) ? "□" : character);
+}
+
+/** A character in a sentence. */
+function called(character) {
+  const code = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  return NAMES[character] ?? (ODD.test(character) ? `U+${code}` : `“${character}”`);
+}
+
+const text = () => data.texts[state.text];
+const routing = () => routings[state.layer];
+const character = () => called(text().characters[state.token]);
+
+/** Routes the text in every layer, and draws everything. */
+function draw() {
+  routings = text().layers.map((layer) => {
+    const result = routeLayer(layer, data.rule, data.dtype, state);
+    const ofToken = text().characters.map(() => []);
+    for (const assignment of result.assignments) ofToken[assignment.token].push(assignment);
+    return { ...result, ofToken, layer: layer.layer };
+  });
+  drawControls();
+  drawTokens();
+  drawLoad();
+  drawToken();
+}
+
+/** Draws what depends on the token that is looked at. */
+function drawToken() {
+  markTokens();
+  drawLedger();
+  drawPath();
+}
+
+/** Looks at a token, unless another one is pinned. */
+function lookAt(token) {
+  if (state.pinned || token === state.token) return;
+  state.token = token;
+  drawToken();
+}
+
+/** Pins a token, or lets go of the one that is pinned. */
+function pin(token) {
+  state.pinned = !(state.pinned && state.token === token);
+  state.token = token;
+  drawToken();
+}
+
+function drawControls() {
+  byId("top-k").value = state.topK;
+  byId("k-words").textContent = data.rule.choice === "experts" ? "Experts a token, on average" : "Experts a token";
+  byId("k").textContent = state.topK;
+  byId("no-limit").checked = state.factor === null;
+  byId("order").value = state.order;
+  const words = [
+    state.factor !== null && `In the queues: ${data.orders[state.order]}.`,
+    data.top_k.why && `Experts a token: ${data.top_k.why}.`,
+    state.factor === null && "Without a limit it does not matter who queues first.",
+    data.drop_order === "random" && "In training this run's queues are random; evaluation leaves nothing to chance.",
+  ];
+  byId("control-words").textContent = words.filter(Boolean).join(" ");
+}
+
+/** Sets a capacity factor that was typed, as JavaScript and Python both write it; what is no factor changes nothing. */
+function limitTo(typed) {
+  const factor = Number(typed);
+  if (!(factor > 0 && factor < Infinity)) return;
+  state.factor = String(factor);
+  draw();
+}
+
+function radio(name, value, label, checked, expert = null) {
+  const span = element("span", { className: expert === null ? "" : "expert" }, label);
+  if (expert !== null) inColour(span, expert);
+  return element("label", {}, element("input", { type: "radio", name, value, checked }), span);
+}
+
+function setUpChoices() {
+  byId("layers").append(...data.texts[0].layers.map(({ layer }, i) => radio("layer", i, `${layer}`, i === 0)));
+  byId("layers").onchange = ({ target }) => { state.layer = Number(target.value); draw(); };
+  byId("filter").append(radio("expert", "", "all", true),
+    ...Array.from({ length: data.n_experts }, (_, expert) => radio("expert", expert, `${expert}`, false, expert)));
+  byId("filter").onchange = ({ target }) => {
+    state.expert = target.value === "" ? null : Number(target.value);
+    drawToken();
+  };
+  const select = byId("which");
+  select.append(...data.texts.map(({ name }, i) => element("option", { value: i }, `${i + 1}: ${name}`)));
+  select.onchange = () => { Object.assign(state, { text: Number(select.value), token: 0, pinned: false }); draw(); };
+  byId("texts").hidden = data.texts.length === 1;
+}
+
+function setUpRules() {
+  Object.assign(byId("top-k"), { min: data.top_k.least, max: data.top_k.most,
+    disabled: data.top_k.least === data.top_k.most });
+  byId("top-k").oninput = ({ target }) => { state.topK = Number(target.value); draw(); };
+  byId("factor").oninput = ({ target }) => { byId("factor-typed").value = target.value; limitTo(target.value); };
+  byId("factor-typed").oninput = ({ target }) => { byId("factor").value = target.value; limitTo(target.value); };
+  byId("no-limit").onchange = ({ target }) => {
+    if (!target.checked) return limitTo(byId("factor-typed").value || "1");
+    state.factor = null;
+    return draw();
+  };
+  byId("order").append(...Object.entries(data.orders).map(([value, words]) => element(
+    "option", { value }, `${value}: ${words.split(/[:,] | \(/)[0]}`)));
+  byId("order").onchange = ({ target }) => { state.order = target.value; draw(); };
+  byId("controls").onsubmit = (event) => event.preventDefault();
+  byId("controls").onreset = (event) => {
+    event.preventDefault();
+    Object.assign(state, data.settings);
+    showFactor();
+    draw();
+  };
+}
+
+function showFactor() {
+  byId("factor").value = byId("factor-typed").value = data.settings.factor ?? "1.25";
+}
+
+function setUp() {
+  const shared = data.shared ? ` Beside these it has ${count(data.shared, "shared expert")} for every token.` : "";
+  byId("how-many").textContent = data.n_experts;
+  byId("about").textContent = `Run ${data.run}. Its router is ${data.router}: ${data.words}. In evaluation, which is `
+    + `what you see: ${data.evaluation}.${shared}`;
+  setUpChoices();
+  setUpRules();
+  setUpTokens();
+  showFactor();
+  draw();
+}
+
+setUp();
