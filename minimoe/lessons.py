@@ -4,6 +4,8 @@ Jupyter writes into a notebook when and by whom it was run, and cuts printed tex
 that is kept.
 """
 
+import base64
+import os
 import time
 from pathlib import Path
 
@@ -15,8 +17,13 @@ from minimoe import files
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
+COVERS = Path("figures")
+
 LIMIT = 600
 """Seconds after which a cell that has not ended is given up."""
+
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""The matrices of lessons are too small to be worth sharing, and two threads that wait for one another are slower."""
 
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}
@@ -47,6 +54,17 @@ def main(names=(), check=False, say=print):
     return good
 
 
+def figure(say=print):
+    """Write each lesson's best picture for the README: the output of the one cell that is tagged `cover`."""
+    for path in find():
+        cells = nbformat.read(path, as_version=4).cells
+        cover, = (cell for cell in cells if "cover" in cell.metadata.get("tags", ()))
+        picture, = (output.data["image/png"] for output in cover.outputs if "image/png" in output.get("data", {}))
+        with files.written(COVERS / f"lesson-{path.name[:2]}.png") as temporary:
+            temporary.write_bytes(base64.b64decode(picture))
+    say(f"wrote {COVERS / 'lesson-*.png'}")
+
+
 def find(names=(), folder=FOLDER):
     """The lessons' paths in order.  Raises ValueError if there are none, or none begins with a name that is given."""
     paths = sorted(Path(folder).glob("[0-9]*.ipynb"))
@@ -72,7 +90,7 @@ def run(text, folder):
         on_cell_execute=lambda cell, cell_index: started.update({cell_index: time.perf_counter()}),
         on_cell_executed=lambda cell, cell_index, execute_reply: seconds.append(
             time.perf_counter() - started[cell_index]))
-    client.execute()
+    client.execute(env=os.environ | ONE_THREAD)
     return nbformat.writes(plain(notebook)) + "\n", seconds
 
 

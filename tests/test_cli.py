@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import budgets, cli, costs, generation, gradcheck, model, names, studies, tour, zoo
+from minimoe import budgets, cli, costs, generation, gradcheck, lessons, model, names, studies, tour, zoo
 from minimoe import config as configs
 from minimoe.commands import arguments
 from minimoe.gradcheck import checks
@@ -341,7 +341,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(run, monkeypa
 @pytest.fixture
 def no_other_figures(monkeypatch):
     """Nothing is drawn but what is the tour's."""
-    for module in (zoo, budgets, costs, studies):
+    for module in (zoo, budgets, costs, studies, lessons):
         monkeypatch.setattr(module, "figure", lambda: None)
 
 
@@ -677,7 +677,7 @@ def test_options_of_a_comparison_stand_before_or_after_it(run, monkeypatch, modu
 
 @pytest.mark.parametrize("there", [True, False])
 def test_figures_says_so_if_there_is_no_tour_to_draw(run, monkeypatch, there):
-    drawn, others = [], [zoo, budgets, costs, studies]
+    drawn, others = [], [zoo, budgets, costs, studies, lessons]
     for module in others:
         monkeypatch.setattr(module, "figure", lambda module=module: drawn.append(module))
     monkeypatch.setattr(tour, "figures", lambda: there)

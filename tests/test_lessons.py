@@ -1,6 +1,7 @@
 """The lessons: what each must have and must not have, and that running them again writes the same or nothing."""
 
 import ast
+import base64
 import json
 import re
 from pathlib import Path
@@ -73,6 +74,21 @@ def test_a_lesson_is_in_the_form_that_running_it_again_writes(name):
     text = (lessons.FOLDER / f"{name}.ipynb").read_text("utf-8")
     assert nbformat.writes(lessons.plain(nbformat.reads(text, as_version=4))) + "\n" == text
     nbformat.validate(nbformat.reads(text, as_version=4))
+
+
+@each
+def test_the_best_picture_of_a_lesson_is_the_one_in_figures(name):
+    cover, = (cell for cell in cells(name, "code") if "cover" in cell["metadata"].get("tags", []))
+    picture, = (output["data"]["image/png"] for output in cover["outputs"] if "image/png" in output.get("data", {}))
+    assert (ROOT.parent / f"figures/lesson-{name[:2]}.png").read_bytes() == base64.b64decode(picture)
+
+
+def test_covers_are_written_again_by_the_program(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    lessons.figure(said.append)
+    assert said == ["wrote figures/lesson-*.png"]
+    assert [path.name for path in sorted(Path("figures").iterdir())] == [f"lesson-{n:02}.png" for n in range(1, 10)]
 
 
 def public_names():

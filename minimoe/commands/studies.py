@@ -62,8 +62,8 @@ def add_figures(subparsers):
 
 def figures(options):
     """Draw the figures again: those of the tour from its runs, the others from what was kept and from formulas."""
-    from minimoe import budgets, costs, studies, tour, zoo
-    for figure in (zoo.figure, budgets.figure, costs.figure, studies.figure):
+    from minimoe import budgets, costs, lessons, studies, tour, zoo
+    for figure in (zoo.figure, budgets.figure, costs.figure, studies.figure, lessons.figure):
         figure()
     if not tour.figures():
         print("the pictures of the tour are left as they are: `python -m minimoe` trains what they show")
