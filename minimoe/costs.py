@@ -18,6 +18,13 @@ SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Pa
 """Published models in the README's picture."""
 
 
+UNITS = {"bandwidth": "B/s", "flops": "FLOP/s"}
+"""Number of a machine that its user can say -> its unit."""
+
+OF_WHERE = ("context", "machine", *UNITS, "format", "expert_format")
+"""Options that say where and how a model is used."""
+
+
 class Where(NamedTuple):
     """Where and how a model is used.  context: tokens of a text, None is the usual.  rest, experts: formats."""
 
@@ -36,14 +43,23 @@ def where(options, ours):
         plots.check_path(options.figure)
     if options.context is not None and options.context < 1:
         raise ValueError(f"--context {options.context}: must be 1 or more")
-    said = {name: getattr(options, name) for name in ("bandwidth", "flops") if getattr(options, name) is not None}
+    said = {name: getattr(options, name) for name in UNITS if getattr(options, name) is not None}
     for name, value in said.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name} {value}: must be a finite number above 0")
     machine = deployment.MACHINES[options.machine or ("ddr5" if ours else "h100")]
-    words = f"{machine.words}, but {' and '.join(said)} as told" if said else machine.words
+    numbers = " and ".join(f"{name} {report.quantity(value, UNITS[name])}" for name, value in said.items())
+    words = f"{machine.words}, but {numbers} as told" if said else machine.words
     return Where(machine._replace(words=words, **said), options.context,
                  options.format or ("float32" if ours else "bf16"), options.expert_format)
+
+
+def check_of_use(options, models):
+    """Raises ValueError for an option of OF_WHERE beside models of which parameters alone are shown, and no figure."""
+    several, given = len(models) > 1, [name for name in OF_WHERE if getattr(options, name) is not None]
+    if given and options.figure is None and (several or (models and options.json)):
+        shown = "several models" if several else "the counts of --json"
+        raise ValueError(f"--{given[0].replace('_', '-')} has no use with {shown} but for a picture: --figure")
 
 
 def known():
@@ -62,16 +78,17 @@ def counted(models, as_json, with_keys=False):
     rows = [("--model" if with_keys else "name", "parameters", "active", "without input embedding",
              "without embeddings", "layers", "experts")]
     for model, (name, *numbers) in zip(models, (count.values() for count in counts), strict=True):
-        rows.append((model.key if with_keys else name, *(f"{n:,}" for n in numbers), str(model.arch.n_layers),
+        rows.append((model.key if with_keys else name, *map(report.whole, numbers), str(model.arch.n_layers),
                      _experts(model.arch)))
     return report.table(rows)
 
 
 def _experts(arch):
-    if not arch.n_routed_experts:
+    if arch.dense:
         return "-"
-    shared = f" + {arch.n_shared_experts}" if arch.n_shared_experts else ""
-    return f"{arch.top_k} of {arch.n_routed_experts}{shared}"
+    top_k, routed, shared = (str(n) if n < 10_000 else report.quantity(n)
+                             for n in (arch.top_k, arch.n_routed_experts, arch.n_shared_experts))
+    return f"{top_k} of {routed}" + f" + {shared}" * (arch.n_shared_experts > 0)
 
 
 def of_published(model, where):
@@ -81,7 +98,7 @@ def of_published(model, where):
         raise ValueError(f"--context {where.context}: {model.name} reads {longest} tokens at most")
     context = where.context or min(PUBLISHED_CONTEXT, longest or PUBLISHED_CONTEXT)
     record = sheet.sheet(model.name, model.arch, context, where.machine, where.rest, where.experts)
-    return record | ({"published": model.published | {"source": model.source}} if model.published else {})
+    return record | ({"published": published.printed(model)} if model.published else {})
 
 
 def of_ours(config, train_config, where, params=None, streams=None):
@@ -89,13 +106,21 @@ def of_ours(config, train_config, where, params=None, streams=None):
     context = where.context or config.max_sequence
     if context > config.max_sequence:
         raise ValueError(f"--context {context}: the model reads max_sequence = {config.max_sequence} tokens at most")
-    dense = config.n_experts == 1 or set(config.layer_kinds) == {"dense"}
-    name = "a dense model" if dense else f"a MoE, {config.top_k} of {config.n_experts}"
-    record = sheet.sheet(name, ours.architecture(config), context, where.machine, where.rest, where.experts,
+    arch = ours.architecture(config)
+    name = "a dense model" if arch.dense else f"a MoE, {config.top_k} of {config.n_experts}"
+    record = sheet.sheet(name, arch, context, where.machine, where.rest, where.experts,
                          decodes=generation.causal(config))
     batch = train_config.batch, train_config.sequence, train_config.groups, params, streams
-    return record | {"shape": f"{record['shape']}; {comparison.layers_words(config)}",
+    layers = _behind_router(config) if arch.dense and config.moe_layers else comparison.layers_words(config)
+    return record | {"shape": f"{record['shape']}; {layers}",
                      "counted": measured.counted(config, *batch), "step": measured.step_memory(config, train_config)}
+
+
+def _behind_router(config):
+    """What the layers of a dense model are that runs through the code of routed ones."""
+    room = "dropless" if config.capacity_factor is None else f"capacity factor {config.capacity_factor:g}"
+    return (f"router {config.router} in {len(config.moe_layers)} layers, with nothing to choose, {room}; auxiliary "
+            f"losses: {comparison.losses_words(config)}")
 
 
 def of_run(state, text, where, ranks):

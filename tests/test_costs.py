@@ -1,6 +1,7 @@
 """The command `cost` as its user meets it: for published models, files, runs and models that are not trained."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -122,6 +123,11 @@ IMPOSSIBLE = {
     "--file broken.json": ["broken.json", "JSON"],
     "--file empty.json": ["empty.json", "at least one"],
     "--file strange.json": ["strange.json", "model 1", "small", "d_model = 8", "3"],
+    **{f"{which} {option}{form}": [option.split()[0], "no use with several models", "for a picture: --figure"]
+       for which in ("--list", "--file two.json") for form in ("", " --json")
+       for option in ("--context 7", "--machine a100", "--bandwidth 1e12", "--flops 1e12", "--format int8",
+                      "--expert-format int4")},
+    "--file one.json --json --format int8": ["--format", "no use with the counts of --json", "--figure"],
     "--machine abacus": ["machine", "abacus", *deployment.MACHINES],
     "--format float64": ["format", "float64", *memory.FORMATS],
     "--expert-format int2": ["expert-format", "int2", *memory.FORMATS],
@@ -175,9 +181,84 @@ def test_a_model_of_the_usual_preset_by_hand(record):
     assert (counted["batch"], counted["sequence"], counted["groups"], counted["tokens"]) == (12, 64, 2, 768)
 
 
-def test_no_line_of_a_table_of_ours_is_too_wide(said):
-    for line in ("--router sigmoid_bias --n-shared-experts 1 --first-dense-layers 1", "--run moe --text words.txt"):
-        assert max(map(len, said(line).splitlines())) <= 120
+LONG = "a-name-of-somebody/and-one-of-a-model-" * 9
+WIDE = {"vocab": 10**12, "d_model": 10**12, "n_layers": 100, "n_heads": 10**12, "n_routed_experts": 10**12,
+        "top_k": 10**11, "expert_hidden": 10**12, "n_shared_experts": 10**12}
+
+
+@pytest.mark.parametrize("line", [
+    "--router sigmoid_bias --n-shared-experts 1 --first-dense-layers 1", "--run moe --text words.txt",
+    "--run dense --text words.txt", "--preset tiny --router soft", "--list", "--file long.json", "--file wide.json",
+    "--file both.json", "--model deepseek-v3 --bandwidth 1e-9 --flops 1e-9",
+    "--model gpt-2 --bandwidth 1e30 --flops 1e30",
+    "--preset tiny --bandwidth 1e12 --flops 1.23456789e15 --expert-format mxfp4 --format mxfp8"])
+def test_no_line_is_too_wide(said, line):
+    models = {"long": [{"name": LONG, "arch": ARCH}], "wide": [{"name": "wide", "arch": WIDE}]}
+    for name, listed in (models | {"both": models["long"] + models["wide"]}).items():
+        Path(f"{name}.json").write_text(json.dumps(listed))
+    assert max(map(len, said(line).splitlines())) <= 120
+
+
+def test_a_long_name_of_a_table_goes_on_below(said):
+    Path("long.json").write_text(json.dumps([{"name": LONG, "arch": ARCH}, {"name": "b", "arch": ARCH}]))
+    rows = [row.split() for row in said("--file long.json").splitlines()[2:]]
+    assert "".join(name for name, *_ in rows) == LONG + "b"
+    numbers = ["824", "824", "744", "664", "1", "-"]
+    assert [numbers for _, *numbers in rows if numbers] == [numbers] * 2 and rows[0][1:] == numbers
+
+
+def test_the_numbers_that_are_told_stand_in_the_heading(said):
+    text = " ".join(said("--model gpt-2 --bandwidth 1.5e12 --flops 7e14").split())
+    assert "but bandwidth 1.5 TB/s and flops 700 TFLOP/s as told: texts of" in text
+
+
+@pytest.mark.parametrize("line, width, idle", [
+    ("--preset tiny --batch 2 --n-experts 1 --top-k 1", 32, True),
+    ("--preset tiny --batch 2 --n-experts 1 --top-k 1 --n-shared-experts 1", 64, True),
+    ("--preset tiny --batch 2 --n-experts 1 --top-k 1 --first-dense-layers 1", 32, True),
+    ("--preset tiny --batch 2 --n-experts 1 --top-k 1 --capacity-factor 0.5 --pad-experts", 32, True),
+    ("--preset tiny --batch 2 --n-experts 1 --top-k 1 --router hash", 32, False),  # it has no product
+    ("--preset tiny --batch 2 --first-dense-layers 2", 64, False),
+    ("--run dense --text words.txt", 32, True),
+])
+def test_a_dense_model_is_called_one_and_its_idle_router_is_counted(said, record, line, width, idle):
+    found, text = record(line), said(line)
+    rows = {row["part"]: row for row in found["parts"]}
+    # two layers with three matrices of 32 x width; a router of 32 numbers in each that has one
+    routed = (1 if "--first-dense-layers 1" in line else 2) * idle
+    assert rows["dense"]["total"] == rows["dense"]["active"] == 2 * 3 * 32 * width
+    assert rows.get("router", {"total": 0})["total"] == 32 * routed
+    assert found["parameters"]["total"] == sum(row["total"] for row in found["parts"])
+    assert found["forward_flops_per_token"] == sum(row["forward_flops_per_token"] for row in found["parts"])
+    ran = {row["part"]: row for row in found["counted"]["parts"]}
+    assert all(row["forward"] + row["backward"] == row["formula"] for row in ran.values())
+    assert found["counted"]["training_flops"] == sum(row["formula"] for row in ran.values())
+    share = 0.5 if "--capacity-factor" in line else 1
+    assert ran["dense"]["forward"] == 2 * 64 * 2 * 3 * 32 * width * share
+    assert ran.get("router", {"forward": 0})["forward"] == 2 * 64 * 32 * routed
+    assert "router: with one dense block it has nothing to choose, but its product runs" in text or not idle
+    assert ("router: with" in text) == idle
+    assert text.startswith("a dense model\n") and not re.search(r"expert|\bmoe\b", text, re.IGNORECASE)
+    assert all(row["distinct_experts"] == 0 for row in found["decode"]) and set(found["offload_half"]) == {0}
+    assert all("dense" in read and "experts" not in read for read in found["bytes_read"].values())
+
+
+def test_a_dense_block_has_no_format_of_experts(record):
+    found = record("--preset tiny --n-experts 1 --top-k 1 --expert-format int4")["memory"]
+    assert found["formats"] == ["float32"] * 2 and found["weights_as_said"] == found["weights"]["float32"]
+
+
+def test_one_expert_of_soft_slots_is_no_dense_block(said, record):
+    line = "--preset tiny --router soft --n-experts 1 --top-k 1"
+    assert "experts" in {row["part"] for row in record(line)["parts"]} and said(line).startswith("a MoE, 1 of 1\n")
+
+
+def test_a_file_of_one_expert_is_dense_in_the_table(said):
+    arch = {name: n for name, n in ARCH.items() if name != "dense_ffn_hidden"}
+    arch |= dict(n_routed_experts=1, top_k=1, expert_hidden=16)
+    Path("one-expert.json").write_text(json.dumps([{"name": "a", "arch": arch}, {"name": "b", "arch": ARCH}]))
+    first, second = (line.split() for line in said("--file one-expert.json").splitlines()[2:])
+    assert first[1] == "832" and second[1] == "824" and first[-1] == second[-1] == "-"  # a router of 8
 
 
 def test_a_published_model_has_its_usual_machine_format_and_context(record):
@@ -186,6 +267,7 @@ def test_a_published_model_has_its_usual_machine_format_and_context(record):
     assert found["machine"]["bandwidth"] == 3.35e12
     assert found["parameters"]["total"] == 46_702_792_704
     assert found["published"]["total"] == "46.7B (paper 47B)" and "2401.04088" in found["published"]["source"]
+    assert found["published"]["here"] == 12_879_925_248
     assert record("--model gpt-2")["context"] == 1024 and record("--model makemoe")["context"] == 32
 
 
@@ -194,16 +276,17 @@ def test_machine_format_and_context_are_as_told(record):
                    "--expert-format mxfp4")
     assert found["context"] == 9 and found["memory"]["formats"] == ["int8", "mxfp4"]
     assert (found["machine"]["bandwidth"], found["machine"]["flops"]) == (1e12, 312e12)
-    assert found["machine"]["words"].endswith(", but bandwidth as told")
+    assert found["machine"]["words"].endswith(", but bandwidth 1 TB/s as told")
     both = record("--preset tiny --flops 5e9 --bandwidth 2e9 --context 3")["machine"]
-    assert (both["flops"], both["bandwidth"]) == (5e9, 2e9) and both["words"].endswith("bandwidth and flops as told")
+    assert (both["flops"], both["bandwidth"]) == (5e9, 2e9) and both["words"].endswith(
+        "but bandwidth 2 GB/s and flops 5 GFLOP/s as told")
 
 
 @pytest.mark.parametrize("key", published.models())
 def test_every_published_model_has_its_page(said, key):
     text = said(f"--model {key}")
     assert text.startswith(published.find(key).name)
-    assert f"{json_of(key)['total']:,}" in text
+    assert f"{json_of(key)['total']:,}" in text and "\npublished: " in text
 
 
 def json_of(key):
@@ -213,7 +296,8 @@ def json_of(key):
 COUNTS = ["name", "total", "active_incl_all_embeddings", "active_excl_input_embedding", "active_non_embedding"]
 
 
-@pytest.mark.parametrize("options", ["", "--figure drawn.png", "--context 7", "--machine a100 --format int8"])
+@pytest.mark.parametrize("options", ["", "--figure drawn.png", "--context 7 --figure drawn.png",
+                                     "--machine a100 --format int8 --figure drawn.png"])
 def test_a_file_as_json_is_a_list_of_counts_and_nothing_else(record, options):
     # embedding and head 80 each, attention 4*64, feed-forward 3*8*16, three gains of 8
     total = 2 * 80 + 256 + 384 + 24

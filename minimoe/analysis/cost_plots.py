@@ -1,8 +1,8 @@
-"""Pictures of costs: where parameters, FLOPs and bytes are; what a loss costs."""
+"""Pictures of costs: where parameters, FLOPs and bytes are."""
 
-import numpy as np
+import textwrap
+
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from minimoe.analysis import plots
 from minimoe.analysis.cost.report import quantity
@@ -16,34 +16,54 @@ SHARE_COLOURS = {"experts": "#0072B2", "shared experts": "#56B4E9", "dense": "#0
 def cost_shares(records):
     """Where parameters, FLOPs and bytes are: for each model one bar of 100 % for each of them, its whole at the end.
 
-    records: of `cost.sheet`.
+    records: of `cost.sheet`.  More than four stand in two columns, more than eight in three, line by line.
     """
-    figure = Figure(figsize=(10, 0.9 + 2.1 * len(records)), layout="constrained")
-    axes, seen = np.atleast_1d(figure.subplots(len(records), 1, sharex=True)), {}
-    for axis, record in zip(axes, records, strict=True):
-        bars = _cost_bars(record)
-        for row, (parts, _) in enumerate(bars.values()):
-            left, whole = 0.0, sum(parts.values())
-            for part in (part for part in SHARE_COLOURS if parts.get(part)):
-                share = 100 * parts[part] / whole
-                bar = axis.barh(row, share, left=left, color=SHARE_COLOURS[part], edgecolor="white", lw=0.6)
-                seen.setdefault(part, bar)
-                if share > 7:
-                    axis.text(left + share / 2, row, f"{share:.0f}", ha="center", va="center", fontsize=8,
-                              color=plots.ink_on(SHARE_COLOURS[part]))
-                left += share
-        axis.set(yticks=range(len(bars)), yticklabels=list(bars), ylim=(len(bars) - 0.4, -0.6), xlim=(0, 100),
-                 title=_title(record, bars))
-        right = axis.secondary_yaxis("right")
-        right.set(yticks=range(len(bars)), yticklabels=[whole for _, whole in bars.values()])
-        right.tick_params(length=0, colors=plots.INK)
-        right.spines[:].set_visible(False)
-        plots.plain(axis)
-    axes[-1].set_xlabel("share (%); at the right the whole")
+    columns = 1 + (len(records) > 4) + (len(records) > 8)
+    lines = -(-len(records) // columns)
+    figure = Figure(figsize=(10 if columns == 1 else 7.5 * columns, 0.9 + 2.1 * lines), layout="constrained")
+    axes = list(figure.subplots(lines, columns, sharex=True, squeeze=False).flat)
+    for axis in axes[len(records):]:
+        axis.remove()
+    seen = {}
+    for place, (axis, record) in enumerate(zip(axes, records, strict=False)):
+        seen = _draw_shares(axis, record) | seen
+        if columns > 1:
+            axis.title.set_fontsize(10.5)
+        if place % columns and _labels(axis) == _labels(axes[place - place % columns]):  # said at the left
+            axis.tick_params(labelleft=False)
+        if place + columns >= len(records):  # nothing below
+            axis.set_xlabel("share (%); at the right the whole")
+            axis.tick_params(labelbottom=True)
     shown = [part for part in SHARE_COLOURS if part in seen]
-    figure.legend([seen[part] for part in shown], shown, loc="outside lower center", ncols=min(len(shown), 6),
+    figure.legend([seen[part] for part in shown], shown, loc="outside lower center", ncols=min(len(shown), 6 * columns),
                   frameon=False)
     return figure
+
+
+def _labels(axis):
+    return [label.get_text() for label in axis.get_yticklabels()]
+
+
+def _draw_shares(axis, record):
+    """The bars of one model.  Returns part -> a piece of its colour."""
+    bars, seen = _cost_bars(record), {}
+    for row, (parts, _) in enumerate(bars.values()):
+        left, whole = 0.0, sum(parts.values())
+        for part in (part for part in SHARE_COLOURS if parts.get(part)):
+            share = 100 * parts[part] / whole
+            seen[part] = axis.barh(row, share, left=left, color=SHARE_COLOURS[part], edgecolor="white", lw=0.6)
+            if share > 7:
+                axis.text(left + share / 2, row, f"{share:.0f}", ha="center", va="center", fontsize=8,
+                          color=plots.ink_on(SHARE_COLOURS[part]))
+            left += share
+    axis.set(yticks=range(len(bars)), yticklabels=list(bars), ylim=(len(bars) - 0.4, -0.6), xlim=(0, 100))
+    axis.set_title(textwrap.fill(_title(record, bars), 80))
+    right = axis.secondary_yaxis("right")
+    right.set(yticks=range(len(bars)), yticklabels=[whole for _, whole in bars.values()])
+    right.tick_params(length=0, colors=plots.INK)
+    right.spines[:].set_visible(False)
+    plots.plain(axis)
+    return seen
 
 
 def _title(record, bars):
@@ -62,51 +82,8 @@ def _cost_bars(record):
                for field in ("total", "active", "forward_flops_per_token")}
     return {
         "parameters": (columns["total"], quantity(record["parameters"]["total"])),
-        "active parameters": (columns["active"], quantity(record["parameters"]["active"])),
+        "active parameters": (columns["active"], quantity(record["parameters"]["active_incl_all_embeddings"])),
         "FLOPs a token": (columns["forward_flops_per_token"], quantity(flops)),
         **{f"bytes to decode {n} text{'s' * (n > 1)}": (read[n], quantity(sum(read[n].values()), "B"))
            for n in (1, 64) if n in read},
     }
-
-
-FAMILIES = {"MoE": ("#D55E00", "o"), "dense": ("#0072B2", "s")}
-"""First word of a model's name -> its colour and marker."""
-
-
-def pareto(entries, title):
-    """Loss against training FLOPs: a numbered marker a model, its area the total parameters; below and left is better.
-
-    entries: of `worth`.  Filled: at equal steps, joined by a line.  Open: a dense model at another budget.
-    """
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
-    axis, key = figure.subplots(), []
-    largest = max(entry.parameters.total for entry in entries)
-    for family, (shade, mark) in FAMILIES.items():
-        of_family = [entry for entry in entries if entry.name.startswith(family)]
-        joined = [entry for entry in of_family if entry.budget == "steps"]
-        axis.plot([e.flops for e in joined], [e.ce.mean() for e in joined], "-", color=shade, lw=1, alpha=0.6)
-        spots = {}
-        for entry in joined + [e for e in of_family if e.budget != "steps"]:  # budgets can be as many steps: one spot
-            spots.setdefault((entry.name, entry.steps), []).append(entry)
-        for entry, *others in spots.values():
-            face, edge = (shade, "white") if entry.budget == "steps" else ("white", shade)
-            key.append(axis.scatter(
-                entry.flops, entry.ce.mean(), 90 + 700 * entry.parameters.total / largest, marker=mark, edgecolor=edge,
-                facecolor=face, zorder=3, label=f"{len(key) + 1}  {entry.name}, {quantity(entry.parameters.total)}"
-                + ("" if entry.budget == "steps" else f": equal {' and '.join(e.budget for e in (entry, *others))}")))
-            axis.vlines(entry.flops, entry.ce.min(), entry.ce.max(), color=shade, lw=1.5, zorder=2)
-            axis.annotate(str(len(key)), (entry.flops, entry.ce.mean()), ha="center", va="center", fontsize=8, zorder=4,
-                          color="white" if entry.budget == "steps" else plots.INK)
-    axis.set(xscale="log", xlabel="training FLOPs (matrix products, forward and backward)",
-             ylabel="validation loss (nats per token)")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(lambda flops, _: quantity(flops))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.margins(x=0.08, y=0.1)
-    plots.plain(axis)
-    legend = figure.legend(handles=key, loc="outside right center", frameon=False, fontsize=9,
-                           title="model, total parameters (area)\nbars: all seeds; open: another budget")
-    for handle in legend.legend_handles:
-        handle.set_sizes([60])
-    figure.suptitle(title, color=plots.INK, fontsize=13)
-    return figure

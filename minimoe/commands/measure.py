@@ -124,6 +124,7 @@ def cost(options):
             raise ValueError(f"--{name} has no use without --run, whose routing is looked at")
     where = costs.where(options, ours=kind in (None, "run"))
     models = costs.known() if kind == "list" else costs.of_file(options.file) if kind == "file" else []
+    costs.check_of_use(options, models)
     if len(models) == 1 and not options.json:  # there is room for all of it
         records = [costs.of_published(models[0], where)]
         answer = costs.answer(records[0], as_json=False)

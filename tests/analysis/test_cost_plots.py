@@ -38,6 +38,35 @@ def test_bars_are_whole(keys):
             assert pieces[0][0] == 0
 
 
+@pytest.mark.parametrize("n, columns, lines", [(1, 1, 1), (4, 1, 4), (5, 2, 3), (8, 2, 4), (9, 3, 3), (13, 3, 5)])
+def test_many_models_stand_in_columns(n, columns, lines):
+    figure = cost_plots.cost_shares([RECORDS[KEYS[i % 4]] for i in range(n)])
+    figure.draw_without_rendering()
+    boxes = [axis.get_position() for axis in figure.axes]
+    assert len({round(box.x0, 3) for box in boxes}) == columns
+    tops = [round(box.y1, 3) for box in boxes]
+    assert tops == sorted(tops, reverse=True) and len(set(tops)) == lines  # read line by line
+    assert figure.get_figheight() == pytest.approx(0.9 + 2.1 * lines)
+    for place, axis in enumerate(figure.axes):
+        said = [label.get_visible() and label.get_text() for label in axis.get_yticklabels()]
+        assert (said[:3] == LABELS) == (place % columns == 0)  # at the left of each line
+        lowest = place + columns >= n
+        assert ("share (%)" in axis.get_xlabel()) == lowest
+        assert any(label.get_visible() for label in axis.get_xticklabels()) == lowest
+
+
+def test_rows_that_differ_from_those_at_the_left_are_named():
+    silent = {**RECORDS["gpt-2"], "bytes_read": {}}
+    first, second, *_ = cost_plots.cost_shares([RECORDS["gpt-2"], silent, *RECORDS.values()]).axes
+    assert [label.get_text() for label in second.get_yticklabels() if label.get_visible()] == LABELS
+    assert len(first.get_yticklabels()) == 5
+
+
+def test_a_long_title_has_several_lines():
+    axis = cost_plots.cost_shares([{**RECORDS["gpt-2"], "name": "somebody/some model " * 5}]).axes[0]
+    assert max(map(len, axis.get_title().splitlines())) <= 80 < len(axis.get_title())
+
+
 def test_the_pieces_of_mixtral_by_hand():
     # experts have 32 * 8 * 3 * 4096 * 14336 of 46,702,792,704 parameters, and a quarter of that of 12,879,925,248
     axis = cost_plots.cost_shares([RECORDS["mixtral-8x7b"]]).axes[0]

@@ -7,6 +7,7 @@ what the norm of the queries is as wide as): the fields name each that we have m
 import difflib
 import itertools
 import re
+import reprlib
 from dataclasses import MISSING, dataclass, field, fields
 
 from minimoe.analysis.cost import descriptions
@@ -91,7 +92,9 @@ class Architecture:
     moe_every_n: int = _count(1, says="of a stack's layers after them, every n-th has experts: n")
     dense_ffn_hidden: int | None = _count(None, says="width of the hidden layer of a dense layer")
     ffn_type: str = _choice(tuple(FEED_FORWARD), "swiglu", says="the feed-forward block")
-    norm: str | None = _choice(("RMSNorm", "LayerNorm"), says="null: LayerNorm if biases is true, else RMSNorm")
+    norm: str | None = _choice(("RMSNorm", "LayerNorm", "without weights"),
+                               says="null: LayerNorm if biases is true, else RMSNorm")
+    n_norms: int | None = _count(None, says="norms of a layer; null: 2.  A second attention has one more")
     biases: bool | str | None = field(default=None, metadata={
         "words": tuple(BIASED),
         "says": "true: all have them; or some, 'a+b', which must be there; or 'all but a+b'; of " + ", ".join(BIASED)
@@ -151,7 +154,7 @@ class Architecture:
             return
         moe = self.n_routed_experts > 0
         absent = {
-            "norms": self.norm != "LayerNorm" and "norm is RMSNorm, and only LayerNorm has biases",
+            "norms": self.norm != "LayerNorm" and f"norm is {self.norm or 'RMSNorm'}, and only LayerNorm has biases",
             "router": not (moe and (self.router_matrices or self.soft_slots)) and "there is no router with a matrix",
             "experts": not moe and "n_routed_experts is 0",
             "shared": self.n_shared_experts == 0 and "n_shared_experts is 0",
@@ -177,6 +180,11 @@ class Architecture:
     def value_width(self):
         """Width of a head's value."""
         return self.query_width if self.mla is None else self.mla.v_head_dim
+
+    @property
+    def dense(self):
+        """Whether tokens have no choice: without experts, or with one, which is no Soft MoE's."""
+        return self.n_routed_experts == 0 or (self.n_routed_experts == 1 and self.soft_slots == 0)
 
     @property
     def kinds(self):
@@ -217,9 +225,9 @@ class Architecture:
 
     @property
     def norm_vectors(self):
-        """Vectors of a norm: its gain, and the bias of a LayerNorm where norms have biases."""
+        """Vectors of a norm: its gain, if it has one, and the bias of a LayerNorm where norms have biases."""
         layer_norm = self.norm == "LayerNorm" or (not self.norm and self.biases is True)
-        return 2 if layer_norm and "norms" in self.biased else 1
+        return 0 if self.norm == "without weights" else 1 + (layer_norm and "norms" in self.biased)
 
 
 def read(description):
@@ -234,8 +242,9 @@ def read(description):
     unknown = [str(key) for key in description if key not in known and key not in REMARKS]
     near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
     hint = f", did you mean {near[0]!r}?" if near else ""
-    _need(not unknown, "arch", ", ".join(unknown), f"no such field{hint}; there are {', '.join(known)}; and as remarks "
-          f"{', '.join(REMARKS)}")
+    values = ", ".join(reprlib.repr(value) for key, value in description.items() if str(key) in unknown)
+    _need(not unknown, "arch", ", ".join(unknown), f"no such field{hint}; it says {values}; there are "
+          f"{', '.join(known)}; and as remarks {', '.join(REMARKS)}")
     missing = [name for name, f in known.items() if f.default is MISSING and description.get(name) is None]
     _need(not missing, "arch", ", ".join(missing), "must be said")
     said = {name: descriptions.plain(known[name], value) for name, value in description.items() if name in known

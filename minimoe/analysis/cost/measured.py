@@ -1,6 +1,7 @@
 """What a model of ours costs, counted and measured on runs, beside the closed forms: records that JSON can hold."""
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -25,16 +26,27 @@ def counted(config, batch, sequence, groups=1, params=None, streams=None):
     else:
         tokens_BS = data.sample(streams, np.random.default_rng(0), batch, sequence).tokens_BS
         cost = counting.count_run(params, tokens_BS, config, groups)
-    closed = formula.flops(ours.architecture(config), batch, sequence, {i: r.run for i, r in cost.rows.items()} or None)
-    names = [name for name in (*parts.NAMES, formula.SCORES) if cost.flops(part=name)]
+    arch = ours.architecture(config)
+    closed = formula.flops(arch, batch, sequence, {i: r.run for i, r in cost.rows.items()} or None)
+    forward, backward, by_formula = (_by_part(arch, work, ways) for work, ways in (
+        (cost.work, {"forward"}), (cost.work, {"backward"}), (closed, {"forward", "backward"})))
+    names = [name for name in (*parts.NAMES, formula.SCORES) if forward[name] or backward[name]]
     return {
         "batch": batch, "sequence": sequence, "groups": groups, "tokens": cost.tokens,
         "of": "random tokens" if params is None else "tokens of its text, as trained",
-        "parts": [{"part": name, "forward": cost.flops("forward", name), "backward": cost.flops("backward", name),
-                   "formula": sum(n for place, n in closed.items() if place.part == name)} for name in names],
+        "parts": [{"part": name, "forward": forward[name], "backward": backward[name], "formula": by_formula[name]}
+                  for name in names],
         "layers": [{"layer": i, **rows._asdict()} for i, rows in cost.rows.items()],
         "training_flops": cost.training_flops, "padding_flops": cost.padding_flops,
     }
+
+
+def _by_part(arch, work, ways):
+    """FLOPs of each part, under the name that it is shown under."""
+    found = Counter()
+    for place, flops in work.items():
+        found[parts.called(arch, place.part)] += flops * (place.way in ways)
+    return found
 
 
 def step_memory(config, train_config):

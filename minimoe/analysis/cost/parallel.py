@@ -117,6 +117,8 @@ def expected_vectors(n_experts, top_k, ranks, once=False):
     _need(_whole("top_k", top_k) <= n_experts, "top_k", top_k, f"must be at most the {n_experts} experts")
     if not once:
         return top_k * (ranks - 1) / ranks
+    if (1 - 1 / ranks) ** top_k < 1e-17:  # a rank is left out less often still, and binomials would have many digits
+        return float(ranks - 1)
     ways = math.comb(n_experts, top_k)
     return (ranks - 1) * ((ways - math.comb(elsewhere, top_k)) / ways)
 

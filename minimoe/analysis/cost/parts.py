@@ -33,6 +33,12 @@ class Parameters(NamedTuple):
     active_without_input_embedding: int
     active_without_embeddings: int
 
+    def record(self):
+        """Each count under its name in JSON, of files, lists and pages alike."""
+        return {"total": self.total, "active_incl_all_embeddings": self.active,
+                "active_excl_input_embedding": self.active_without_input_embedding,
+                "active_non_embedding": self.active_without_embeddings}
+
 
 @functools.cache
 def parts(arch):
@@ -78,6 +84,11 @@ def parameters(arch):
     return Parameters(total, active, without_input, active - of["embedding"] - of["positions"] - of["head"])
 
 
+def called(arch, name):
+    """The name that a part is shown under: what every token uses is a dense block, be it the only expert."""
+    return "dense" if arch.dense and name in ("experts", "shared experts") else name
+
+
 def n_attentions(arch, layer):
     """A decoder that stands behind an encoder looks at its own stack and at the other."""
     return 2 if len(arch.stacks) == 2 and layer >= arch.stacks[0] else 1
@@ -90,7 +101,8 @@ def _whole(layer, name, total, products):
 
 def _layer(arch, i, kind):
     n, (attention, matrices, inner_norms) = n_attentions(arch, i), _attention(arch)
-    yield _whole(i, "norms", (n + 1) * arch.norm_vectors * arch.d_model + n * inner_norms, 0)
+    n_norms = n + 1 if arch.n_norms is None else n - 1 + arch.n_norms
+    yield _whole(i, "norms", n_norms * arch.norm_vectors * arch.d_model + n * inner_norms, 0)
     yield _whole(i, "attention", n * attention, n * matrices)
     if kind == "dense":
         yield _whole(i, "dense", *_feed_forward(arch, arch.dense_ffn_hidden, "dense" in arch.biased))

@@ -6,12 +6,18 @@ A description gives what a model is made of, never how large it is: numbers of p
 import difflib
 import functools
 import json
+import reprlib
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from minimoe.analysis.cost import architecture, parts
 from minimoe.analysis.cost.architecture import Architecture
+
+CONVENTIONS = {"all embeddings": "active_incl_all_embeddings",
+               "without the input embedding": "active_excl_input_embedding", "no embeddings": "active_non_embedding"}
+"""What an active count of a paper follows -> its name among `counts`."""
 
 
 class Model(NamedTuple):
@@ -56,9 +62,18 @@ def read_file(path):
 
 def counts(model):
     """Parameters of a Model, as a record: in all, and active by the three conventions that papers follow."""
-    total, active, without_input, without_embeddings = parts.parameters(model.arch)
-    return {"name": model.name, "total": total, "active_incl_all_embeddings": active,
-            "active_excl_input_embedding": without_input, "active_non_embedding": without_embeddings}
+    return {"name": model.name} | parts.parameters(model.arch).record()
+
+
+def printed(model):
+    """What its publishers print, and where; "here": the active count by their convention, None if they name none.
+
+    Empty for a model of a user.
+    """
+    if not model.published:
+        return {}
+    here = counts(model).get(CONVENTIONS.get(model.published["convention"]))
+    return model.published | {"here": here, "source": model.source}
 
 
 @functools.cache
@@ -68,9 +83,18 @@ def _table():
             for entry in json.loads(text)["models"]]
 
 
+class _Record(dict):
+    """A record of a JSON file, which remembers the fields that it says twice: name -> its values."""
+
+    def __init__(self, pairs):
+        super().__init__(pairs)
+        counted = Counter(key for key, _ in pairs)
+        self.twice = {key: [value for other, value in pairs if other == key] for key, n in counted.items() if n > 1}
+
+
 def _load(path):
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"), parse_int=_whole)
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"), parse_int=_whole, object_pairs_hook=_Record)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -89,11 +113,17 @@ def _read(data, path):
     found = {}
     for place, entry in enumerate(entries, 1):
         where = f"{path}: model {place}"
+        _check_once(entry, where)
         name = _name(entry, where)
         if name in found:
             raise ValueError(f"{where}: name = {name!r}: model {list(found).index(name) + 1} has this name too")
         found[name] = Model(name, name, _architecture(entry, f"{where}, {name!r}"), {}, str(path))
     return list(found.values())
+
+
+def _check_once(record, where):
+    for name, values in getattr(record, "twice", {}).items():
+        raise ValueError(f"{where}: {name} = {' and '.join(map(reprlib.repr, values))}: must be said once")
 
 
 def _name(entry, where):
@@ -110,6 +140,8 @@ def _name(entry, where):
 def _architecture(entry, where):
     if "arch" not in entry:
         raise ValueError(f"{where}: arch: must be said")
+    _check_once(entry["arch"], where)
+    _check_once(getattr(entry["arch"], "get", {}.get)("mla"), f"{where}: mla")
     try:
         return architecture.read(entry["arch"])
     except ValueError as error:

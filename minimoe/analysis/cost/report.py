@@ -2,50 +2,85 @@
 
 import textwrap
 
+WIDTH, WIDEST = 118, 120
+"""Columns of a line of words; of any line."""
+
 SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def report(sheet):
     """All of a `sheet.sheet` as text, with what was counted and measured if it is there; the verdict last."""
     measured = {"counted": of_counted, "step": of_step, "routing": of_routing}
-    blocks = [f"{sheet['name']}\n{textwrap.fill(sheet['shape'], 118)}", of_parameters(sheet["parameters"]),
-              of_parts(sheet), of_memory(sheet), of_decoding(sheet), of_exchange(sheet["exchange"]),
+    blocks = [f"{textwrap.fill(sheet['name'], WIDTH)}\n{textwrap.fill(sheet['shape'], WIDTH)}",
+              of_parameters(sheet["parameters"]) + of_published(sheet.get("published")), of_parts(sheet),
+              of_memory(sheet), of_decoding(sheet), of_exchange(sheet["exchange"]),
               of_conventions(sheet), *(words(sheet[name]) for name, words in measured.items() if name in sheet),
               verdict(sheet)]
     return "\n\n".join(block for block in blocks if block)
 
 
 def quantity(n, unit=""):
-    """A number with three digits, in units of thousands: 46.7 G."""
+    """A number with three digits, in units of thousands: 46.7 G; of a million P and more as a power of ten."""
     n = float(f"{n:.3g}")  # first, since 999.6 is 1 k
+    if abs(n) >= 1e21:
+        return f"{n:.3g} {unit}".rstrip()
     for scale, letter in SCALES:
         if abs(n) >= scale:
             return f"{n / scale:.3g} {letter}{unit}" if n < 1000 * scale else f"{n / scale:.0f} {letter}{unit}"
     return f"{n:.3g} {unit}".rstrip()
 
 
+def whole(n):
+    """A number without its fraction, in full; from 10^15 on, which no model has, with three digits."""
+    return f"{n:,.0f}" if abs(n) < 1e15 else quantity(n)
+
+
 def of_parameters(counted):
     """Total, and the three counts of what is active."""
-    lines = {"total": "all", "active": "active: that one token uses",
-             "active_without_input_embedding": "  without the input embedding",
-             "active_without_embeddings": "  without embedding, positions and head"}
-    return table([("parameters", "", "of all"), *((words, f"{counted[field]:,}",
+    lines = {"total": "all", "active_incl_all_embeddings": "active: that one token uses",
+             "active_excl_input_embedding": "  without the input embedding",
+             "active_non_embedding": "  without embedding, positions and head"}
+    return table([("parameters", "", "of all"), *((words, whole(counted[field]),
                                                    f"{counted[field] / counted['total']:.1%}")
                                                   for field, words in lines.items())])
 
 
+def of_published(printed):
+    """What the publishers print, with our count by their convention; empty if there is nothing."""
+    if not printed:
+        return ""
+    active = f"active {printed['active']}"
+    if printed["here"] is not None:
+        with_ = "with " if printed["convention"] == "all embeddings" else ""
+        active = f"{active} ({with_}{printed['convention']}; here {printed['here']:,})".replace(") (", "; ")
+    said = [printed["total"], active if printed["active"] else None]
+    words = f"published: {', '.join(filter(None, said))}, source: {printed['source']}"
+    return "\n" + textwrap.fill(words, WIDTH)
+
+
 def of_parts(sheet):
     """Where parameters and FLOPs are."""
-    whole = sheet["parameters"]
+    of_all = sheet["parameters"]
     rows = [("part", "parameters", "active", "share", "forward FLOPs a token", "share")]
     flops = sheet["forward_flops_per_token"]
     for row in sheet["parts"]:
         work = row["forward_flops_per_token"]
-        rows.append((row["part"], f"{row['total']:,}", f"{row['active']:,}", f"{row['active'] / whole['active']:.1%}",
-                     quantity(work), f"{work / flops:.1%}"))
-    rows.append(("together", f"{whole['total']:,}", f"{whole['active']:,}", "", quantity(flops), ""))
-    return (f"{table(rows)}\nFLOPs: of texts of {sheet['context']:,} tokens, read at once, without drops and empty "
-            "slots; training takes 3 times these\nactive: with its share of all that is active")
+        share = row["active"] / of_all["active_incl_all_embeddings"]
+        rows.append((row["part"], whole(row["total"]), whole(row["active"]), f"{share:.1%}", quantity(work),
+                     f"{work / flops:.1%}"))
+    rows.append(("together", whole(of_all["total"]), whole(of_all["active_incl_all_embeddings"]), "", quantity(flops),
+                 ""))
+    return (f"{table(rows)}{_of_idle_router(sheet['parts'])}\n"
+            f"FLOPs: of texts of {sheet['context']:,} tokens, read at once, without drops and empty slots; training "
+            "takes 3 times these\nactive: with its share of all that is active")
+
+
+def _of_idle_router(rows):
+    """That a router ran where there was nothing to choose, if it did."""
+    names = {row["part"] for row in rows}
+    if "router" not in names or "experts" in names:
+        return ""
+    return "\nrouter: with one dense block it has nothing to choose, but its product runs, so it is counted"
 
 
 def of_memory(sheet):
@@ -65,24 +100,31 @@ def of_decoding(sheet):
         return "it cannot write text token by token: it would need the tokens to come"
     machine, twin = sheet["machine"], sheet["dense_twin"]
     rest, experts = sheet["memory"]["formats"]
-    rows = [("texts", "experts used", "weights read", "cache read", "FLOPs", "a byte", "memory", "ms a step",
-             "waits for", "tokens/s", "dense: ms")]
     dense = twin["decode_seconds"] if twin else [None] * len(sheet["decode"])
-    for row, times in zip(sheet["decode"], dense, strict=True):
-        held = (sheet["memory"]["weights_as_said"] + row["cache_bytes"]) / machine["memory"]
-        rows.append((f"{row['texts']}", f"{row['distinct_experts']:.1f}" if twin else "-",
-                     quantity(row["weight_bytes"], "B"), quantity(row["cache_bytes"], "B"), quantity(row["flops"]),
-                     f"{row['intensity']:.1f}", f"{held:.0%}", f"{1e3 * row['seconds']:.3g}", row["waits_for"],
-                     f"{row['tokens_per_second']:,.0f}", f"{1e3 * times * row['seconds']:.3g}" if twin else "-"))
+    cells = [_decoding_cells(row, sheet, times) for row, times in zip(sheet["decode"], dense, strict=True)]
     form = rest if experts == rest else f"{rest}, experts in {experts}"
     turn = sheet["turning_batch"]
     words = (f"from {turn:,} texts on it waits for FLOPs" if turn else
              "it waits for bytes whatever the number of texts: each reads a cache of its own")
-    words += ("\ntexts: written at the same time.  experts used: of a layer.  memory: weights and cache over the "
-              "machine's;\nabove 100% they do not fit.  dense: a dense model of equal size")
+    words += (f"\ntexts: written at the same time.{'  experts used: of a layer.' * bool(twin)}  memory: weights and "
+              f"cache over the machine's;\nabove 100% they do not fit"
+              f"{'.  dense: a dense model of equal size' * bool(twin)}")
     head = (f"decoding on {machine['words']}: texts of {sheet['context']:,} tokens, {form}, at the machine's peaks, "
-            "even routing, attention to the whole text")
-    return f"{textwrap.fill(head, 118)}\n{table(rows)}\n{words}" + (_of_offload(sheet) if twin else "")
+            f"{'even routing, ' * bool(twin)}attention to the whole text")
+    rows = [tuple(cells[0]), *(tuple(of_row.values()) for of_row in cells)]
+    return f"{textwrap.fill(head, WIDTH)}\n{table(rows)}\n{words}" + (_of_offload(sheet) if twin else "")
+
+
+def _decoding_cells(row, sheet, times):
+    """Column -> its cell for a number of texts.  times: what a dense model of equal size takes longer; None: it is."""
+    held = (sheet["memory"]["weights_as_said"] + row["cache_bytes"]) / sheet["machine"]["memory"]
+    used = {"experts used": f"{row['distinct_experts']:.1f}"} if times else {}
+    beside = {"dense: ms": f"{1e3 * times * row['seconds']:.3g}"} if times else {}
+    return {"texts": str(row["texts"]), **used, "weights read": quantity(row["weight_bytes"], "B"),
+            "cache read": quantity(row["cache_bytes"], "B"), "FLOPs": quantity(row["flops"]),
+            "a byte": f"{row['intensity']:.1f}", "memory": f"{whole(100 * held)}%",
+            "ms a step": f"{1e3 * row['seconds']:.3g}", "waits for": row["waits_for"],
+            "tokens/s": whole(row["tokens_per_second"]), **beside}
 
 
 def _of_offload(sheet):
@@ -96,10 +138,11 @@ def of_exchange(exchange):
     if exchange is None:
         return ""
     return textwrap.fill(
-        f"with the experts on {exchange['ranks']} devices a token sends {exchange['vectors']:.2f} vectors a layer to "
-        f"others ({exchange['vectors_once']:.2f} if one to each): {quantity(exchange['bytes'], 'B')} in all layers, "
-        f"there and back, {1e6 * exchange['link_seconds']:.3g} us on the links beside "
-        f"{1e6 * exchange['expert_seconds']:.3g} us of the experts' FLOPs, if routing is even", 118)
+        f"with the experts on {exchange['ranks']} devices each layer sends copies of a token to "
+        f"{exchange['vectors']:.2f} experts, on {exchange['vectors_once']:.2f} other devices: "
+        f"{quantity(exchange['bytes'], 'B')} in all layers, there and back, "
+        f"{1e6 * exchange['link_seconds']:.3g} us on the links beside {1e6 * exchange['expert_seconds']:.3g} us of "
+        "the experts' FLOPs, if routing is even", WIDTH)
 
 
 def of_conventions(sheet):
@@ -125,7 +168,7 @@ def verdict(sheet):
         f"What is saved: {twin['active_share']:.0%} of the parameters are active. Beside a dense model of equal size "
         f"its routed experts take {twin['expert_flops']:.1f} times fewer FLOPs, the whole model {twin['flops']:.1f} "
         f"times fewer, in training and in reading as well. {decoding}Its weights take as much memory as those of the "
-        "dense model: nothing is saved. How good it is beside that dense model is another question (`compare`).", 118)
+        "dense model: nothing is saved. How good it is beside that dense model is another question (`compare`).", WIDTH)
 
 
 def of_counted(counted):
@@ -138,13 +181,15 @@ def of_counted(counted):
         rows.append((row["part"], f"{row['forward']:,}", f"{row['backward']:,}", f"{both / total:.1%}", same))
     groups = f", in {counted['groups']} groups" if counted["groups"] > 1 else ""
     shape = f"{counted['batch']} x {counted['sequence']} {counted['of']}{groups}"
-    text = (f"FLOPs of a training step of {shape}, counted product by product\n{table(rows)}\n"
-            f"together {total:,}, {quantity(total / counted['tokens'])} a token")
+    head = textwrap.fill(f"FLOPs of a training step of {shape}, counted product by product", WIDTH)
+    text = (f"{head}\n{table(rows)}\ntogether {total:,}, {quantity(total / counted['tokens'])} a token")
     return text + (_of_rows(counted) if counted["layers"] else "")
 
 
 def _of_rows(counted):
-    rows = [("rows of experts in layer", "chosen", "kept", "computed")]
+    dense = any(row["part"] == "dense" for row in counted["parts"]) and not any(
+        row["part"] == "experts" for row in counted["parts"])
+    rows = [(f"rows of {'the dense block' if dense else 'experts'} in layer", "chosen", "kept", "computed")]
     rows += [(str(row["layer"]), *(f"{row[name]:,}" for name in ("chosen", "kept", "run")))
              for row in counted["layers"]]
     chosen, kept = (sum(row[name] for row in counted["layers"]) for name in ("chosen", "kept"))
@@ -157,32 +202,43 @@ def of_step(of):
     """Bytes of a training step that ran."""
     rows = [("bytes of a training step", "measured", "by formula"),
             *((name, quantity(of[name], "B"), "") for name in ("parameters", "gradients", "moments")),
-            ("activations of a group, walked", quantity(of["activations"], "B"),
+            ("kept for the backward pass, by a group", quantity(of["activations"], "B"),
              quantity(of["activations_formula"], "B")),
-            ("peak, traced", quantity(of["peak"], "B"), quantity(of["peak_formula"], "B"))]
+            ("most at once", quantity(of["peak"], "B"), quantity(of["peak_formula"], "B"))]
     return table(rows)
 
 
 def of_routing(layers):
     """What real routing does: experts touched, memory that misses, ranks that wait."""
     even, sizes = layers[0], layers[0]["texts"]
-    rows = [("layer", *(f"{n} text{'s' * (n > 1)}" for n in sizes), "missed", "sent", "busiest device", "time")]
+    rows = [("layer", *(f"{n} text{'s' * (n > 1)}" for n in sizes), "to fetch", "to others", "busiest device", "time")]
     rows += [(str(row["layer"]), *(f"{n:.2f}" for n in row["touched"]), f"{row['missed']:.0%}",
               quantity(row["sent"], "B"), f"{row['imbalance']:.2f}", f"{row['seconds'] / row['seconds_if_even']:.2f}")
              for row in layers]
-    rows.append(("even, by formula", *(f"{n:.2f}" for n in even["touched_if_even"]),
+    rows.append(("even routing, by formula", *(f"{n:.2f}" for n in even["touched_if_even"]),
                  f"{even['missed_if_even']:.0%}",
                  quantity(even["sent_if_even"], "B"), "1.00", "1.00"))
-    rows.append(("even, drawn by lot", *(f"{n:.2f}" for n in even["touched_by_lot"]), "", "", "", ""))
+    rows.append(("even routing, random draws", *(f"{n:.2f}" for n in even["touched_by_lot"]), "", "", "", ""))
     return ("the run's own routing of held-out text: experts of a layer that a step of decoding uses, by texts\n"
-            f"{table(rows)}\nmissed: uses that a memory of half of the experts, the last used, has to fetch.\n"
-            f"sent: to other devices, of {even['ranks']} that share the experts.  busiest device: its rows over the "
-            "mean.\ntime: of the layer on them, over that of even shares")
+            f"{table(rows)}\nto fetch: share of a text's uses of experts that are not in memory, which holds half of "
+            f"them, the last used.\nto others: tokens' bytes that go to experts on another of the {even['ranks']} "
+            "devices that share them.\nbusiest device: its tokens over the mean.  time: of the layer on them, over "
+            "that of even shares")
 
 
 def table(rows, left=(0,)):
-    """Rows of cells as text in columns, the first row with a line below.  left: columns that stand at the left."""
+    """Rows of cells as text in columns, the first row with a line below.  left: columns that stand at the left.
+
+    A first cell for which there is no room on a line of WIDEST goes on below.
+    """
+    room = max(6, WIDEST - sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]))
+    rows = [(piece, *([""] * len(cells) if i else cells)) for name, *cells in rows
+            for i, piece in enumerate(_broken(name, room))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in
                        enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _broken(cell, room):
+    return [cell] if len(cell) <= room else textwrap.wrap(cell, room)

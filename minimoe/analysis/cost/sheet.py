@@ -18,10 +18,11 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True)
     context: tokens of the texts.  machine: Machine.  rest, experts: formats of `memory.FORMATS`; the cache has `rest`.
     decodes: whether it can write text token by token, else there is nothing of decoding.
     """
-    texts = TEXTS if decodes else ()
+    texts, experts = TEXTS if decodes else (), None if arch.dense else experts
     counted, work = parts.parameters(arch), flops_of_parts(arch, context)
+    resident = arch.n_routed_experts if arch.dense else arch.n_routed_experts // 2
     return {
-        "name": name, "shape": shape(arch), "context": context, "parameters": counted._asdict(),
+        "name": name, "shape": shape(arch), "context": context, "parameters": counted.record(),
         "parts": part_rows(arch, work),
         "forward_flops_per_token": sum(work.values()),
         "dense_twin": dense_twin(arch, texts, context, machine, rest, experts),
@@ -31,10 +32,10 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True)
             "training": {words: n * counted.total for words, n in memory.ADAM_BYTES.items()},
             "cache_per_token": memory.FORMATS[rest].bytes(memory.kv_numbers(arch)),
         },
-        "bytes_read": {n: deployment.bytes_read(arch, n, context, rest, experts, rest) for n in texts},
+        "bytes_read": {n: as_called(arch, deployment.bytes_read(arch, n, context, rest, experts, rest)) for n in texts},
         "machine": machine._asdict(), "decode": [decode_row(arch, n, context, machine, rest, experts) for n in texts],
         "turning_batch": deployment.turning_batch(arch, machine, context, rest=rest, experts=experts, cache=rest),
-        "offload_half": [deployment.offload_seconds(arch, machine, n, arch.n_routed_experts // 2, rest, experts)
+        "offload_half": [deployment.offload_seconds(arch, machine, n, resident, rest, experts)
                          for n in texts],
         "exchange": exchange(arch, machine, rest),
         "conventions": [{"name": words, "source": source, "training_flops_per_token": flops}
@@ -49,9 +50,11 @@ def shape(arch):
         heads += f", latent attention of width {arch.mla.kv_lora_rank}"
     elif arch.kv_heads != arch.n_heads:
         heads += f", {arch.kv_heads} of keys and values"
-    moe, dense = arch.kinds.count("moe"), arch.kinds.count("dense")
-    blocks = [f"{dense} layers with a {arch.ffn_type} block of {arch.dense_ffn_hidden}"] * (dense > 0)
-    if moe:
+    moe, dense = arch.kinds.count("moe"), Counter({arch.dense_ffn_hidden: arch.kinds.count("dense")})
+    if arch.dense and moe:
+        dense[arch.expert_hidden + arch.shared_width] += moe
+    blocks = [f"{n} layers with a {arch.ffn_type} block of {width}" for width, n in dense.items() if n]
+    if not arch.dense:
         shared = f" and {arch.n_shared_experts} shared" if arch.n_shared_experts else ""
         blocks.append(f"{moe} layers with {arch.top_k} of {arch.n_routed_experts} {arch.ffn_type} experts of "
                       f"{arch.expert_hidden} a token{shared}")
@@ -64,15 +67,24 @@ def flops_of_parts(arch, context):
     work = Counter()
     for place, flops in formula.flops(arch, 1, context).items():
         work[place.part] += flops / context if place.way == "forward" else 0
-    return {part: flops for part, flops in work.items() if flops}
+    return as_called(arch, {part: flops for part, flops in work.items() if flops})
+
+
+def as_called(arch, amounts):
+    """Amounts of parts, name -> number, under the names of `parts.called`."""
+    found = Counter()
+    for name, amount in amounts.items():
+        found[parts.called(arch, name)] += amount
+    return dict(found)
 
 
 def part_rows(arch, work):
     """Parameters, active parameters and forward FLOPs of each part, over all layers."""
     total, active = Counter(), Counter()
     for part in parts.parts(arch):
-        total[part.name] += part.total
-        active[part.name] += part.active
+        name = parts.called(arch, part.name)
+        total[name] += part.total
+        active[name] += part.active
     names = [name for name in (*parts.NAMES, formula.SCORES) if total[name] or work.get(name)]
     return [{"part": name, "total": total[name], "active": active[name], "forward_flops_per_token": work.get(name, 0)}
             for name in names]
@@ -89,8 +101,7 @@ def decode_row(arch, texts, context, machine, rest, experts):
 
 
 def _distinct(arch, texts):
-    E = arch.n_routed_experts
-    return deployment.distinct_experts(E, arch.top_k, texts) if E else 0.0
+    return 0.0 if arch.dense else deployment.distinct_experts(arch.n_routed_experts, arch.top_k, texts)
 
 
 def exchange(arch, machine, rest):

@@ -68,6 +68,13 @@ EFFECTS = [
     ({"ffn_type": "silu"}, -468, -216),
     ({"ffn_type": "relu2"}, -468, -216),
     ({"norm": "LayerNorm"}, 0, 0),
+    ({"norm": "without weights"}, -5 * 6, -30),
+    ({"n_norms": 1}, -2 * 6, -12),
+    ({"n_norms": 4}, 2 * 2 * 6, 24),
+    ({"n_norms": 4, "norm": "LayerNorm", "biases": "norms"}, 2 * 2 * 6 + 9 * 6, 78),
+    ({"n_norms": 4, "norm": "without weights"}, -5 * 6, -30),
+    # of the encoder's layer four, of the decoder's five, two last ones; the rest as for two stacks
+    ({"encoder_decoder": "1+1", "n_norms": 4}, 216 + 6 + 6 + 2 * 128 + 2 * 2 * 6, 508),
     ({"norm": "LayerNorm", "biases": "norms"}, 5 * 6, 30),
     # a layer: attention 24 + 6, router 5, an expert 2 * 7 + 6 = 20, shared 2 * 4 + 6 = 14, norms 12
     ({"biases": True}, 2 * (30 + 5 + 100 + 14 + 12) + 6 + 11, 2 * (30 + 5 + 40 + 14 + 12) + 6 + 11),
@@ -150,7 +157,9 @@ def test_a_width_of_nothing_is_refused(name):
     ({"qk_norm": "wide"}, "qk_norm", "wide"), ({"qk_norm": 1}, "qk_norm", 1), ({"qkv_bias": "yes"}, "qkv_bias", "yes"),
     ({"sinks": 4}, "sinks", 4), ({"router": 3}, "router", 3), ({"shared_gate": "tanh"}, "shared_gate", "tanh"),
     ({"ffn_type": "swish"}, "ffn_type", "swish"), ({"ffn_type": False}, "ffn_type", False),
-    ({"norm": "BatchNorm"}, "norm", "BatchNorm"), ({"biases": "attention+rooter"}, "biases", "attention+rooter"),
+    ({"norm": "BatchNorm"}, "norm", "BatchNorm"), ({"n_norms": 0}, "n_norms", 0),
+    ({"norm": "without weights", "biases": "norms"}, "biases", "norms"),
+    ({"biases": "attention+rooter"}, "biases", "attention+rooter"),
     ({"biases": "all but "}, "biases", "all but "), ({"biases": 1}, "biases", 1),
     ({"biases": ["qkv", "rooter"]}, "biases", ["qkv", "rooter"]), ({"biases": ["qkv", 3]}, "biases", ["qkv", 3]),
     ({"tied_embeddings": "no"}, "tied_embeddings", "no"), ({"pos": "sinus"}, "pos", "sinus"),
@@ -247,6 +256,10 @@ REFUSED = [
     (with_arch(json.dumps(DENSE).replace("11", "1" * 9000)), "model 2, 'odd': vocab = inf: "),
     (changed(n_layers=10**12), "model 2, 'odd': n_layers = 1000000000000: must be a whole number from 1 to 10,000"),
     (changed(n_layers=10_001), "model 2, 'odd': n_layers = 10001: must be a whole number from 1 to 10,000"),
+    (changed(nlayers=[7, 8]), "model 2, 'odd': arch = 'nlayers': .*it says .7, 8.; there are vocab, "),
+    (with_arch('{"vocab": 1, "d_model": 8, "vocab": 2}'), "model 2, 'odd': vocab = 1 and 2: must be said once"),
+    (with_arch('{"mla": {"v_head_dim": 1, "v_head_dim": 1}}'), "model 2, 'odd': mla: v_head_dim = 1 and 1: must be"),
+    ('{"name": "a", "name": "b", "arch": {}}', "model 1: name = 'a' and 'b': must be said once"),
     (changed(mla={"a": {"b": []}}), "model 2, 'odd': mla.a = {'b'"), ("[" * 100_000, "is nested too deep"),
 ]
 

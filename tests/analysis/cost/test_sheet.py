@@ -42,8 +42,14 @@ def of_published(key, machine="h100", rest="bf16", experts=None):
 
 def test_the_parameters_by_hand():
     assert RECORD["name"] == "tiny" and RECORD["context"] == 5
-    assert RECORD["parameters"] == {"total": 436, "active": 364, "active_without_input_embedding": 344,
-                                    "active_without_embeddings": 324}
+    assert RECORD["parameters"] == {"total": 436, "active_incl_all_embeddings": 364,
+                                    "active_excl_input_embedding": 344, "active_non_embedding": 324}
+
+
+@each_model
+def test_a_page_and_a_list_have_the_same_names_and_counts(key):
+    counted = published.counts(published.find(key))
+    assert {"name": counted["name"]} | of_published(key)["parameters"] == counted
 
 
 def test_the_parts_by_hand():
@@ -162,8 +168,8 @@ def test_the_record_is_json_and_its_parts_add_up(key):
     record = of_published(key)
     again = json.loads(json.dumps(record, allow_nan=False))
     assert again["parameters"] == record["parameters"] and list(again["bytes_read"]) == [str(n) for n in TEXTS]
-    for field in ("total", "active"):
-        assert sum(row[field] for row in record["parts"]) == record["parameters"][field]
+    for field, whole in (("total", "total"), ("active", "active_incl_all_embeddings")):
+        assert sum(row[field] for row in record["parts"]) == record["parameters"][whole]
     assert sum(row["forward_flops_per_token"] for row in record["parts"]) == record["forward_flops_per_token"]
     assert [row["part"] for row in record["parts"]] == [
         name for name in (*parts.NAMES, formula.SCORES) if any(row["part"] == name for row in record["parts"])]
@@ -203,11 +209,18 @@ def test_a_model_that_turns_says_from_where_on():
 @pytest.mark.parametrize("n, words", [
     (0, "0"), (1, "1"), (7.25, "7.25"), (999, "999"), (999.4, "999"), (999.6, "1 k"), (1000, "1 k"), (12_345, "12.3 k"),
     (999_400, "999 k"), (999_600, "1 M"), (46.7e9, "46.7 G"), (1e12, "1 T"), (999.6e12, "1 P"), (1e15, "1 P"),
-    (1.2e18, "1200 P"), (0.25, "0.25")])
+    (1.2e18, "1200 P"), (7e20, "700000 P"), (7e28, "7e+28"), (0.25, "0.25")])
 def test_a_quantity_has_three_digits_and_a_letter(n, words):
     assert report.quantity(n) == words
     number, _, letter = words.partition(" ")
     assert report.quantity(n, "B") == f"{number} {letter}B"
+
+
+@pytest.mark.parametrize("n, words", [
+    (0, "0"), (1234.5, "1,234"), (671_026_404_352, "671,026,404,352"), (10**15 - 1, "999,999,999,999,999"),
+    (10**15, "1 P"), (6 * 10**40, "6e+40")])
+def test_a_whole_number_is_written_in_full_while_there_is_room(n, words):
+    assert report.whole(n) == words
 
 
 def test_a_table_is_aligned():
