@@ -238,7 +238,8 @@ def test_a_dense_model_is_called_one_and_its_idle_router_is_counted(said, record
     assert ran.get("router", {"forward": 0})["forward"] == 2 * 64 * 32 * routed
     assert "router: with one dense block it has nothing to choose, but its product runs" in text or not idle
     assert ("router: with" in text) == idle
-    assert text.startswith("a dense model\n") and not re.search(r"expert|\bmoe\b", text, re.IGNORECASE)
+    preset = "" if line.startswith("--run") else " (from the preset tiny)"
+    assert text.startswith(f"a dense model{preset}\n") and not re.search(r"expert|\bmoe\b", text, re.IGNORECASE)
     assert all(row["distinct_experts"] == 0 for row in found["decode"]) and set(found["offload_half"]) == {0}
     assert all("dense" in read and "experts" not in read for read in found["bytes_read"].values())
 
@@ -250,7 +251,7 @@ def test_a_dense_block_has_no_format_of_experts(record):
 
 def test_one_expert_of_soft_slots_is_no_dense_block(said, record):
     line = "--preset tiny --router soft --n-experts 1 --top-k 1"
-    assert "experts" in {row["part"] for row in record(line)["parts"]} and said(line).startswith("a MoE, 1 of 1\n")
+    assert "experts" in {row["part"] for row in record(line)["parts"]} and said(line).startswith("a MoE, 1 of 1 (from the preset tiny)\n")
 
 
 def test_a_file_of_one_expert_is_dense_in_the_table(said):

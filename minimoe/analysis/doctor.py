@@ -64,9 +64,10 @@ MODES = (
 
 WORDS = """\
 Words: an assignment is one token sent to one expert; load, an expert's part of the assignments; even load, its part if
-all had the same; logit, the router's score; gate, the weight of an expert's output; entropy, how unsure the router is;
-nats, natural units of information; held-out text, what is not trained on.  Each line tells of the layer that is worst
-at it, in the last quarter of training or at the last evaluation."""
+all had the same; experts in use, as many as would share this load evenly; logit, the router's score; gate, the weight
+of an expert's output; entropy, how unsure the router is; nats, natural units of information; held-out text, what is
+not trained on.  Each line tells of the layer that is worst at it, in the last quarter of training or at the last
+evaluation."""
 
 
 def examine(state):

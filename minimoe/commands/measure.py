@@ -147,7 +147,9 @@ def _priced(options, kind, costs, where):
         return costs.of_published(costs.find(options.model), where)
     if kind is None:
         fields_of = (arguments.given(options, record) for record in (ModelConfig, TrainConfig))
-        return costs.of_ours(*configs.preset(options.preset or arguments.DEFAULT_PRESET, *fields_of), where)
+        preset = options.preset or arguments.DEFAULT_PRESET
+        record = costs.of_ours(*configs.preset(preset, *fields_of), where)
+        return record | {"name": f"{record['name']} (from the preset {preset})"}
     from minimoe.training import data, loop
     state = runs.load(options)
     text = data.build(runs.texts(options), state.train_config.sequence)

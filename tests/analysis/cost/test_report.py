@@ -99,3 +99,14 @@ def test_a_table_breaks_a_first_cell_without_room():
 def test_a_dense_model_has_no_columns_of_experts():
     assert "experts used" not in text("llama-2-7b") and "even routing" not in text("llama-2-7b")
     assert "experts used" in text("mixtral-8x7b") and "even routing" in text("mixtral-8x7b")
+
+
+@pytest.mark.parametrize(("seconds", "again"), [((3.0, 1.0, 1.0, 1.0, 2.0), True), ((3.0, 1.5, 1.2, 1.05, 1.0), False),
+                                                ((3.0, 1.0, 1.0, 1.0, 1.05), False)])
+def test_that_a_moe_saves_again_with_many_texts_is_said_where_it_does(seconds, again):
+    model = published.find("mixtral-8x7b")
+    record = sheet.sheet(model.name, model.arch, 1024, deployment.MACHINES["h100"])
+    record["dense_twin"]["decode_seconds"] = list(seconds)
+    words = " ".join(report.verdict(record).split())
+    assert ("the dense model waits for FLOPs, and the MoE saves again" in words) == again
+    assert "3.0 with 1 text, " in words
