@@ -33,7 +33,8 @@ def read(name, folder=FOLDER):
         raise ValueError(f"result = {name!r}: must be one of {', '.join(COMMANDS)}")
     path, found = Path(folder) / f"{name}.npz", {}
     if not path.exists():
-        raise ValueError(f"there is no {path}: `python -m minimoe {COMMANDS[name]}` makes it")
+        raise ValueError(f"there is no {path}: `python -m minimoe {COMMANDS[name]}` makes it, if it is typed in "
+                         "the top folder of the repository")
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays:
             label, field = key.rsplit("/", 1)

@@ -55,13 +55,18 @@ def main(names=(), check=False, say=print):
 
 
 def figure(say=print):
-    """Write each lesson's best picture for the README: the output of the one cell that is tagged `cover`."""
+    """Write each lesson's best picture for the README: the output of the one cell that is tagged `cover`.
+
+    Raises ValueError for a lesson that has none, or more.
+    """
     for path in find():
         cells = nbformat.read(path, as_version=4).cells
-        cover, = (cell for cell in cells if "cover" in cell.metadata.get("tags", ()))
-        picture, = (output.data["image/png"] for output in cover.outputs if "image/png" in output.get("data", {}))
+        pictures = [output.data["image/png"] for cell in cells if "cover" in cell.metadata.get("tags", ())
+                    for output in cell.outputs if "image/png" in output.get("data", {})]
+        if len(pictures) != 1:
+            raise ValueError(f"{path.name} has {len(pictures)} pictures in cells with the tag cover: must be one")
         with files.written(COVERS / f"lesson-{path.name[:2]}.png") as temporary:
-            temporary.write_bytes(base64.b64decode(picture))
+            temporary.write_bytes(base64.b64decode(pictures[0]))
     say(f"wrote {COVERS / 'lesson-*.png'}")
 
 

@@ -1,7 +1,8 @@
 """What the lessons look at and cannot train in their minute: small runs, and what is kept of each study in one file.
 
 The files are committed under notebooks/results, so that the lessons run at once; `python -m minimoe studies` makes them
-again.  All models are one small MoE, the preset `lessons`, with one thing changed at a time.
+again.  All models are one small MoE, the preset `lessons`, with one remedy or one capacity changed at a time; those
+with one expert a token have experts twice as wide, so as much work and more parameters.
 """
 
 from collections.abc import Callable

@@ -345,6 +345,17 @@ def no_other_figures(monkeypatch):
         monkeypatch.setattr(module, "figure", lambda: None)
 
 
+def test_a_figure_that_cannot_be_drawn_keeps_no_other_from_it(refused, no_other_figures, monkeypatch):
+    def fail():
+        raise ValueError("there is no routers.npz")
+
+    drawn = []
+    monkeypatch.setattr(zoo, "figure", fail)
+    monkeypatch.setattr(studies, "figure", lambda: drawn.append("explorer"))
+    monkeypatch.setattr(tour, "figures", lambda: drawn.append("tour") or True)
+    assert "no routers.npz" in refused("figures") and drawn == ["explorer", "tour"]
+
+
 def test_figures_that_cannot_be_written_are_refused(run, no_other_figures, monkeypatch):
     monkeypatch.setattr(tour, "figures", lambda: tour.plots.save(tour.plots.Figure(), "words.txt/load.png"))
     status, _, err = run("figures")

@@ -251,7 +251,8 @@ def test_a_dense_block_has_no_format_of_experts(record):
 
 def test_one_expert_of_soft_slots_is_no_dense_block(said, record):
     line = "--preset tiny --router soft --n-experts 1 --top-k 1"
-    assert "experts" in {row["part"] for row in record(line)["parts"]} and said(line).startswith("a MoE, 1 of 1 (from the preset tiny)\n")
+    assert "experts" in {row["part"] for row in record(line)["parts"]}
+    assert said(line).startswith("a MoE, 1 of 1 (from the preset tiny)\n")
 
 
 def test_a_file_of_one_expert_is_dense_in_the_table(said):

@@ -150,6 +150,20 @@ def test_a_lesson_is_run_in_place_and_running_it_again_changes_no_byte(folder):
     assert said[0].endswith("written") and said[1].endswith("the same bytes")
 
 
+def test_a_lesson_runs_on_one_thread(folder):
+    notebook = json.loads((folder / "01_good.ipynb").read_text())
+    notebook["cells"][2]["source"] = ["import os\n", "os.environ['OPENBLAS_NUM_THREADS']"]
+    (folder / "01_good.ipynb").write_text(json.dumps(notebook))
+    assert lessons.main(["01"], say=lambda words: None)
+    assert json.loads((folder / "01_good.ipynb").read_text())["cells"][2]["outputs"][0]["data"]["text/plain"] == ["'1'"]
+
+
+def test_a_lesson_without_one_best_picture_is_named(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="01_good.ipynb has 0 pictures.*must be one"):
+        lessons.figure(pytest.fail)
+
+
 def test_a_lesson_that_fails_is_left_as_it_was_and_told(folder):
     before, said = (folder / "02_bad.ipynb").read_bytes(), []
     assert not lessons.main(["02"], say=said.append)

@@ -99,13 +99,32 @@ def test_every_change_is_a_model_that_exists_and_has_the_work_of_the_others(quic
             assert config.top_k * config.d_hidden == what.base.top_k * what.base.d_hidden
 
 
-def test_a_study_without_losses_has_none():
-    what = studies.plan(False, 3, 9)
-    for label, weights in {"no loss": {}, "balance 0.1": {"balance": 0.1}, "z 0.001 alone": {"z": 0.001},
-                           "bias 0.01": {}, "K = 1, no loss": {},
-                           "noise, importance and load": {"importance": 0.1, "load": 0.1}}.items():
-        coefs = replace(what.base, **studies.STUDIES["balance"].changes[label]).loss_coefs
-        assert {name: coef for name, coef in coefs.items() if coef} == weights
+def test_each_remedy_is_what_its_label_says_and_nothing_else():
+    """The number behind a loss is its weight, that behind bias the rate; noise has Shazeer's two losses, 0.1 each."""
+    what, weights = studies.plan(False, 3, 9), {}
+    for label, changes in studies.STUDIES["balance"].changes.items():
+        config = replace(what.base, **changes)
+        weights[label] = {name: coef for name, coef in config.loss_coefs.items() if coef}
+        assert (config.top_k == 1) == label.startswith("K = 1")
+        assert (config.router == "sigmoid_bias") == label.startswith("bias")
+        assert (config.router == "noisy_topk") == label.startswith("noise")
+    assert weights == {
+        "no loss": {}, "balance 0.01": {"balance": 0.01}, "balance 0.1": {"balance": 0.1},
+        "z 0.001 alone": {"z": 0.001},
+        "importance 0.1": {"importance": 0.1}, "noise, importance and load": {"importance": 0.1, "load": 0.1},
+        "bias 0.01": {}, "K = 1, no loss": {}, "K = 1, balance 0.01": {"balance": 0.01}}
+    assert replace(what.base, **studies.STUDIES["balance"].changes["bias 0.01"]).bias_rate == 0.01
+
+
+def test_what_is_kept_of_the_routers_is_what_was_recorded(small):
+    studies.main(seeds=1, say=lambda words: None)
+    history = checkpoint.load("runs/balance/no-loss/seed0/checkpoint.npz").history
+    found = archive.read("balance", "kept")["no loss"]
+    recorded = {"ce": "eval_ce", "eval_step": "eval_step", "step": "router_step", "load": "router_load",
+                "entropy": "router_entropy", "balance": "balance", "drop": "drop"}
+    assert found.keys() == recorded.keys()
+    for name, of in recorded.items():
+        np.testing.assert_allclose(found[name][0], np.array(history[of]), rtol=1e-6)
 
 
 def test_quick_studies_write_nothing_where_the_lessons_read():
@@ -117,6 +136,8 @@ def test_the_model_of_the_lessons_is_there_and_is_the_preset_with_more_steps():
     state, (config, _) = studies.model(), preset("lessons")
     assert state.finished and state.step == studies.MODEL_STEPS
     assert replace(state.model_config, vocab_size=config.vocab_size) == config
+    _, training = preset("lessons")
+    assert state.train_config == replace(training, n_steps=studies.MODEL_STEPS, warmup_steps=100)
 
 
 def test_the_explorer_of_the_lessons_model_is_the_same_bytes_again(tmp_path, monkeypatch):

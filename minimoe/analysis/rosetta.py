@@ -95,7 +95,8 @@ slots: room in each expert, - is dropless        dropped: choices without room
 queue: position, a token's choices together; rank, all first choices before all second ones
 second used: probability that the second expert of token 0 is used at all in training, if that is left to chance
 balance: the loss before its weight              if even: the same loss when all experts have the same load
-in our units: weight times 'if even', the weight with which our loss would push as hard for an even load"""
+in our units: weight times 'if even', the weight with which our loss would push as hard for an even load of one layer;
+ours is the mean over layers, so where a system adds up its layers' losses, take their number times as much"""
 
 
 def second_used(convention, gates):

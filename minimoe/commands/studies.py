@@ -63,7 +63,13 @@ def add_figures(subparsers):
 def figures(options):
     """Draw the figures again: those of the tour from its runs, the others from what was kept and from formulas."""
     from minimoe import budgets, costs, lessons, studies, tour, zoo
+    failed = []
     for figure in (zoo.figure, budgets.figure, costs.figure, studies.figure, lessons.figure):
-        figure()
+        try:
+            figure()
+        except ValueError as error:  # one that cannot be drawn keeps no other from it
+            failed.append(str(error))
     if not tour.figures():
         print("the pictures of the tour are left as they are: `python -m minimoe` trains what they show")
+    if failed:
+        raise ValueError("; ".join(failed))

@@ -55,7 +55,7 @@ def backward(grad, cache):
 
 
 def after_step(weights, count_E, config):
-    """The weights that change after an optimiser step: biases go down for overloaded experts and up for others.
+    """The weights that change after an optimiser step: biases go down for experts above the mean load, up below it.
 
         b_e -/+ rate                                            [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2]
 
