@@ -75,6 +75,13 @@ def test_the_page_holds_what_the_router_said(dtype):
             assert np.array_equal(np.array(layer["prob_TE"], dtype), routing.prob_TE)
 
 
+def test_the_page_has_words_for_every_order_that_leaves_nothing_to_chance():
+    orders = record(run())["orders"]
+    assert set(orders) == set(names.DROP_ORDERS) - {"random"}
+    assert {name: order["words"] for name, order in orders.items()} == {n: names.DROP_ORDERS[n] for n in orders}
+    assert len({order["short"] for order in orders.values()}) == 3
+
+
 def test_layers_keep_their_numbers():
     [text] = record(run(n_layers=3, first_dense_layers=1, moe_every=2))["texts"]
     assert [layer["layer"] for layer in text["layers"]] == [2]

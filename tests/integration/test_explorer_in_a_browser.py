@@ -1,36 +1,18 @@
 """The router explorer in a real browser: what it shows is what the router did, by pointer, keyboard and touch."""
 
-import json
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import browsers
+import explorer_pages
 import numpy as np
 import pytest
+from explorer_pages import ODD, TEXT, TOKENS, decisions, make, routed
 from playwright.sync_api import expect
 
-from minimoe import gradcheck, model, names
-from minimoe.analysis import explorer, plots
-from minimoe.config import ModelConfig
+from minimoe import model
+from minimoe.analysis import plots
 from minimoe.moe import capacity, routers
-from minimoe.training.tokenizer import Tokenizer
-
-TEXT, ODD = "the cat\nsat on the mat", "<b>&\t</script>\n😀"
-TOKENS = "#tokens button"
-
-
-def make(router="softmax_topk", dtype=np.float32, **fields):
-    """A small model with random weights, as much of a TrainState as the page needs."""
-    tokenizer = Tokenizer.of(TEXT, ODD)
-    config = ModelConfig(**dict(vocab_size=len(tokenizer), d_model=16, n_layers=3, n_heads=2, d_hidden=6, n_experts=8,
-                                top_k=names.ROUTERS[router].top_k or 2, max_sequence=32, router=router) | fields)
-    params = {name: array.astype(dtype) for name, array in gradcheck.random_params(config).items()}
-    return SimpleNamespace(model_config=config, tokenizer=tokenizer, params=params)
-
-
-def routed(state, text=TEXT):
-    return model.forward(state.params, state.tokenizer.encode(text)[None], state.model_config)[1]
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +23,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """A function that opens the page of a model; at the end it must have asked for no other file and logged nothing."""
-    contexts, asked, said = [], [], []
-    path = tmp_path / "page.html"
-
-    def opened(state, texts=(TEXT,), **options):
-        explorer.save(explorer.page(state, list(texts)), path)
-        contexts.append(browser.new_context(**options))
-        contexts[-1].set_default_timeout(120_000)  # a busy machine is no error
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(path.as_uri())
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert {url for url in asked if not url.startswith("data:")} == {path.as_uri()}
-
-
-def decisions(page):
-    """What the page shows of each layer: its assignments as (token, rank, expert, slot, kept)."""
-    layers = json.loads(page.evaluate("JSON.stringify(routings.map(({ assignments }) => assignments))"))
-    return [[(a["token"], a["rank"], a["expert"], a["slot"], a["kept"]) for a in layer] for layer in layers]
+    with explorer_pages.visits(browser, tmp_path) as opened:
+        yield opened
 
 
 def recorded(routings):
@@ -104,14 +62,6 @@ def test_the_first_layer_with_more_experts_a_token_is_that_of_the_model_with_mor
     [first, *_] = model.forward(state.params, state.tokenizer.encode(TEXT)[None], more)[1]
     assert decisions(page)[0] == recorded([first])[0]
     expect(page.locator("#k")).to_have_text("5")
-
-
-@pytest.mark.parametrize("typed", ["0", "-1", ""])
-def test_what_is_no_capacity_factor_changes_nothing(visit, typed):
-    page = visit(make(eval_capacity_factor=0.9))
-    before = decisions(page)
-    limit(page, typed)
-    assert decisions(page) == before
 
 
 @pytest.mark.parametrize(("fields", "words"), [
@@ -198,7 +148,7 @@ def test_the_path_goes_through_the_experts_of_each_layer(visit):
     experts = [[f"{e}" if kept else f"{e} (dropped)" for e, kept in zip(
         r.expert_A[r.token_A == 20], r.kept_A[r.token_A == 20], strict=True)] for r in routings]
     words = "; ".join(f"layer {layer}: {', '.join(row)}" for layer, row in enumerate(experts))
-    expect(page.locator("#path-words")).to_have_text(f"Experts of “a”, token 21: {words}.")
+    expect(page.locator("#path-words")).to_contain_text(f"Experts of “a”, token 21: {words}.")
     lost = sum("dropped" in word for row in experts for word in row)
     drawn = {name: page.locator(f"#path svg {name}").count() for name in (".ring", ".first", ".lost", ".thread")}
     assert drawn == {".ring": 6, ".first": 3, ".lost": lost, ".thread": 2}
@@ -259,8 +209,7 @@ def test_arrows_go_from_token_to_token_and_enter_pins(visit):
 
 @pytest.mark.parametrize("router", ["softmax_topk", "sigmoid_bias"])
 def test_a_phone_has_no_sideways_scroll_and_a_tap_pins(visit, router):
-    page = visit(make(router, eval_capacity_factor=0.5, max_sequence=32), viewport=dict(width=360, height=740),
-                 has_touch=True, is_mobile=True)
+    page = visit(make(router, eval_capacity_factor=0.5, max_sequence=32), **explorer_pages.PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.locator(TOKENS).nth(6).tap()
     expect(page.locator("#story")).to_contain_text("Token 7 of 22, layer 0, pinned.")

@@ -12,7 +12,7 @@ from string import Template
 from minimoe import files
 from minimoe.analysis.explorer import recording
 
-SCRIPTS = ("arithmetic.js", "tokens.js", "ledger.js", "load.js", "path.js", "view.js")
+SCRIPTS = ("arithmetic.js", "tokens.js", "ledger.js", "load.js", "path.js", "factor.js", "view.js")
 """In the order in which they run: the last one starts the page."""
 
 MOST_BYTES = 2_000_000

@@ -88,6 +88,15 @@ function drawLedger() {
   byId("gate-words").textContent = gateWords(rows.length - most);
 }
 
+/** Where the token goes, in the line that narrow screens have at their bottom while the text is in sight. */
+function drawAnswer() {
+  const experts = routing().ofToken[state.token].flatMap(({ expert, gate, kept }, i) => [i ? ", " : "expert ",
+    element("span", {}, inColour(element("span", { className: "chip" }, `${expert}`), expert),
+      ` (${gate.toFixed(2)}${kept ? "" : ", dropped"})`)]);
+  const shown = `“${sign(text().characters[state.token])}”: `;
+  byId("answer-words").replaceChildren(shown, ...(experts.length ? experts : ["no expert"]));
+}
+
 function gateWords(hidden) {
   const { rule } = data, K = state.topK;
   const more = hidden > 0 ? `${count(hidden, "more expert")} scored less. ` : "";

@@ -49,10 +49,20 @@ function box({ x, y, nodeWidth }, layer, expert, room) {
   return { x: x(layer) - width / 2, y: y(expert) - height / 2, width, height, rx: 4 + room / 2 };
 }
 
+/** An expert; without its colour and struck out where it dropped the token. */
 function node(at, layer, expert) {
-  const ink = data.inks[expert % data.inks.length];
-  return [shape("rect", { ...box(at, layer, expert, 0), fill: colour(expert), stroke: "var(--edge)" }),
-    shape("text", { x: at.x(layer), y: at.y(expert), fill: ink }, `${expert}`)];
+  const lost = routings[layer].ofToken[state.token].some((choice) => choice.expert === expert && !choice.kept);
+  const ink = lost ? "var(--ink)" : data.inks[expert % data.inks.length];
+  return [shape("rect", { ...box(at, layer, expert, 0), fill: lost ? "var(--panel)" : colour(expert),
+    stroke: "var(--edge)" }),
+  shape("text", { x: at.x(layer), y: at.y(expert), fill: ink, class: lost ? "struck" : "" }, `${expert}`)];
+}
+
+/** The token's line from first choice to first choice: {d, by}.  Where an expert dropped it, it only passes by. */
+function ownSteps(at) {
+  const own = routings.map(({ ofToken }) => ofToken[state.token][0]);
+  return own.slice(1).map((to, layer) => ({ layer, from: own[layer], to })).filter(({ from, to }) => from && to)
+    .map(({ layer, from, to }) => ({ d: curve(at, layer, from.expert, to.expert), by: !(from.kept && to.kept) }));
 }
 
 function ring(at, layer, { expert, rank, kept }) {
@@ -64,16 +74,16 @@ function ring(at, layer, { expert, rank, kept }) {
 function pathWords() {
   const layers = routings.map(({ layer, ofToken }) => `layer ${layer}: ${ofToken[state.token]
     .map(({ expert, kept }) => (kept ? `${expert}` : `${expert} (dropped)`)).join(", ") || "none"}`);
-  return `Experts of ${character()}, token ${state.token + 1}: ${layers.join("; ")}.`;
+  const lost = routings.some(({ ofToken }) => ofToken[state.token].some(({ kept }) => !kept));
+  return `Experts of ${character()}, token ${state.token + 1}: ${layers.join("; ")}.`
+    + (lost ? " Dropped: the token passes by on the residual stream, and that expert adds nothing to it." : "");
 }
 
 function drawPath() {
   const picture = byId("path").querySelector("svg"), width = Math.max(picture.clientWidth, 200);
   const at = places(width), height = at.y(data.n_experts - 1) + NODE_HEIGHT, first_LT = firstChoices();
   const flows = bands(first_LT), widest = Math.max(1, ...flows.map(({ size }) => size));
-  const own = first_LT.map((first_T) => first_T[state.token]);
-  const steps = own.slice(1).map((to, layer) => [layer, own[layer], to])
-    .filter(([, from, to]) => from !== undefined && to !== undefined).map((step) => curve(at, ...step));
+  const steps = ownSteps(at);
   const numbers = Array.from({ length: data.n_experts }, (_, expert) => expert);
   picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
   picture.setAttribute("aria-label", pathWords());
@@ -81,7 +91,8 @@ function drawPath() {
     ...flows.map(({ layer, from, to, size }) => shape("path", { class: "band", d: curve(at, layer, from, to),
       "stroke-width": Math.max(1, NODE_HEIGHT * size / widest),
       style: state.expert === null ? "" : `stroke: ${colour(state.expert)}; opacity: .7` })),
-    ...["halo", "thread"].flatMap((name) => steps.map((d) => shape("path", { class: name, d }))),
+    ...["halo", "thread"].flatMap((name) => steps.map(({ d, by }) => (
+      shape("path", { class: `${name} ${by ? "by" : ""}`, d })))),
     ...routings.flatMap((_, layer) => numbers.flatMap((expert) => node(at, layer, expert))),
     ...routings.flatMap(({ ofToken }, layer) => ofToken[state.token].map((choice) => ring(at, layer, choice))),
     ...routings.map(({ layer }, i) => shape("text", { x: at.x(i), y: 8, class: "heading" }, `${layer}`)));

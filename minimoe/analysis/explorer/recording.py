@@ -11,6 +11,13 @@ from minimoe.moe import capacity, routers
 DEFAULT_TEXT = "The cat sat on the mat.\nfor i in range(9):\n    print(i + 1)\n"
 """English, then Python; a context shorter than these 60 characters takes the first of them."""
 
+ORDERS = {
+    "position": "earlier tokens first",
+    "rank": "all first choices, then second ones",
+    "priority": "first choices, surest tokens first",
+}
+"""The drop orders that evaluation knows, in words that fit a menu."""
+
 
 def default_texts(tokenizer, config):
     """The text to show if none is given: one that the model knows the characters of, as long as its context at most."""
@@ -31,7 +38,7 @@ def record(params, config, tokenizer, texts, run):
         "evaluation": routers.POLICIES[config.router].EVALUATION, "dtype": str(params["embed.w_VD"].real.dtype),
         "n_experts": config.n_experts, "shared": config.n_shared_experts, "rule": rules.as_data(config),
         "top_k": rules.choices_of_k(config), "orders": {
-            name: words for name, words in names.DROP_ORDERS.items() if name != "random"},
+            name: {"short": short, "words": names.DROP_ORDERS[name]} for name, short in ORDERS.items()},
         "settings": {"topK": config.top_k, "factor": None if factor is None else str(factor), "order": order},
         "drop_order": config.drop_order,
         "colours": list(plots.EXPERT_COLOURS), "inks": [plots.ink_on(colour) for colour in plots.EXPERT_COLOURS],

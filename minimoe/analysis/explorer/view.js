@@ -72,6 +72,7 @@ function draw() {
 function drawToken() {
   markTokens();
   drawLedger();
+  drawAnswer();
   drawPath();
 }
 
@@ -89,27 +90,25 @@ function pin(token) {
   drawToken();
 }
 
+/** What another order would change.  An expert keeps as many as it has room for, whoever comes first. */
+function effectOfOrder() {
+  return routing().dropRate ? "The order changes who is dropped, not how many."
+    : "Nobody is dropped in this layer, whoever queues first.";
+}
+
 function drawControls() {
   byId("top-k").value = state.topK;
   byId("k-words").textContent = data.rule.choice === "experts" ? "Experts a token, on average" : "Experts a token";
   byId("k").textContent = state.topK;
-  byId("no-limit").checked = state.factor === null;
+  byId("second-choice").hidden = !routing().assignments.some(({ rank }) => rank > 0);
   byId("order").value = state.order;
   const words = [
-    state.factor !== null && `In the queues: ${data.orders[state.order]}.`,
+    state.factor !== null && `In the queues: ${data.orders[state.order].words}. ${effectOfOrder()}`,
     data.top_k.why && `Experts a token: ${data.top_k.why}.`,
     state.factor === null && "Without a limit it does not matter who queues first.",
     data.drop_order === "random" && "In training this run's queues are random; evaluation leaves nothing to chance.",
   ];
   byId("control-words").textContent = words.filter(Boolean).join(" ");
-}
-
-/** Sets a capacity factor that was typed, as JavaScript and Python both write it; what is no factor changes nothing. */
-function limitTo(typed) {
-  const factor = Number(typed);
-  if (!(factor > 0 && factor < Infinity)) return;
-  state.factor = String(factor);
-  draw();
 }
 
 function radio(name, value, label, checked, expert = null) {
@@ -137,39 +136,29 @@ function setUpRules() {
   Object.assign(byId("top-k"), { min: data.top_k.least, max: data.top_k.most,
     disabled: data.top_k.least === data.top_k.most });
   byId("top-k").oninput = ({ target }) => { state.topK = Number(target.value); draw(); };
-  byId("factor").oninput = ({ target }) => { byId("factor-typed").value = target.value; limitTo(target.value); };
-  byId("factor-typed").oninput = ({ target }) => { byId("factor").value = target.value; limitTo(target.value); };
-  byId("no-limit").onchange = ({ target }) => {
-    if (!target.checked) return limitTo(byId("factor-typed").value || "1");
-    state.factor = null;
-    return draw();
-  };
-  byId("order").append(...Object.entries(data.orders).map(([value, words]) => element(
-    "option", { value }, `${value}: ${words.split(/[:,] | \(/)[0]}`)));
+  byId("order").append(...Object.entries(data.orders).map(([value, { short }]) => element(
+    "option", { value }, `${value}: ${short}`)));
   byId("order").onchange = ({ target }) => { state.order = target.value; draw(); };
   byId("controls").onsubmit = (event) => event.preventDefault();
   byId("controls").onreset = (event) => {
     event.preventDefault();
     Object.assign(state, data.settings);
+    limitTo(state.factor);
     showFactor();
-    draw();
   };
-}
-
-function showFactor() {
-  byId("factor").value = byId("factor-typed").value = data.settings.factor ?? "1.25";
 }
 
 function setUp() {
   const shared = data.shared ? ` Beside these it has ${count(data.shared, "shared expert")} for every token.` : "";
   byId("how-many").textContent = data.n_experts;
-  byId("about").textContent = `Run ${data.run}. Its router is ${data.router}: ${data.words}. In evaluation, which is `
-    + `what you see: ${data.evaluation}.${shared}`;
+  byId("about").textContent = `${story()}${shared} In the code, this run (${data.run}) has router ${data.router}: `
+    + `${data.words}; top_k, the number of experts a token, is ${data.settings.topK}. In evaluation, which is what you `
+    + `see: ${data.evaluation}.`;
   setUpChoices();
   setUpRules();
   setUpTokens();
-  showFactor();
-  draw();
+  limitTo(state.factor);
+  setUpFactor();
 }
 
 setUp();
