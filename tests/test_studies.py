@@ -1,5 +1,6 @@
 """The small runs that the lessons look at: what is trained, what is kept of it, and that it can be gone on with."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,3 +149,12 @@ def test_the_explorer_of_the_lessons_model_is_the_same_bytes_again(tmp_path, mon
     studies.figure(said.append)
     assert studies.EXPLORER.read_bytes() == page and said == ["wrote figures/explorer.html"] * 2
     assert b"<!doctype html>" in page[:100].lower() and len(page) < 2_000_000
+
+
+def test_the_example_in_figures_is_of_the_page_as_it_is(tmp_path, monkeypatch):
+    committed = (Path(studies.__file__).parents[1] / studies.EXPLORER).read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    studies.figure(lambda words: None)
+    shapes = [re.sub(r"(<script type=\"application/json\"[^>]*>).*?(</script>)", r"\1\2", page, flags=re.DOTALL)
+              for page in (committed, studies.EXPLORER.read_text("utf-8"))]  # scores differ in their last digits
+    assert shapes[0] == shapes[1] and len(shapes[0]) < len(committed)
