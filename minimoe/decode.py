@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import model
-from minimoe import params as parameters
+from minimoe import model, parameters
 from minimoe.config import ModelConfig
 from minimoe.moe import dense, experts, feed_forward, routers
 from minimoe.moe.tokens import Tokens

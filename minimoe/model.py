@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import params as parameters
+from minimoe import parameters
 from minimoe.moe import feed_forward, losses, routers
 from minimoe.moe import tokens as token_records
 from minimoe.nn import attention, ops
-from minimoe.params import Weight
+from minimoe.parameters import Weight
 
 
 class Losses(NamedTuple):

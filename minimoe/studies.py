@@ -15,7 +15,7 @@ from minimoe import archive
 from minimoe.analysis import explorer
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.training import checkpoint, corpus, data, loop, runs
-from minimoe.workers import workers
+from minimoe.training.threads import workers
 
 MODEL_STEPS = 2000
 """Steps of the model that lessons and the explorer look into."""

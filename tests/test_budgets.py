@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minimoe import budgets, model
-from minimoe import params as parameters
+from minimoe import budgets, model, parameters
 from minimoe.analysis import cost
 from minimoe.config import ModelConfig, TrainConfig
 

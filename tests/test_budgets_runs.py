@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minimoe import budgets
-from minimoe import params as parameters
+from minimoe import budgets, parameters
 from minimoe.analysis import bench, comparison
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import checkpoint, corpus, data, loop

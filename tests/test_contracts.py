@@ -15,9 +15,8 @@ import pytest
 import shapes
 
 import minimoe
+from minimoe import batches, generation, gradcheck, model, names, parameters
 from minimoe import config as configs
-from minimoe import generation, gradcheck, groups, model, names
-from minimoe import params as parameters
 from minimoe.moe import routers, soft, telemetry, tokens
 
 ROOT = Path(minimoe.__file__).parent
@@ -26,8 +25,8 @@ CORE = [name for name in TREES if name.startswith(("nn/", "moe/")) or name == "m
 FUNCTIONS = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree)
              if isinstance(node, ast.FunctionDef)]
 
-FLOORS = {"names": 0, "params": 0, "workers": 0, "files": 0, "archive": 0.5, "config": 0.5, "nn": 1, "moe": 2,
-          "model": 3, "groups": 3.5, "decode": 3.5, "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5,
+FLOORS = {"names": 0, "parameters": 0, "files": 0, "archive": 0.5, "config": 0.5, "nn": 1, "moe": 2,
+          "model": 3, "batches": 3.5, "decode": 3.5, "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5,
           "analysis": 5, "": 5.5, "course": 6, "tour": 6, "zoo": 6, "costs": 6, "budgets": 6, "studies": 6,
           "lessons": 6, "commands": 7, "cli": 8, "__main__": 9}
 """A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""
@@ -100,7 +99,7 @@ def test_a_name_that_is_no_module_comes_from_the_face():
 
 @pytest.mark.parametrize(("file", "target", "up"), [
     ("nn/ops.py", "moe/layer.py", True), ("nn/ops.py", "nn/attention.py", False), ("model.py", "nn/ops.py", False),
-    ("params.py", "names.py", True), ("params.py", "config.py", True), ("config.py", "names.py", False),
+    ("parameters.py", "names.py", True), ("parameters.py", "config.py", True), ("config.py", "names.py", False),
     ("model.py", "__init__.py", True), ("tour.py", "__init__.py", False),
     ("__init__.py", "generation.py", False), ("__init__.py", "cli.py", True)])
 def test_up_and_down_are_told_apart(file, target, up):
@@ -301,7 +300,7 @@ def runs(config):
     whole = widths(config) | batch
     yield whole, lambda: model.init_params(config)
     yield whole, lambda: model.forward(params, TOKENS_BS, config, MASK_BS)
-    yield whole, lambda: groups.loss_and_grads(params, TOKENS_BS, TARGETS_BS, config, MASK_BS,
+    yield whole, lambda: batches.loss_and_grads(params, TOKENS_BS, TARGETS_BS, config, MASK_BS,
                                               rng=np.random.default_rng(0))
     trained = whole | assigned(routings[0]) if len(routings) == 1 else whole
     yield trained, lambda: (step(config), step(config, replays=routings), [read(r) for r in routings[:1]])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import cli, costs, groups, names
+from minimoe import batches, cli, costs, names
 from minimoe import config as configs
 from minimoe.analysis.cost import deployment, memory, published
 from minimoe.training import checkpoint, corpus, data, loop
@@ -415,8 +415,8 @@ def test_what_is_counted_of_a_run_is_its_own_work_on_its_own_text(record, said):
     config, training = state.model_config, state.train_config
     text = data.build(corpus.from_files(["words.txt"]), training.sequence)
     batch = data.sample(text.train, np.random.default_rng(0), training.batch, training.sequence)
-    cut = groups.cut(batch.tokens_BS, batch.targets_BS, training.groups)
-    routings = groups.gradients(state.params, cut, config, np.random.default_rng(0)).routings
+    cut = batches.cut(batch.tokens_BS, batch.targets_BS, training.groups)
+    routings = batches.gradients(state.params, cut, config, np.random.default_rng(0)).routings
     kept = [sum(int(of_group[layer].kept_A.sum()) for of_group in routings) for layer in range(config.n_layers)]
     rows = record("--run limited --text words.txt")["counted"]["layers"]
     assert [row["kept"] for row in rows] == kept

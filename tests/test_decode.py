@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import decode, model
-from minimoe import params as parameters
+from minimoe import decode, model, parameters
 from minimoe.config import ModelConfig
 from minimoe.moe import routers
 from minimoe.names import ROUTERS

@@ -10,7 +10,7 @@ from pkgutil import walk_packages
 import numpy as np
 import pytest
 
-from minimoe import gradcheck, groups, model, moe, nn
+from minimoe import batches, gradcheck, model, moe, nn
 from minimoe.gradcheck import numeric
 from minimoe.moe import assign, capacity, dense, dispatch, experts, feed_forward, layer, losses, routing, soft, tokens
 from minimoe.moe.losses import balance, scores, variation
@@ -250,7 +250,7 @@ def test_the_complex_step_does_not_flip():
     batch = gradcheck.random_batch(gradcheck.SMALL)
     name = "layers.0.moe.w_router_DE"
     params = gradcheck.models._near_tie(gradcheck.random_params(gradcheck.SMALL), batch, gradcheck.SMALL, name)
-    _, grads = groups.loss_and_grads(params, *batch, gradcheck.SMALL)
+    _, grads = batches.loss_and_grads(params, *batch, gradcheck.SMALL)
     found = gradcheck.compare("", lambda p: model.objective_forward(p, *batch, gradcheck.SMALL)[0][0].total, params,
                               {name: grads[name]})
     assert found.ok

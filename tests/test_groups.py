@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import gradcheck, groups, model, names
-from minimoe import params as parameters
+from minimoe import batches, gradcheck, model, names, parameters
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.gradcheck import numeric
 from minimoe.training import corpus, data, loop
-from minimoe.workers import workers
+from minimoe.training.threads import workers
 
 CONFIG = ModelConfig(vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, d_hidden=6, n_experts=4, top_k=2,
                      max_sequence=8, balance_coef=0.5, z_coef=0.3)
@@ -31,24 +30,24 @@ def batch_of(sequences=6):
 
 def parts_of(n=3, sequences=2):
     """A batch in n groups of some sequences each."""
-    return groups.cut(*batch_of(n * sequences), n)
+    return batches.cut(*batch_of(n * sequences), n)
 
 
 def gradients(config, parts, look=None, params=None, each=map):
     params = gradcheck.random_params(config) if params is None else params
-    return groups.gradients(params, parts, config, np.random.default_rng(0), look, each=each)
+    return batches.gradients(params, parts, config, np.random.default_rng(0), look, each=each)
 
 
 def in_groups(config, n, mask_BS=None):
     """losses and grads of a batch in n groups."""
-    return groups.loss_and_grads(gradcheck.random_params(config), *batch_of(), config, mask_BS,
+    return batches.loss_and_grads(gradcheck.random_params(config), *batch_of(), config, mask_BS,
                                  rng=np.random.default_rng(0), groups=n)
 
 
 def one_by_one(config, parts):
     """The oracle: (Losses, routings, grads) of each group as a batch by itself, with the stream of that group."""
     params = gradcheck.random_params(config)
-    for part, rng in zip(parts, groups.streams(np.random.default_rng(0), len(parts)), strict=True):
+    for part, rng in zip(parts, batches.streams(np.random.default_rng(0), len(parts)), strict=True):
         (losses, routings), cache = model.objective_forward(params, part.tokens_BS, part.targets_BS, config,
                                                             training=True, rng=rng)
         yield losses, routings, model.objective_backward(1.0, cache)
@@ -132,7 +131,7 @@ def test_capacity_is_that_of_each_group():
     the first, and so the second loses one too."""
     config, params = by_token()
     tokens_BS = np.array([[0, 0, 0, 0], [0, 1, 2, 3]])
-    apart, together = (groups.gradients(params, groups.cut(tokens_BS, tokens_BS, n), config).routings for n in (2, 1))
+    apart, together = (batches.gradients(params, batches.cut(tokens_BS, tokens_BS, n), config).routings for n in (2, 1))
     assert [r.capacity for (r,) in apart] == [1, 1] and together[0][0].capacity == 2
     assert [r.kept_A.tolist() for (r,) in apart] == [[True, False, False, False], [True] * 4]
     assert together[0][0].kept_A.tolist() == [True, True, False, False, False, True, True, True]
@@ -144,7 +143,7 @@ def test_balance_is_that_of_each_group():
     config, params = by_token()
     tokens_BS = np.array([[0, 0, 0, 0], [0, 1, 2, 3]])
     for expected, n, is_global in ((2.5, 2, False), (1.75, 1, False), (1.75, 2, True)):
-        losses, _ = groups.loss_and_grads(params, tokens_BS, tokens_BS, replace(config, global_balance=is_global),
+        losses, _ = batches.loss_and_grads(params, tokens_BS, tokens_BS, replace(config, global_balance=is_global),
                                           groups=n)
         np.testing.assert_allclose(losses.balance, expected, rtol=1e-14)
         np.testing.assert_allclose(losses.total, losses.ce + 0.5 * expected, rtol=1e-14)
@@ -284,12 +283,12 @@ def test_nothing_that_was_passed_in_is_changed(config):
 def test_a_batch_is_cut_into_groups_in_order():
     tokens_BS, targets_BS = batch_of(6)
     mask_BS = np.arange(7) < np.array([[7], [7], [3], [2], [1], [1]])
-    parts = groups.cut(tokens_BS, targets_BS, 3, mask_BS)
+    parts = batches.cut(tokens_BS, targets_BS, 3, mask_BS)
     for whole_BS, name in ((tokens_BS, "tokens_BS"), (targets_BS, "targets_BS"), (mask_BS, "mask_BS")):
         np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), whole_BS)
         assert {getattr(part, name).shape for part in parts} == {(2, 7)}
     assert [part.n_real for part in parts] == [7] * 3  # 14 + 5 + 2 real tokens, in three groups
-    assert [part.n_real for part in groups.cut(tokens_BS, targets_BS, 2)] == [21, 21]
+    assert [part.n_real for part in batches.cut(tokens_BS, targets_BS, 2)] == [21, 21]
 
 
 @pytest.mark.parametrize("n", [-1, 0, 4, 7, 12, 2.0, "2", None, True])
@@ -309,8 +308,8 @@ def test_a_run_with_groups_that_do_not_divide_its_batch_is_refused(fields, messa
 
 
 def test_streams_are_made_of_the_generator_alone_and_differ():
-    first, again, other = (groups.streams(np.random.default_rng(seed), 3) for seed in (0, 0, 1))
-    assert groups.streams(None, 2) == [None, None]
+    first, again, other = (batches.streams(np.random.default_rng(seed), 3) for seed in (0, 0, 1))
+    assert batches.streams(None, 2) == [None, None]
     numbers = [[rng.random() for rng in rngs] for rngs in (first, again, other)]
     assert numbers[0] == numbers[1]
     assert len({*numbers[0], *numbers[2]}) == 6
@@ -319,7 +318,7 @@ def test_streams_are_made_of_the_generator_alone_and_differ():
 def test_without_a_generator_a_router_that_draws_lots_is_refused():
     config = replace(CONFIG, router="random")
     with pytest.raises(ValueError, match="rng"):
-        groups.loss_and_grads(gradcheck.random_params(config), *batch_of(), config, groups=2)
+        batches.loss_and_grads(gradcheck.random_params(config), *batch_of(), config, groups=2)
 
 
 REAL_B = np.array([[7], [6], [2], [1], [3], [1]])
@@ -350,7 +349,7 @@ def objective(config, mask_BS):
 
     def total(params):
         forward = [model.model_forward(params, tokens_BS[half], config, mask_BS[half], training=True, rng=rng)[0]
-                   for half, rng in zip((slice(0, 3), slice(3, 6)), groups.streams(np.random.default_rng(0), 2),
+                   for half, rng in zip((slice(0, 3), slice(3, 6)), batches.streams(np.random.default_rng(0), 2),
                                         strict=True)]
         logit_TV = np.concatenate([logit_TV for logit_TV, _ in forward])
         p_TV = np.exp(logit_TV - logit_TV.real.max(axis=1, keepdims=True))

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import gradcheck, groups, model
-from minimoe import params as parameters
+from minimoe import batches, gradcheck, model, parameters
 from minimoe.config import ModelConfig
 from minimoe.moe import routing as records
 from minimoe.moe import tokens
@@ -61,7 +60,7 @@ def batch_of(config=CONFIG, sequences=3, length=7, seed=0):
 
 
 def step(params, tokens_BS, targets_BS, config, mask_BS=None):
-    return groups.loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS, rng=np.random.default_rng(0))
+    return batches.loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS, rng=np.random.default_rng(0))
 
 
 def numbers(losses):
@@ -225,7 +224,7 @@ def test_every_loss_by_hand():
                          balance_coef=0.25, z_coef=0.5)
     params = flat_params(config)
     params["layers.1.moe.w_router_DE"][0] = 0.5
-    losses, _ = groups.loss_and_grads(params, *batch_of(config), config)
+    losses, _ = batches.loss_and_grads(params, *batch_of(config), config)
     z = (math.log(2) ** 2 + (1 + math.log(2)) ** 2) / 2
     np.testing.assert_allclose(numbers(losses), [math.log(5), 1, z, math.log(5) + 0.25 + 0.5 * z], 1e-14)
 
@@ -239,7 +238,7 @@ def test_layers_collapsed_onto_opposite_experts_are_not_balanced():
     params = flat_params(config)
     params["layers.0.moe.w_router_DE"][0] = 50, -50
     params["layers.1.moe.w_router_DE"][0] = -50, 50
-    losses, _ = groups.loss_and_grads(params, *batch_of(config), config)
+    losses, _ = batches.loss_and_grads(params, *batch_of(config), config)
     assert math.isclose(losses.balance, 2, rel_tol=1e-14)
 
 
@@ -253,7 +252,7 @@ def test_logits_against_a_loop(config):
 
 def test_the_reported_ce_is_the_cross_entropy_of_the_logits_alone():
     params, (tokens_BS, targets_BS) = gradcheck.random_params(CONFIG), batch_of()
-    losses, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, CONFIG)
+    losses, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, CONFIG)
     logits_BSV, _ = model.forward(params, tokens_BS, CONFIG)
     slow = [math.log(sum(math.exp(x) for x in logits_BSV[b, s])) - logits_BSV[b, s, targets_BS[b, s]]
             for b, s in np.ndindex(tokens_BS.shape)]
@@ -263,8 +262,8 @@ def test_the_reported_ce_is_the_cross_entropy_of_the_logits_alone():
 @pytest.mark.parametrize(("balance_coef", "z_coef"), [(0, 0), (0.01, 0), (0, 0.01), (2, 3)])
 def test_the_objective_is_the_weighted_sum_of_what_is_reported(balance_coef, z_coef):
     params, batch = gradcheck.random_params(CONFIG), batch_of()
-    losses, _ = groups.loss_and_grads(params, *batch, replace(CONFIG, balance_coef=balance_coef, z_coef=z_coef))
-    plain, _ = groups.loss_and_grads(params, *batch, CONFIG)
+    losses, _ = batches.loss_and_grads(params, *batch, replace(CONFIG, balance_coef=balance_coef, z_coef=z_coef))
+    plain, _ = batches.loss_and_grads(params, *batch, CONFIG)
     assert numbers(losses)[:3] == numbers(plain)[:3]
     assert losses.total == losses.ce + (balance_coef * losses.balance + z_coef * losses.z)
     assert losses.auxiliary == {"balance": losses.balance, "z": losses.z}
@@ -397,8 +396,8 @@ def test_the_order_of_the_batch_does_not_matter(config):
     logits_BSV, _ = model.forward(params, tokens_BS, config)
     permuted_BSV, _ = model.forward(params, tokens_BS[order_B], config)
     np.testing.assert_allclose(permuted_BSV, logits_BSV[order_B], atol=1e-12)
-    losses, grads = groups.loss_and_grads(params, tokens_BS, targets_BS, config)
-    permuted_losses, permuted_grads = groups.loss_and_grads(params, tokens_BS[order_B], targets_BS[order_B], config)
+    losses, grads = batches.loss_and_grads(params, tokens_BS, targets_BS, config)
+    permuted_losses, permuted_grads = batches.loss_and_grads(params, tokens_BS[order_B], targets_BS[order_B], config)
     np.testing.assert_allclose(numbers(permuted_losses), numbers(losses), 1e-13)
     assert_close(permuted_grads, grads)
 
@@ -440,8 +439,8 @@ def test_rows_of_different_lengths_count_token_by_token():
     """Rows of 7 and 3 tokens: the mean over all 10 is 7/10 of the one row's ce and 3/10 of the other's."""
     params, (tokens_BS, targets_BS) = gradcheck.random_params(CONFIG), batch_of(sequences=2)
     mask_BS = np.arange(7) < [[7], [3]]
-    losses, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, CONFIG, mask_BS)
-    long, short = (groups.loss_and_grads(params, tokens_BS[b:b + 1, :n], targets_BS[b:b + 1, :n], CONFIG)[0].ce
+    losses, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, CONFIG, mask_BS)
+    long, short = (batches.loss_and_grads(params, tokens_BS[b:b + 1, :n], targets_BS[b:b + 1, :n], CONFIG)[0].ce
                    for b, n in enumerate((7, 3)))
     assert math.isclose(losses.ce, 0.7 * long + 0.3 * short, rel_tol=1e-13)
 
@@ -459,7 +458,7 @@ def test_what_happens_between_two_steps_does_not_change_the_second(config):
     params, batch = gradcheck.random_params(config), batch_of(config)
     losses, grads = step(params, *batch, config)
     model.forward(params, batch_of(config, seed=1)[0], config)
-    groups.loss_and_grads(params, *batch_of(config, seed=2), config, training=False)
+    batches.loss_and_grads(params, *batch_of(config, seed=2), config, training=False)
     losses_again, grads_again = step(params, *batch, config)
     assert losses == losses_again
     assert_equal(grads, grads_again)
@@ -506,10 +505,10 @@ def test_training_and_evaluation_have_each_their_own_room():
     config = replace(CONFIG, capacity_factor=0.5, eval_capacity_factor=0.1)
     params, batch = gradcheck.random_params(config), batch_of(config)
     assert {routing.capacity for routing in model.forward(params, batch[0], config)[1]} == {2}
-    wide, narrow = (groups.loss_and_grads(params, *batch, replace(config, capacity_factor=factor))[0]
+    wide, narrow = (batches.loss_and_grads(params, *batch, replace(config, capacity_factor=factor))[0]
                     for factor in (0.5, 0.1))
-    assert groups.loss_and_grads(params, *batch, config, training=True)[0] == wide
-    assert groups.loss_and_grads(params, *batch, config, training=False)[0] == narrow != wide
+    assert batches.loss_and_grads(params, *batch, config, training=True)[0] == wide
+    assert batches.loss_and_grads(params, *batch, config, training=False)[0] == narrow != wide
 
 
 @each_dropless
@@ -540,7 +539,7 @@ def test_a_replay_takes_over_the_decisions_of_another_model(config):
 
 
 def train(params, tokens_BS, config, mask_BS=None):
-    return groups.loss_and_grads(params, tokens_BS, np.zeros((2, 4), int), config, mask_BS)
+    return batches.loss_and_grads(params, tokens_BS, np.zeros((2, 4), int), config, mask_BS)
 
 
 each_entrance = pytest.mark.parametrize("call", [model.forward, train])
@@ -577,13 +576,13 @@ def test_tokens_that_do_not_fit_are_refused(call, tokens_BS, message):
 @pytest.mark.parametrize(("targets_BS", "message"), BAD_TOKENS)
 def test_targets_that_do_not_fit_are_refused(targets_BS, message):
     with pytest.raises(ValueError, match="^targets_BS " + message):
-        groups.loss_and_grads(model.init_params(CONFIG), TOKENS_BS, targets_BS, CONFIG)
+        batches.loss_and_grads(model.init_params(CONFIG), TOKENS_BS, targets_BS, CONFIG)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 2), (1, 8)])
 def test_targets_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=rf"^targets_BS has shape \({shape[0]}, {shape[1]}\), tokens_BS \(2, 4\)"):
-        groups.loss_and_grads(model.init_params(CONFIG), TOKENS_BS, np.zeros(shape, int), CONFIG)
+        batches.loss_and_grads(model.init_params(CONFIG), TOKENS_BS, np.zeros(shape, int), CONFIG)
 
 
 @each_entrance
@@ -627,13 +626,14 @@ def test_a_random_order_needs_a_generator_in_training_alone():
     config = VARIANTS["drop by random"]
     params, batch = model.init_params(config), batch_of(config)
     with pytest.raises(ValueError, match="drop_order = 'random' needs rng"):
-        groups.loss_and_grads(params, *batch, config)
-    groups.loss_and_grads(params, *batch, config, training=False)
+        batches.loss_and_grads(params, *batch, config)
+    batches.loss_and_grads(params, *batch, config, training=False)
 
 
 def test_lists_are_taken_as_arrays():
     params, mask = model.init_params(CONFIG), [[True, True], [True, False]]
-    from_lists = groups.loss_and_grads(params, [[1, 2], [3, 4]], [[2, 3], [4, 5]], CONFIG, mask)
-    from_arrays = groups.loss_and_grads(params, *np.array([[[1, 2], [3, 4]], [[2, 3], [4, 5]]]), CONFIG, np.array(mask))
+    from_lists = batches.loss_and_grads(params, [[1, 2], [3, 4]], [[2, 3], [4, 5]], CONFIG, mask)
+    tokens = np.array([[[1, 2], [3, 4]], [[2, 3], [4, 5]]])
+    from_arrays = batches.loss_and_grads(params, *tokens, CONFIG, np.array(mask))
     assert from_lists[0] == from_arrays[0]
     assert_equal(from_lists[1], from_arrays[1])

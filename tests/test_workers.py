@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import workers as module
-from minimoe.workers import keep_freed_memory, workers
+from minimoe.training import threads
+from minimoe.training.threads import keep_freed_memory, workers
 
 each_number = pytest.mark.parametrize("threads", [1, 2, 3])
 
@@ -137,7 +137,7 @@ class Library:
 def test_what_the_c_library_is_asked_for(monkeypatch, done):
     """By glibc's <malloc.h>: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8.  A refusal stops nothing."""
     library = Library(done)
-    monkeypatch.setattr(module, "ctypes", SimpleNamespace(CDLL=lambda name: library))
+    monkeypatch.setattr(threads, "ctypes", SimpleNamespace(CDLL=lambda name: library))
     assert keep_freed_memory() is (done == 1)
     assert dict(library.asked) == {-4: 0, -1: 2**30, -8: 1}
 
@@ -177,7 +177,7 @@ def not_found(name):
 @pytest.mark.parametrize("load", [lambda name: WithoutMallopt(), of_windows, not_found],
                          ids=["no mallopt", "Windows", "no library"])
 def test_a_c_library_without_mallopt_is_no_error(monkeypatch, load):
-    monkeypatch.setattr(module, "ctypes", SimpleNamespace(CDLL=load))
-    assert module.keep_freed_memory() is False
+    monkeypatch.setattr(threads, "ctypes", SimpleNamespace(CDLL=load))
+    assert threads.keep_freed_memory() is False
     with workers(2) as each:
         assert list(each(abs, [-3, 4])) == [3, 4]

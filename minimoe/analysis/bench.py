@@ -19,8 +19,8 @@ from minimoe.analysis.places import WAYS
 from minimoe.analysis.timers import PARTS, REST
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import data, loop
+from minimoe.training.threads import workers
 from minimoe.training.tokenizer import Tokenizer
-from minimoe.workers import workers
 
 WARM, WRITTEN = 3, 64
 """Rounds that are not counted, since the first ones have fresh memory to get; tokens that a round generates."""

@@ -5,9 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minimoe import groups as batches
-from minimoe import model
-from minimoe import params as parameters
+from minimoe import batches, model, parameters
 from minimoe.config import ModelConfig
 from minimoe.gradcheck import numeric
 from minimoe.moe import losses

@@ -1,7 +1,7 @@
 """The feed-forward block that every token uses: a dense layer, or the shared experts beside the routed ones."""
 
 from minimoe.nn import ops
-from minimoe.params import Weight
+from minimoe.parameters import Weight
 
 NAMES = ("w_gate_DJ", "w_up_DJ", "w_down_JD")
 

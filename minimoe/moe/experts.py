@@ -8,7 +8,7 @@ router's gates weigh whole experts.)
 import numpy as np
 
 from minimoe.nn import ops
-from minimoe.params import Weight
+from minimoe.parameters import Weight
 
 NAMES = ("w_gate_EDF", "w_up_EDF", "w_down_EFD")
 

@@ -3,7 +3,7 @@
     x_TD -> route -> keep -> dispatch -> experts -> combine -> y_TD
 """
 
-from minimoe import params as parameters
+from minimoe import parameters
 from minimoe.moe import capacity, dense, dispatch, experts, routers
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from minimoe.moe import experts
 from minimoe.nn import ops
-from minimoe.params import Weight
+from minimoe.parameters import Weight
 
 TINY = 1e-12
 """Added to the squared length of a vector that is scaled to length 1."""

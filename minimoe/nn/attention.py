@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe.nn import ops
-from minimoe.params import Weight
+from minimoe.parameters import Weight
 
 
 def weights(config, std, out_std):

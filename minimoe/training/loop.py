@@ -7,12 +7,11 @@ import time
 
 import numpy as np
 
-from minimoe import groups, model
-from minimoe import params as parameters
+from minimoe import batches, model, parameters
 from minimoe.moe import losses as auxiliary
 from minimoe.training import checkpoint, data, optimizer, record
 from minimoe.training.checkpoint import TrainState
-from minimoe.workers import workers
+from minimoe.training.threads import workers
 
 
 class Diverged(ValueError):
@@ -90,9 +89,9 @@ def step_once(state, corpus, each=map):
                            f"in {first_not_finite(state.params, cache)}")
         return record.own_pulls(cache) if recorded else None
 
-    batches = [data.sample(corpus.train, state.rng, config.batch, config.sequence) for _ in range(config.accumulate)]
-    parts = [group for batch in batches for group in groups.cut(batch.tokens_BS, batch.targets_BS, config.groups)]
-    losses, routings, pulls, grads = groups.gradients(state.params, parts, state.model_config, state.rng, look,
+    drawn = [data.sample(corpus.train, state.rng, config.batch, config.sequence) for _ in range(config.accumulate)]
+    parts = [group for batch in drawn for group in batches.cut(batch.tokens_BS, batch.targets_BS, config.groups)]
+    losses, routings, pulls, grads = batches.gradients(state.params, parts, state.model_config, state.rng, look,
                                                       each=each)
     norm = _finite_norm(grads, state.step)
     optimizer.adamw_update(state.params, grads, state.moments, state.step, config,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minimoe import groups, model
+from minimoe import batches, model
 from minimoe.analysis import places
 from minimoe.analysis.places import Place
 from minimoe.config import ModelConfig
@@ -144,9 +144,9 @@ def test_a_router_is_watched_under_its_name_unless_it_is_no_module_of_its_own(ro
 def test_a_model_is_walked_layer_by_layer_group_after_group(n_groups, is_global):
     config = ModelConfig(**vars(CONFIG) | dict(global_balance=is_global, balance_coef=0.1))
     parts = {"attention": ((attention, "attention"),), "experts": ((experts, "experts"),), "block": (places.BLOCK,)}
-    batch, left = groups.cut(*np.random.default_rng(0).integers(0, 7, (2, 2, 6)), n_groups), []
+    batch, left = batches.cut(*np.random.default_rng(0).integers(0, 7, (2, 2, 6)), n_groups), []
     with places.watched(config, parts, left.append):
-        groups.gradients(model.init_params(config), batch, config)
+        batches.gradients(model.init_params(config), batch, config)
     walked = [place for place in left if place is not None and place.part != "block"]  # noted as each is left
     forward = [(i, part, "forward") for i in range(3) for part in ("attention", "router", "experts")]
     backward = [(i, part, "backward") for i in (2, 1, 0) for part in ("experts", "router", "attention")]

@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 
 from minimoe import config, decode, generation, model
-from minimoe.workers import workers
+from minimoe.training.threads import workers
 from tests.benchmarks import turns
 
 CONTEXT, N_TOKENS, SEEN = 1024, 200, (1, 256, 768)

@@ -7,7 +7,7 @@ import threadpoolctl
 from minimoe import config, model
 from minimoe.analysis import bench, cost
 from minimoe.training import corpus, data, loop
-from minimoe.workers import keep_freed_memory, workers
+from minimoe.training.threads import keep_freed_memory, workers
 
 GROUPS = 2
 

@@ -16,7 +16,7 @@ from minimoe import model
 from minimoe.config import ModelConfig
 from minimoe.moe import dense, layer
 from minimoe.moe import tokens as token_records
-from minimoe.workers import workers
+from minimoe.training.threads import workers
 from tests.benchmarks import turns
 
 T, D, F = 4096, 128, 256

@@ -11,8 +11,7 @@ import transformers
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from minimoe import model
-from minimoe import params as parameters
+from minimoe import model, parameters
 
 torch.set_num_threads(1)  # on matrices this small a second thread only waits
 

@@ -10,7 +10,7 @@ import other_models
 import pytest
 import torch
 
-from minimoe import gradcheck, groups, model
+from minimoe import batches, gradcheck, model
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import optimizer
 
@@ -81,7 +81,7 @@ def test_logits_are_mixtrals(config):
 @each(MIXTRALS)
 def test_loss_and_every_gradient_are_mixtrals(config):
     params, tokens_BS, targets_BS = made_up(config)
-    ours, grads = groups.loss_and_grads(params, tokens_BS, targets_BS, config)
+    ours, grads = batches.loss_and_grads(params, tokens_BS, targets_BS, config)
     theirs, their_grads = run_mixtral(params, tokens_BS, targets_BS, config)
     assert_close(grads | {"loss": ours.total}, their_grads | {"loss": theirs.loss.item()})
 
@@ -107,7 +107,7 @@ def test_padding_is_left_out_as_by_mixtral(config):
     params, tokens_BS, targets_BS = made_up(config)
     mask_BS = np.arange(config.max_sequence) < np.array([[11], [4], [7]])
     logits_BSV, _ = model.forward(params, tokens_BS, config, mask_BS)
-    ours, grads = groups.loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS)
+    ours, grads = batches.loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS)
     theirs, their_grads = run_mixtral(params, tokens_BS, targets_BS, config, mask_BS)
     assert_close({"logits": logits_BSV[mask_BS]}, {"logits": theirs.logits.detach().numpy()[mask_BS]})
     assert_close(grads | {"loss": ours.total}, their_grads | {"loss": theirs.loss.item()})
@@ -119,7 +119,7 @@ def test_float32_agrees_with_the_library_untouched():
     leaves = other_models.leaves_of(params)
     net = other_models.mixtral(config, experts=None)
     theirs = other_models.run_mixtral(net, leaves, tokens_BS, targets_BS, config)
-    ours, grads = groups.loss_and_grads(params, tokens_BS, targets_BS, config)
+    ours, grads = batches.loss_and_grads(params, tokens_BS, targets_BS, config)
     their_grads = other_models.grads_of(theirs.loss, leaves)
     assert_close(grads | {"loss": ours.total}, their_grads | {"loss": theirs.loss.item()}, 1e-5)
 
@@ -136,7 +136,7 @@ def test_balance_is_a_mean_over_layers_and_mixtrals_is_pooled_over_them():
         params[f"layers.{i}.moe.w_down_EFD"] *= 0
         params[f"layers.{i}.moe.gain_D"] = np.ones(config.d_model)
         params[f"layers.{i}.moe.w_router_DE"] = np.tile(np.log(p_E) / config.d_model, (config.d_model, 1))
-    ours, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, config)
+    ours, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, config)
     theirs, _ = run_mixtral(params, tokens_BS, targets_BS, config)
     np.testing.assert_allclose(ours.balance, 1.8, rtol=1e-12)
     np.testing.assert_allclose(theirs.aux_loss.item(), 1.0, rtol=1e-12)
@@ -147,7 +147,7 @@ def test_what_mixtral_lacks_is_as_in_plain_pytorch(config):
     params, tokens_BS, targets_BS = made_up(config)
     leaves = other_models.leaves_of(params)
     theirs = other_models.plain_losses(leaves, tokens_BS, targets_BS, config)
-    ours, grads = groups.loss_and_grads(params, tokens_BS, targets_BS, config)
+    ours, grads = batches.loss_and_grads(params, tokens_BS, targets_BS, config)
     assert_close(by_name(ours), {name: loss.item() for name, loss in by_name(theirs).items()})
     assert_close(grads, other_models.grads_of(theirs.total, leaves))
 
@@ -195,7 +195,7 @@ def test_training_goes_as_with_mixtral_and_pytorchs_adamw():
             adamw.zero_grad()
             theirs.backward()
             pytorchs_step(adamw, step)
-            ours, grads = groups.loss_and_grads(params, tokens_BS, targets_BS, CONFIG)
+            ours, grads = batches.loss_and_grads(params, tokens_BS, targets_BS, CONFIG)
             optimizer.adamw_update(params, grads, moments, step, TRAINING)
             assert_close({"loss": ours.ce}, {"loss": theirs.item()}, 1e-10)
     assert_close(params, {name: leaf.detach().numpy() for name, leaf in leaves.items()}, 1e-10)

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import gradcheck, model
-from minimoe import params as parameters
+from minimoe import gradcheck, model, parameters
 from minimoe.config import ModelConfig
 from minimoe.moe import dense, feed_forward, layer, routing, soft
 from minimoe.moe import tokens as token_records

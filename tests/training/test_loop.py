@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import groups, model
+from minimoe import batches, model
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.moe import telemetry
 from minimoe.names import ROUTERS
@@ -94,7 +94,7 @@ def test_a_step_is_clipped_adamw_on_the_gradient_of_the_batch():
     state, training = in_float64(new(clip_norm=0.1)), replace(TRAINING, clip_norm=0.1)
     params, [batch] = {name: array.copy() for name, array in state.params.items()}, first_batches(1)
     moments = optimizer.start_moments(params)
-    _, grads = groups.loss_and_grads(params, batch.tokens_BS, batch.targets_BS, MOE)
+    _, grads = batches.loss_and_grads(params, batch.tokens_BS, batch.targets_BS, MOE)
     norm = math.sqrt(sum((grad ** 2).sum() for grad in grads.values()))
     optimizer.adamw_update(params, grads, moments, 0, training, 0.1 / norm)
     loop.step_once(state, TEXT)
@@ -105,7 +105,7 @@ def test_a_step_is_clipped_adamw_on_the_gradient_of_the_batch():
 
 def test_accumulated_gradients_are_the_mean_over_micro_batches():
     state = in_float64(new(accumulate=2, clip_norm=1e9))
-    results = [groups.loss_and_grads(state.params, batch.tokens_BS, batch.targets_BS, MOE)
+    results = [batches.loss_and_grads(state.params, batch.tokens_BS, batch.targets_BS, MOE)
                for batch in first_batches(2)]
     loop.step_once(state, TEXT)
     for name, mean in state.moments[0].items():  # after the first step, (1 - beta1) times the gradient

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import groups, model
+from minimoe import batches, model
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.moe import telemetry
 from minimoe.names import ROUTERS
@@ -52,7 +52,7 @@ def one_record(state, name):
 def test_the_gradient_through_the_gates_is_that_of_the_task_in_the_last_layer(router):
     config = replace(MIXED[router], balance_coef=5.0, z_coef=5.0)
     state, ([batch], rng) = new(config), first_batches(1)
-    _, grads = groups.loss_and_grads(state.params, *batch[:2], without_losses(config), rng=rng)
+    _, grads = batches.loss_and_grads(state.params, *batch[:2], without_losses(config), rng=rng)
     gates_L = one_record(state, "grad_gates")
     assert gates_L[1] == pytest.approx(router_length(grads, 1), rel=1e-10)
 
@@ -60,7 +60,7 @@ def test_the_gradient_through_the_gates_is_that_of_the_task_in_the_last_layer(ro
 def test_the_own_gradient_is_what_the_losses_of_the_layer_add():
     config = replace(MOE, n_layers=1, balance_coef=5.0, z_coef=5.0)
     state, ([batch], _) = new(config), first_batches(1)
-    (_, all_), (_, task) = (groups.loss_and_grads(state.params, *batch[:2], c)
+    (_, all_), (_, task) = (batches.loss_and_grads(state.params, *batch[:2], c)
                             for c in (config, without_losses(config)))
     added = {name: all_[name] - task[name] for name in all_}
     assert one_record(state, "grad_own") == pytest.approx([router_length(added, 0)], rel=1e-10)
@@ -68,7 +68,7 @@ def test_the_own_gradient_is_what_the_losses_of_the_layer_add():
 
 def test_the_gradient_of_the_experts_is_that_of_all_their_weights():
     state, ([batch], _) = new(), first_batches(1)
-    _, grads = groups.loss_and_grads(state.params, *batch[:2], MOE)
+    _, grads = batches.loss_and_grads(state.params, *batch[:2], MOE)
     expected = [np.sqrt(sum((grads[f"layers.{i}.moe.{name}"] ** 2).sum()
                             for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD"))) for i in range(2)]
     np.testing.assert_allclose(one_record(state, "grad_experts"), expected, rtol=1e-12)
@@ -76,10 +76,10 @@ def test_the_gradient_of_the_experts_is_that_of_all_their_weights():
 
 def test_gradients_are_those_of_the_whole_step():
     config = replace(MOE, balance_coef=5.0, z_coef=5.0)
-    state, (batches, _) = new(config, accumulate=2), first_batches(2)
+    state, (drawn, _) = new(config, accumulate=2), first_batches(2)
     with_and_without = []
     for c in (config, without_losses(config)):
-        parts = [groups.loss_and_grads(state.params, *batch[:2], c)[1] for batch in batches]
+        parts = [batches.loss_and_grads(state.params, *batch[:2], c)[1] for batch in drawn]
         with_and_without.append({name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]})
     both, task = with_and_without
     added = {name: both[name] - task[name] for name in both}
@@ -117,9 +117,9 @@ def test_drops_by_place_in_groups_are_the_mean_over_groups_each_with_its_own_que
 
 def routed_in_groups(config, n, **training):
     """The routings of the groups of the last micro-batch of the first step, and what the step wrote down."""
-    state, (batches, _) = new(config, groups=n, **training), first_batches(training.get("accumulate", 1))
+    state, (drawn, _) = new(config, groups=n, **training), first_batches(training.get("accumulate", 1))
     routings = [model.model_forward(state.params, part_BS, config, training=True)[0][1]
-                for part_BS in np.split(batches[-1].tokens_BS, n)]
+                for part_BS in np.split(drawn[-1].tokens_BS, n)]
     loop.step_once(state, TEXT)
     return routings, state.history
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import generation, groups, model, names
+from minimoe import batches, generation, model, names
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import corpus, data, loop
 
@@ -53,8 +53,8 @@ def test_a_bias_moves_by_whole_rates_and_neither_the_gradient_nor_the_decay_touc
 def routed_in_the_first_step(state):
     """The routings of the groups of the first step, one list a group."""
     config, training, rng = state.model_config, state.train_config, np.random.default_rng(TRAINING.seed)
-    batches = [data.sample(TEXT.train, rng, 3, 8) for _ in range(training.accumulate)]
-    parts = [part_BS for batch in batches for part_BS in np.split(batch.tokens_BS, training.groups)]
+    drawn = [data.sample(TEXT.train, rng, 3, 8) for _ in range(training.accumulate)]
+    parts = [part_BS for batch in drawn for part_BS in np.split(batch.tokens_BS, training.groups)]
     return [model.model_forward(state.params, part_BS, config, training=True)[0][1] for part_BS in parts]
 
 
@@ -114,8 +114,8 @@ def test_the_history_has_every_loss_that_the_router_is_trained_with():
     state = replace(state, model_config=replace(state.model_config, sequence_coef=0.1))
     loop.step_once(state, TEXT)
     rng, params = np.random.default_rng(TRAINING.seed), model.init_params(state.model_config, TRAINING.seed)
-    batches = [data.sample(TEXT.train, rng, 3, 8) for _ in range(2)]
-    parts = [part for batch in batches for part in groups.cut(batch.tokens_BS, batch.targets_BS, 1)]
-    losses = groups.gradients(params, parts, state.model_config, rng).losses
+    drawn = [data.sample(TEXT.train, rng, 3, 8) for _ in range(2)]
+    parts = [part for batch in drawn for part in batches.cut(batch.tokens_BS, batch.targets_BS, 1)]
+    losses = batches.gradients(params, parts, state.model_config, rng).losses
     for name in ("balance", "z", "importance", "load", "sequence"):
         assert state.history[name] == [np.mean([part.auxiliary[name] for part in losses])]

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import groups as in_groups
-from minimoe import model
+from minimoe import batches, model
 from minimoe.analysis import places
 from minimoe.analysis.cost import ours, parts, report
 from minimoe.moe import dense, experts, soft
@@ -178,7 +177,7 @@ def noted_products(params, tokens_BS, config, groups=1, seed=0):
     with places.watched(config, FUNCTIONS) as here:
         noting = {name: counted(array, lambda product: noted.append((here(), product)))
                   for name, array in params.items()}
-        result = in_groups.gradients(noting, in_groups.cut(tokens_BS, np.roll(tokens_BS, -1, 1), groups), config,
+        result = batches.gradients(noting, batches.cut(tokens_BS, np.roll(tokens_BS, -1, 1), groups), config,
                                      np.random.default_rng(seed))
     return noted, result.routings
 

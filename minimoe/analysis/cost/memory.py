@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import model
-from minimoe import params as parameters
+from minimoe import model, parameters
 from minimoe.analysis.cost import ours, parts
 
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from minimoe import model, names
-from minimoe import params as parameters
+from minimoe import model, names, parameters
 from minimoe.analysis import plots
 from minimoe.analysis.explorer import rules
 from minimoe.moe import capacity, routers

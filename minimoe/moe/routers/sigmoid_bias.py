@@ -4,7 +4,7 @@ import numpy as np
 
 from minimoe.moe import assign, routing
 from minimoe.nn import ops
-from minimoe.params import Weight
+from minimoe.parameters import Weight
 
 CAUSAL = True
 CAUSAL_IN_EVALUATION = True

@@ -2,7 +2,7 @@
 
 from minimoe.moe import assign, routing
 from minimoe.nn import ops
-from minimoe.params import Weight
+from minimoe.parameters import Weight
 
 CAUSAL = True
 CAUSAL_IN_EVALUATION = True

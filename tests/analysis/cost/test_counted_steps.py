@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import groups, model
+from minimoe import batches, model
 from minimoe.analysis import cost
 from minimoe.analysis.cost import counting
 from minimoe.analysis.places import Place
@@ -166,7 +166,7 @@ def test_layers_without_a_router_have_no_rows():
 def test_dropped_rows_are_not_computed(factor, order):
     config = replace(CONFIG, capacity_factor=factor, eval_capacity_factor=9.0, drop_order=order)
     tokens_BS = np.random.default_rng(3).integers(0, 13, (4, 7))  # the batch that seed 3 counts
-    result = groups.gradients(model.init_params(config, 3), groups.cut(tokens_BS, tokens_BS, 2), config,
+    result = batches.gradients(model.init_params(config, 3), batches.cut(tokens_BS, tokens_BS, 2), config,
                               np.random.default_rng(3))
     dropped = sum((~r.kept_A).sum() for routings in result.routings for r in routings)
     counted, dropless = (cost.count(c, 4, 7, 2, seed=3) for c in (config, replace(config, capacity_factor=None)))
@@ -192,9 +192,9 @@ def test_counting_changes_no_number(router, fields):
     fields = {} if ROUTERS[router].soft else fields
     config = replace(CONFIG, router=router, top_k=ROUTERS[router].top_k or 2, **fields)
     params, rng = model.init_params(config), np.random.default_rng(0)
-    of_groups, noted = groups.cut(*rng.integers(0, 13, (2, 4, 7)), 2), []
+    of_groups, noted = batches.cut(*rng.integers(0, 13, (2, 4, 7)), 2), []
     counted = {name: cost.counted(array, noted.append) for name, array in params.items()}
-    plain, under_count = (groups.gradients(arrays, of_groups, config, np.random.default_rng(1))
+    plain, under_count = (batches.gradients(arrays, of_groups, config, np.random.default_rng(1))
                           for arrays in (params, counted))
     assert [losses.total for losses in under_count.losses] == [losses.total for losses in plain.losses]
     assert under_count.grads.keys() == plain.grads.keys()

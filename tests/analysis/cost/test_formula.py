@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimoe import groups, model
+from minimoe import batches, model
 from minimoe.analysis import cost
 from minimoe.analysis.cost import formula, ours
 from minimoe.analysis.places import Place
@@ -58,7 +58,7 @@ OPTIONS = [
 
 def rows_that_run(config, tokens_BS, n_groups, seed):
     """Layer -> rows that its experts should compute, after the routings of a run: the oracle of the counted rows."""
-    result = groups.gradients(model.init_params(config, seed), groups.cut(tokens_BS, tokens_BS, n_groups), config,
+    result = batches.gradients(model.init_params(config, seed), batches.cut(tokens_BS, tokens_BS, n_groups), config,
                               np.random.default_rng(seed))
     rows = dict.fromkeys(config.moe_layers, 0)
     for of_group in result.routings:
@@ -218,7 +218,7 @@ def test_rows_that_are_known_without_a_run(fields, n_groups, rows):
 @pytest.mark.parametrize("n_groups", [1, 2])
 def test_without_a_limit_all_experts_are_filled_up_to_the_busiest(n_groups):
     config, tokens_BS = replace(CONFIG, pad_experts=True), np.random.default_rng(0).integers(0, 13, (4, 7))
-    result = groups.gradients(model.init_params(config), groups.cut(tokens_BS, tokens_BS, n_groups), config)
+    result = batches.gradients(model.init_params(config), batches.cut(tokens_BS, tokens_BS, n_groups), config)
     busiest = np.array([[max((r.expert_A == e).sum() for e in range(5)) for r in of_group]
                         for of_group in result.routings])
     found = cost.count(config, 4, 7, n_groups)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import groups, model, names
+from minimoe import batches, model, names
 from minimoe.config import ModelConfig
 from minimoe.moe import layer, losses, routing
 from minimoe.moe import tokens as token_records
@@ -232,8 +232,8 @@ def test_each_layer_has_its_own_load_of_the_whole_step():
 @each_loss
 def test_the_reported_cross_entropy_never_contains_a_loss(name):
     params, tokens_BS, targets_BS = random_model(noisy())
-    without, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, noisy(**alone(None)), training=False)
-    with_, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, noisy(**alone(name, 7.0)), training=False)
+    without, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, noisy(**alone(None)), training=False)
+    with_, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, noisy(**alone(name, 7.0)), training=False)
     assert with_.ce == without.ce == without.total
     np.testing.assert_allclose(with_.total - with_.ce, 7 * with_.auxiliary[name], rtol=1e-12)
     assert with_.auxiliary[name] > 0.01
@@ -243,7 +243,7 @@ def test_the_objective_is_the_cross_entropy_and_each_loss_by_its_weight():
     coefs = {name: 0.1 * (i + 1) for i, name in enumerate(names.LOSSES)}
     config = noisy(**{f"{name}_coef": coef for name, coef in coefs.items()})
     params, tokens_BS, targets_BS = random_model(config)
-    result, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, config, rng=np.random.default_rng(0))
+    result, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, config, rng=np.random.default_rng(0))
     expected = result.ce + sum(coefs[name] * result.auxiliary[name] for name in names.LOSSES)
     np.testing.assert_allclose(result.total, expected, rtol=1e-12)
 
@@ -252,7 +252,7 @@ def test_the_objective_is_the_cross_entropy_and_each_loss_by_its_weight():
                          ids=["soft", "dense"])
 def test_without_routers_there_are_no_losses_but_the_cross_entropy(config):
     params, tokens_BS, targets_BS = random_model(config)
-    result, _ = groups.loss_and_grads(params, tokens_BS, targets_BS, config)
+    result, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, config)
     assert (result.auxiliary, result.balance, result.z, result.total) == ({}, 0, 0, result.ce)
 
 

@@ -11,7 +11,7 @@ from minimoe.moe import tokens
 from minimoe.moe.routers import POLICIES
 from minimoe.moe.routing import RoutingGrad
 from minimoe.names import ROUTERS
-from minimoe.params import Weight
+from minimoe.parameters import Weight
 
 B, S, D, E = 2, 8, 6, 5
 T = B * S
