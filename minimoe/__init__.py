@@ -23,7 +23,7 @@ so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx
 from minimoe import analysis, gradcheck
 from minimoe.batches import loss_and_grads
 from minimoe.config import ModelConfig, TrainConfig, preset
-from minimoe.generation import generate
+from minimoe.generation.sampling import generate
 from minimoe.model import Losses, forward, init_params
 
 __all__ = ["Losses", "ModelConfig", "TrainConfig", "analysis", "forward", "generate", "gradcheck", "init_params",

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import generation
 from minimoe.analysis import comparison, cost_plots, plots
 from minimoe.analysis.cost import deployment, measured, ours, published, report, sheet
+from minimoe.generation import sampling
 
 PUBLISHED_CONTEXT, HELD_OUT = 2048, 64
 """Tokens of a text for published models; texts that a run's routing is read from."""
@@ -109,7 +109,7 @@ def of_ours(config, train_config, where, params=None, streams=None):
     arch = ours.architecture(config)
     name = "a dense model" if arch.dense else f"a MoE, {config.top_k} of {config.n_experts}"
     record = sheet.sheet(name, arch, context, where.machine, where.rest, where.experts,
-                         decodes=generation.causal(config))
+                         decodes=sampling.causal(config))
     batch = train_config.batch, train_config.sequence, train_config.groups, params, streams
     layers = _behind_router(config) if arch.dense and config.moe_layers else comparison.layers_words(config)
     return record | {"shape": f"{record['shape']}; {layers}",
@@ -127,7 +127,7 @@ def of_run(state, text, where, ranks):
     """The same of a run, with what its routing of the text's held-out part costs, layer by layer, if it routes."""
     record = of_ours(state.model_config, state.train_config, where, state.params, text.train)
     config = state.model_config
-    if not config.moe_layers or config.n_experts == 1 or not generation.causal(config):
+    if not config.moe_layers or config.n_experts == 1 or not sampling.causal(config):
         return record  # one expert is a dense model; what cannot write text has no steps of decoding
     texts_BS = _held_out(text, state.train_config.sequence)
     return record | {"routing": measured.routed(state.params, state.model_config, texts_BS, ranks, where.machine)}

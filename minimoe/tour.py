@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from minimoe import generation, model
+from minimoe import model
 from minimoe.analysis import comparison, plots
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL, MOE
 from minimoe.config import ModelConfig, TrainConfig, preset
+from minimoe.generation import sampling
 from minimoe.moe import telemetry
 from minimoe.training import corpus, data, runs
 
@@ -104,7 +105,7 @@ def _train(tour, name, config, seed, text, fresh, say, threads):
 def sample(state, n_tokens=300):
     """Text from a trained model, after 'The '."""
     prompt_S = state.tokenizer.encode("The ")
-    tokens_S = generation.generate(state.params, state.model_config, prompt_S, n_tokens, temperature=0.8)
+    tokens_S = sampling.generate(state.params, state.model_config, prompt_S, n_tokens, temperature=0.8)
     return state.tokenizer.decode(tokens_S)
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import budgets, cli, costs, generation, gradcheck, lessons, model, names, studies, tour, zoo
+from minimoe import budgets, cli, costs, gradcheck, lessons, model, names, studies, tour, zoo
 from minimoe import config as configs
 from minimoe.commands import arguments
+from minimoe.generation import sampling
 from minimoe.gradcheck import checks
 from minimoe.nn import ops
 from minimoe.training import checkpoint, corpus, data, loop
@@ -520,7 +521,7 @@ def loaded(folder="run"):
 def test_generate_writes_the_prompt_and_what_the_library_samples(run, options, same):
     status, out, _ = run(f"generate --run run --prompt 'the cat ' --n-tokens 40 {options}")
     state, params, config = loaded()
-    tokens_S = generation.generate(params, config, state.tokenizer.encode("the cat "), 40, **same)
+    tokens_S = sampling.generate(params, config, state.tokenizer.encode("the cat "), 40, **same)
     assert (status, out) == (0, state.tokenizer.decode(tokens_S) + "\n")
 
 

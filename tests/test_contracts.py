@@ -15,8 +15,9 @@ import pytest
 import shapes
 
 import minimoe
-from minimoe import batches, generation, gradcheck, model, names, parameters
+from minimoe import batches, gradcheck, model, names, parameters
 from minimoe import config as configs
+from minimoe.generation import sampling
 from minimoe.moe import routers, soft, telemetry, tokens
 
 ROOT = Path(minimoe.__file__).parent
@@ -26,7 +27,7 @@ FUNCTIONS = [(file, node) for file, tree in TREES.items() for node in ast.walk(t
              if isinstance(node, ast.FunctionDef)]
 
 FLOORS = {"names": 0, "parameters": 0, "files": 0, "archive": 0.5, "config": 0.5, "nn": 1, "moe": 2,
-          "model": 3, "batches": 3.5, "decode": 3.5, "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5,
+          "model": 3, "batches": 3.5, "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5,
           "analysis": 5, "": 5.5, "course": 6, "tour": 6, "zoo": 6, "costs": 6, "budgets": 6, "studies": 6,
           "lessons": 6, "commands": 7, "cli": 8, "__main__": 9}
 """A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""
@@ -101,7 +102,7 @@ def test_a_name_that_is_no_module_comes_from_the_face():
     ("nn/ops.py", "moe/layer.py", True), ("nn/ops.py", "nn/attention.py", False), ("model.py", "nn/ops.py", False),
     ("parameters.py", "names.py", True), ("parameters.py", "config.py", True), ("config.py", "names.py", False),
     ("model.py", "__init__.py", True), ("tour.py", "__init__.py", False),
-    ("__init__.py", "generation.py", False), ("__init__.py", "cli.py", True)])
+    ("__init__.py", "generation/sampling.py", False), ("__init__.py", "cli.py", True)])
 def test_up_and_down_are_told_apart(file, target, up):
     assert goes_up(file, target) == up
 
@@ -307,7 +308,7 @@ def runs(config):
     yield whole, lambda: (tokens.nameless(MASK_BS.ravel()), share(config, routings) if routings else None)
     if not names.ROUTERS[config.router].soft and routers.POLICIES[config.router].CAUSAL_IN_EVALUATION:
         yield whole | dict(S=S - PAST, T=B * (S - PAST)), decode(config)
-        yield widths(config), lambda: generation.generate(params, config, TOKENS_BS[0, :2], 4)
+        yield widths(config), lambda: sampling.generate(params, config, TOKENS_BS[0, :2], 4)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import decode, model, parameters
+from minimoe import model, parameters
 from minimoe.config import ModelConfig
+from minimoe.generation import decoding
 from minimoe.moe import routers
 from minimoe.names import ROUTERS
 
@@ -43,8 +44,8 @@ def params_of(config, dtype=np.float64):
 
 def decoded(params, config, text_S, n_first, room=None):
     """logit_TV from the n_first-th token on, the rest read step by step; and the Decoder."""
-    logit_V, decoder = decode.start(params, config, text_S[:n_first], room or len(text_S))
-    logits = [logit_V] + [decode.step(decoder, text_S[i], i) for i in range(n_first, len(text_S))]
+    logit_V, decoder = decoding.start(params, config, text_S[:n_first], room or len(text_S))
+    logits = [logit_V] + [decoding.step(decoder, text_S[i], i) for i in range(n_first, len(text_S))]
     return np.array(logits), decoder
 
 
@@ -105,23 +106,23 @@ def test_nothing_that_was_passed_in_is_changed(config):
 @each_variant
 def test_keys_and_values_are_the_decoders_own_and_the_rest_of_it_is_never_written_to(config):
     params = params_of(config)
-    _, decoder = decode.start(params, config, TEXT_S[:2], 10)
+    _, decoder = decoding.start(params, config, TEXT_S[:2], 10)
     own = [decoder.read_M, *(array for layer in decoder.layers for array in (layer.k_GMP, layer.v_GMP))]
     assert not any(np.shares_memory(mine, array) for mine in own for array in params.values())
     for array in parameters.arrays_in(decoder):
         array.flags.writeable = any(array is mine for mine in own)
     for i in range(2, 10):
-        decode.step(decoder, TEXT_S[i], i)
+        decoding.step(decoder, TEXT_S[i], i)
 
 
 def test_a_step_writes_to_its_own_position_alone_and_into_the_same_arrays():
-    _, decoder = decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 10)
+    _, decoder = decoding.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 10)
     at_first = places(decoder)
     for layer in decoder.layers:
         layer.k_GMP[:, 2:], layer.v_GMP[:, 2:] = 99, 99
     for i in range(2, 10):
         before = [(layer.k_GMP.copy(), layer.v_GMP.copy()) for layer in decoder.layers]
-        decode.step(decoder, TEXT_S[i], i)
+        decoding.step(decoder, TEXT_S[i], i)
         for layer, olds in zip(decoder.layers, before, strict=True):
             for now_GMP, old_GMP in zip((layer.k_GMP, layer.v_GMP), olds, strict=True):
                 changed_M = (now_GMP != old_GMP).any(axis=(0, 2))
@@ -131,15 +132,15 @@ def test_a_step_writes_to_its_own_position_alone_and_into_the_same_arrays():
 
 def test_what_lies_in_the_room_that_is_not_used_yet_does_not_matter():
     params = params_of(CONFIG)
-    _, decoder = decode.start(params, CONFIG, TEXT_S[:3], 10)
+    _, decoder = decoding.start(params, CONFIG, TEXT_S[:3], 10)
     for layer in decoder.layers:
         layer.k_GMP[:, 3:], layer.v_GMP[:, 3:] = np.nan, np.nan
-    logit_V = decode.step(decoder, TEXT_S[3], 3)
+    logit_V = decoding.step(decoder, TEXT_S[3], 3)
     np.testing.assert_allclose(logit_V, model.forward(params, TEXT_S[None, :4], CONFIG)[0][0, -1], rtol=1e-12)
 
 
 def test_the_arrays_have_the_room_that_was_asked_for():
-    _, decoder = decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
+    _, decoder = decoding.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
     assert {shape for _, shape in places(decoder)} == {(3, 5, 4)}  # three heads, five places, 12 / 3 numbers
     assert {table_MP.shape for table_MP in decoder.rope} == {(5, 4)}
 
@@ -155,15 +156,15 @@ def test_a_text_can_go_on_otherwise_from_an_earlier_position():
     params = params_of(CONFIG)
     _, decoder = decoded(params, CONFIG, TEXT_S, 2)
     other_S = np.concatenate([TEXT_S[:4], (TEXT_S[4:7] + 1) % 11])
-    again = [decode.step(decoder, other_S[i], i) for i in range(4, 7)]
+    again = [decoding.step(decoder, other_S[i], i) for i in range(4, 7)]
     np.testing.assert_allclose(again, model.forward(params, other_S[None], CONFIG)[0][0, 4:], rtol=1e-12, atol=1e-12)
 
 
 def test_two_texts_do_not_disturb_each_other():
     params, other_S = params_of(CONFIG), TEXT_S[::-1]
-    _, one = decode.start(params, CONFIG, TEXT_S[:2], 10)
-    _, two = decode.start(params, CONFIG, other_S[:2], 10)
-    by_turns = [(decode.step(one, TEXT_S[i], i), decode.step(two, other_S[i], i)) for i in range(2, 10)]
+    _, one = decoding.start(params, CONFIG, TEXT_S[:2], 10)
+    _, two = decoding.start(params, CONFIG, other_S[:2], 10)
+    by_turns = [(decoding.step(one, TEXT_S[i], i), decoding.step(two, other_S[i], i)) for i in range(2, 10)]
     for logits, text_S in zip(zip(*by_turns, strict=True), (TEXT_S, other_S), strict=True):
         np.testing.assert_array_equal(logits, decoded(params, CONFIG, text_S, 2)[0][1:])
 
@@ -183,27 +184,27 @@ def test_complex_parameters_that_are_real_give_the_same():
 
 @pytest.mark.parametrize("position", [-1, 5, 6])
 def test_a_position_without_room_is_refused(position):
-    _, decoder = decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
+    _, decoder = decoding.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
     with pytest.raises(ValueError, match=rf"position = {position}: must be in \[0, 5\)"):
-        decode.step(decoder, 1, position)
+        decoding.step(decoder, 1, position)
 
 
 def test_a_position_before_which_there_is_no_token_is_refused():
-    _, decoder = decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
+    _, decoder = decoding.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
     for position in (3, 4):
         with pytest.raises(ValueError, match=f"position = {position}: no token has been read at 2"):
-            decode.step(decoder, 1, position)
-    decode.step(decoder, 1, 2)
-    decode.step(decoder, 1, 3)
+            decoding.step(decoder, 1, position)
+    decoding.step(decoder, 1, 2)
+    decoding.step(decoder, 1, 3)
 
 
 @pytest.mark.parametrize("token", [-1, CONFIG.vocab_size])
 def test_a_token_that_is_not_in_the_vocabulary_is_refused(token):
-    _, decoder = decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
+    _, decoder = decoding.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 5)
     with pytest.raises(ValueError, match=rf"token = {token}: must be in \[0, {CONFIG.vocab_size}\)"):
-        decode.step(decoder, token, 2)
+        decoding.step(decoder, token, 2)
 
 
 def test_a_text_that_is_longer_than_its_room_is_refused():
     with pytest.raises(ValueError, match="room = 1: tokens_S has 2 tokens already"):
-        decode.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 1)
+        decoding.start(params_of(CONFIG), CONFIG, TEXT_S[:2], 1)

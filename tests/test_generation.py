@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import decode, generation, model
+from minimoe import model
 from minimoe.config import ModelConfig
+from minimoe.generation import decoding, sampling
 from minimoe.moe import routers
 from minimoe.names import ROUTERS
 
@@ -61,18 +62,18 @@ def slow_greedy(params, config, prompt, n_tokens):
 def shares(temperature=1.0, top_k=None, top_p=None, n=2000):
     """How often each token is drawn; a share of n = 2000 draws has a standard deviation of at most 0.011."""
     rng = np.random.default_rng(0)
-    tokens = [generation.sample(LOGITS, temperature, top_k, top_p, rng) for _ in range(n)]
+    tokens = [sampling.sample(LOGITS, temperature, top_k, top_p, rng) for _ in range(n)]
     return np.bincount(tokens, minlength=4) / n
 
 
 def generate(prompt=(1, 2), n_tokens=20, config=CONFIG, **options):
-    return generation.generate(params_of(config), config, prompt, n_tokens, **options).tolist()
+    return sampling.generate(params_of(config), config, prompt, n_tokens, **options).tolist()
 
 
 @each_variant
 def test_each_logit_is_that_of_the_tokens_in_view_also_after_some_are_forgotten(config, monkeypatch):
-    seen, sample = [], generation.sample
-    monkeypatch.setattr(generation, "sample", lambda logit_V, *rest: seen.append(logit_V) or sample(logit_V, *rest))
+    seen, sample = [], sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda logit_V, *rest: seen.append(logit_V) or sample(logit_V, *rest))
     text = generate([3, 1], 25, config, temperature=0)
     expected, logits = slow_greedy(params_of(config), config, [3, 1], 25)
     assert text == expected
@@ -81,8 +82,8 @@ def test_each_logit_is_that_of_the_tokens_in_view_also_after_some_are_forgotten(
 
 
 def test_there_is_room_for_the_text_or_the_context_whichever_is_less(monkeypatch):
-    rooms, start = [], decode.start
-    monkeypatch.setattr(decode, "start", lambda *given: rooms.append(given[-1]) or start(*given))
+    rooms, start = [], decoding.start
+    monkeypatch.setattr(decoding, "start", lambda *given: rooms.append(given[-1]) or start(*given))
     for config, n_tokens in ((replace(CONFIG, max_sequence=10**6), 5), (CONFIG, 5), (CONFIG, 9)):
         generate([3, 1], n_tokens, config)
     # 2 + 5 tokens; as many; and a context of 7 for 2 + 9 tokens, of which the newer half is read again at the eighth
@@ -90,8 +91,8 @@ def test_there_is_room_for_the_text_or_the_context_whichever_is_less(monkeypatch
 
 
 def test_a_prompt_is_read_at_once_and_each_new_token_once(monkeypatch):
-    places, step = [], decode.step
-    monkeypatch.setattr(decode, "step", lambda *given: places.append(given[-1]) or step(*given))
+    places, step = [], decoding.step
+    monkeypatch.setattr(decoding, "step", lambda *given: places.append(given[-1]) or step(*given))
     generate([3, 1], 10)
     # positions after the prompt until the context of 7 is full; then 3 tokens are read again, and it goes on from there
     assert places == [2, 3, 4, 5, 6, 3, 4, 5]
@@ -127,7 +128,7 @@ def test_the_same_seed_writes_the_same_text():
 def test_the_defaults_draw_from_the_whole_distribution():
     everything = generate(temperature=1.0, top_k=None, top_p=None, seed=0)
     assert generate() == everything == generate(top_k=11) == generate(top_p=1)
-    assert list(generation.stream(params_of(CONFIG), CONFIG, [1, 2], 20)) == everything[2:]
+    assert list(sampling.stream(params_of(CONFIG), CONFIG, [1, 2], 20)) == everything[2:]
 
 
 def test_the_likeliest_one_is_temperature_zero():
@@ -135,7 +136,7 @@ def test_the_likeliest_one_is_temperature_zero():
 
 
 def test_a_stream_has_the_new_tokens_of_the_text():
-    stream = generation.stream(params_of(CONFIG), CONFIG, [1, 2], 20, 0.7, 5, 0.9, seed=3)
+    stream = sampling.stream(params_of(CONFIG), CONFIG, [1, 2], 20, 0.7, 5, 0.9, seed=3)
     assert list(stream) == generate([1, 2], 20, temperature=0.7, top_k=5, top_p=0.9, seed=3)[2:]
 
 
@@ -170,7 +171,7 @@ def test_shares_of_drawn_tokens_by_hand(options, expected):
 def test_top_p_takes_no_more_than_reach_it():
     # four tokens of 1/4, of which two reach 1/2 exactly
     rng = np.random.default_rng(0)
-    assert {generation.sample(np.zeros(4), 1.0, None, 0.5, rng) for _ in range(100)} == {0, 1}
+    assert {sampling.sample(np.zeros(4), 1.0, None, 0.5, rng) for _ in range(100)} == {0, 1}
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.5, "top_k": 3, "top_p": 0.8}])
@@ -182,7 +183,7 @@ def test_a_draw_is_that_of_numpys_choice_with_the_same_generator(options):
     n_kept = next(n for n in range(1, 10) if p_V[:n].sum() >= options.get("top_p", 0.999999) or n == len(p_V))
     p_V = p_V[:n_kept] / p_V[:n_kept].sum()
     for _ in range(200):
-        token = generation.sample(logit_V, options.get("temperature", 1.0), options.get("top_k"), options.get("top_p"),
+        token = sampling.sample(logit_V, options.get("temperature", 1.0), options.get("top_k"), options.get("top_p"),
                                   ours)
         assert token == numpys.choice(order_V[:n_kept], p=p_V)
 
@@ -201,25 +202,25 @@ class Chance:
     (0.0, 1), (0.49, 1), (0.51, 3), (0.74, 3), (0.76, 0), (0.874, 0), (0.876, 2), (1 - 2**-53, 2)])
 def test_where_a_number_falls_by_hand(number, expected):
     # token 1 has [0, 1/2), token 3 [1/2, 3/4), token 0 [3/4, 7/8), token 2 [7/8, 1)
-    assert generation.sample(LOGITS, 1.0, None, None, Chance(number)) == expected
+    assert sampling.sample(LOGITS, 1.0, None, None, Chance(number)) == expected
 
 
 def test_a_number_on_the_border_belongs_to_the_token_behind_it():
     # four tokens of 1/4: [0, 1/4), [1/4, 1/2), [1/2, 3/4), [3/4, 1)
-    assert [generation.sample(np.zeros(4), 1.0, None, None, Chance(i / 4)) for i in range(4)] == [0, 1, 2, 3]
+    assert [sampling.sample(np.zeros(4), 1.0, None, None, Chance(i / 4)) for i in range(4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
 def test_a_token_without_probability_is_never_drawn(number):
     logit_V = np.array([-np.inf, 1.0, -np.inf, -2000.0])
-    assert generation.sample(logit_V, 1.0, None, None, Chance(number)) == 1
-    assert generation.sample(logit_V, 1.0, 3, 1.0, Chance(number)) == 1
+    assert sampling.sample(logit_V, 1.0, None, None, Chance(number)) == 1
+    assert sampling.sample(logit_V, 1.0, 3, 1.0, Chance(number)) == 1
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_refused(broken):
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="logit_V is not finite: the parameters"):
-        generation.sample(np.array([0.0, broken, 1.0]), 1.0, None, None, np.random.default_rng(0))
+        sampling.sample(np.array([0.0, broken, 1.0]), 1.0, None, None, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("temperature", [1e-2, 1e-300, 5e-324])
@@ -229,8 +230,8 @@ def test_a_temperature_towards_zero_takes_the_likeliest(temperature):
 
 def test_of_equals_the_first_come_first():
     logit_V, rng = np.tile([1.0, 2.0], 50), np.random.default_rng(0)
-    assert generation.sample(logit_V, 0, None, None, rng) == 1
-    assert {generation.sample(logit_V, 1.0, 3, None, rng) for _ in range(100)} == {1, 3, 5}
+    assert sampling.sample(logit_V, 0, None, None, rng) == 1
+    assert {sampling.sample(logit_V, 1.0, 3, None, rng) for _ in range(100)} == {1, 3, 5}
 
 
 @pytest.mark.parametrize("prompt, message", [
@@ -259,7 +260,7 @@ def test_an_option_out_of_range_is_refused_with_its_value(name, value):
 
 def test_params_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="missing .*layers.1.moe.w_up_EDF"):
-        generation.generate(params_of(replace(CONFIG, n_layers=1)), CONFIG, [1], 2)
+        sampling.generate(params_of(replace(CONFIG, n_layers=1)), CONFIG, [1], 2)
 
 
 def test_a_capacity_in_evaluation_is_refused_with_the_reason():
@@ -280,4 +281,4 @@ def test_a_router_without_a_layer_does_not_matter(router):
 
 def test_a_stream_refuses_before_its_first_token_is_asked_for():
     with pytest.raises(ValueError, match="temperature"):
-        generation.stream(params_of(CONFIG), CONFIG, [1], 2, temperature=-1)
+        sampling.stream(params_of(CONFIG), CONFIG, [1], 2, temperature=-1)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import threadpoolctl
 
-from minimoe import generation
 from minimoe.analysis import comparison, cost, timers
 from minimoe.analysis.places import WAYS
 from minimoe.analysis.timers import PARTS, REST
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.generation import sampling
 from minimoe.training import data, loop
 from minimoe.training.threads import workers
 from minimoe.training.tokenizer import Tokenizer
@@ -58,11 +58,11 @@ def measure(model_config, train_config, steps, threads=1, rounds=range):
     state = loop.new_state(model_config, train_config, text)
     products = [group_products(model_config, train_config, seed)
                 for seed in range(train_config.accumulate * train_config.groups)]
-    replays, writes = [replay(of_group) for of_group in products], generation.causal(model_config)
+    replays, writes = [replay(of_group) for of_group in products], sampling.causal(model_config)
     dropless, measured = replace(model_config, eval_capacity_factor=None), []
 
     def write(params):
-        return list(generation.stream(params, dropless, [0], WRITTEN))
+        return list(sampling.stream(params, dropless, [0], WRITTEN))
 
     with workers(threads) as each:
         for _ in rounds(WARM + steps):

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from minimoe import decode, model
+from minimoe import model
 from minimoe.config import ModelConfig
+from minimoe.generation import decoding
 from minimoe.moe import capacity, feed_forward, routers
 from minimoe.moe import tokens as token_records
 from minimoe.names import DROP_ORDERS, ROUTERS
@@ -177,8 +178,8 @@ def _cached_differs(config, training, seed):
     params = model.init_params(config, seed, np.float64)
     tokens_S = np.random.default_rng(seed).integers(0, config.vocab_size, config.max_sequence)
     logits_BSV, _ = model.forward(params, tokens_S[None], config)
-    logit_V, decoder = decode.start(params, config, tokens_S[:1], len(tokens_S))
+    logit_V, decoder = decoding.start(params, config, tokens_S[:1], len(tokens_S))
     worst = np.abs(logits_BSV[0, 0] - logit_V).max()
     for i in range(1, len(tokens_S)):
-        worst = max(worst, np.abs(logits_BSV[0, i] - decode.step(decoder, tokens_S[i], i)).max())
+        worst = max(worst, np.abs(logits_BSV[0, i] - decoding.step(decoder, tokens_S[i], i)).max())
     return worst > SAME

@@ -25,14 +25,14 @@ def add_generate(subparsers):
 
 def generate(options):
     """Write text with a trained model, as it is made."""
-    from minimoe import generation
+    from minimoe.generation import sampling
     state = runs.load(options)
     prompt = _default_prompt(state.tokenizer) if options.prompt is None else options.prompt
     if not prompt:
         raise ValueError("--prompt '': must be at least one character")
     prompt_S = state.tokenizer.encode(prompt)
     config = replace(state.model_config, eval_capacity_factor=None) if options.dropless else state.model_config
-    tokens = generation.stream(state.params, config, prompt_S, options.n_tokens, options.temperature,
+    tokens = sampling.stream(state.params, config, prompt_S, options.n_tokens, options.temperature,
                              options.top_k, options.top_p, options.seed)
     print(prompt, end="", flush=True)
     for token in tokens:

@@ -60,8 +60,8 @@ def train(options):
 
 def _what_next(config, text, run):
     """Commands that go on from a trained run: those that this model allows."""
-    from minimoe import generation
-    if generation.causal(config):
+    from minimoe.generation import sampling
+    if sampling.causal(config):
         capacity = " --dropless" if config.eval_capacity_factor is not None else ""
         yield f"write with it:  python -m minimoe generate --run {run}{capacity}"
     if config.moe_layers:

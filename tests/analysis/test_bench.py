@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minimoe import cli, generation
+from minimoe import cli
 from minimoe import config as configs
 from minimoe.analysis import bench, cost, places, plots, timers
 from minimoe.analysis.places import Place
+from minimoe.generation import sampling
 from minimoe.names import ROUTERS
 from minimoe.nn import ops
 from minimoe.training import loop
@@ -218,7 +219,7 @@ def test_rounds_are_measured_in_turn_and_the_first_ones_not_counted(monkeypatch)
 
 
 def test_a_round_writes_one_text_to_its_end(monkeypatch):
-    written, stream = [], generation.stream
+    written, stream = [], sampling.stream
 
     def noted(*given):
         for token in stream(*given):
@@ -226,7 +227,7 @@ def test_a_round_writes_one_text_to_its_end(monkeypatch):
             yield token
 
     monkeypatch.setattr(bench, "WARM", 0)
-    monkeypatch.setattr(generation, "stream", noted)
+    monkeypatch.setattr(sampling, "stream", noted)
     bench.measure(TINY, TRAINING, 2)
     assert len(written) == 2 * bench.WRITTEN
 

@@ -11,7 +11,8 @@ import itertools
 
 import numpy as np
 
-from minimoe import config, decode, generation, model
+from minimoe import config, model
+from minimoe.generation import decoding, sampling
 from minimoe.training.threads import workers
 from tests.benchmarks import turns
 
@@ -24,7 +25,7 @@ def ours():
     model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
     params = model.init_params(model_config)
     with workers(1):
-        yield {"run": lambda: len(generation.generate(params, model_config, np.array([1]), N_TOKENS, temperature=0))}
+        yield {"run": lambda: len(sampling.generate(params, model_config, np.array([1]), N_TOKENS, temperature=0))}
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def one_token(seen):
 
     def tokens():
         while True:  # the prompt again now and then, so that no more than a few tokens come on top of it
-            yield from generation.stream(params, model_config, prompt_S, 40, temperature=0)
+            yield from sampling.stream(params, model_config, prompt_S, 40, temperature=0)
 
     stream = tokens()
     with workers(1):
@@ -48,12 +49,12 @@ def one_attention(seen):
     """The attention of one token to so many, in all layers, with its projections: the part that has to grow."""
     model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
     params, x_1D = model.init_params(model_config), np.ones((1, model_config.d_model), np.float32)
-    _, decoder = decode.start(params, model_config, np.arange(seen) % model_config.vocab_size, seen + 1)
+    _, decoder = decoding.start(params, model_config, np.arange(seen) % model_config.vocab_size, seen + 1)
     rope = [table_MP[seen:] for table_MP in decoder.rope]
 
     def run():
         for layer in decoder.layers:
-            decode._attend(x_1D, layer, model_config, rope, seen)
+            decoding._attend(x_1D, layer, model_config, rope, seen)
 
     with workers(1):
         yield {"run": run}

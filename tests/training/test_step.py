@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import batches, generation, model, names
+from minimoe import batches, model, names
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.generation import sampling
 from minimoe.training import corpus, data, loop
 
 CONFIG = ModelConfig(vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, d_hidden=6, n_experts=4, top_k=2,
@@ -101,7 +102,7 @@ def test_looking_between_two_steps_does_not_change_the_next_loss(router):
         loop.step_once(state, TEXT)
     config = looked_at.model_config
     first = loop.evaluate(looked_at.params, TEXT, config, TRAINING)
-    generation.generate(looked_at.params, config, [1, 2, 3], 12, seed=5)
+    sampling.generate(looked_at.params, config, [1, 2, 3], 12, seed=5)
     assert loop.evaluate(looked_at.params, TEXT, config, TRAINING)["ce"] == first["ce"]
     for state in (left_alone, looked_at):
         loop.step_once(state, TEXT)

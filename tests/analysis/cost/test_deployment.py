@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import decode, generation, model
+from minimoe import model
 from minimoe.analysis.cost import architecture, counting, deployment, ours, published
 from minimoe.analysis.cost.deployment import Machine, Step
 from minimoe.config import ModelConfig
+from minimoe.generation import decoding, sampling
 from minimoe.names import ROUTERS
 
 TINY = architecture.Architecture(
@@ -104,7 +105,7 @@ def test_of_two_stacks_the_decoder_works_and_looks_twice():
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=6, top_k=2,
                      max_sequence=9)
 CASES = {name: dict(router=name, top_k=router.top_k or 2) for name, router in ROUTERS.items()
-         if generation.causal(replace(CONFIG, router=name, top_k=router.top_k or 2))}
+         if sampling.causal(replace(CONFIG, router=name, top_k=router.top_k or 2))}
 CASES |= {
     "grouped heads": dict(n_kv_heads=1), "tied": dict(tie_embeddings=True), "shared experts": dict(n_shared_experts=2),
     "first layer dense": dict(first_dense_layers=1, d_dense=7), "dense": dict(first_dense_layers=3),
@@ -119,9 +120,9 @@ def test_a_step_of_our_decoder_takes_as_many_flops_as_by_formula(case, context):
     config, noted = replace(CONFIG, **CASES[case]), []
     params = {name: counting.counted(array, noted.append) for name, array in model.init_params(config).items()}
     text_S = np.arange(context)
-    _, decoder = decode.start(params, config, text_S[:-1], context)
+    _, decoder = decoding.start(params, config, text_S[:-1], context)
     noted.clear()
-    decode.step(decoder, int(text_S[-1]), context - 1)
+    decoding.step(decoder, int(text_S[-1]), context - 1)
     left_out = 0
     if case == "st_moe":  # whose second experts work only where their gates are large
         used = noted.count(counting.Product((1, 12), (12, 10))) // 2  # two products into the hidden layer

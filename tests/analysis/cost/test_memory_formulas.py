@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import decode, model
+from minimoe import model
 from minimoe.analysis import bench
 from minimoe.analysis.cost import architecture, counting, memory, ours, peak, published
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.generation import decoding
 from minimoe.names import ROUTERS
 from minimoe.training import loop
 
@@ -82,7 +83,7 @@ def test_the_latent_cache_is_smaller_than_that_of_heads_as_published():
 @pytest.mark.parametrize("fields", [dict(), dict(n_kv_heads=1), dict(n_kv_heads=2, n_layers=1)])
 def test_our_decoder_keeps_as_many_numbers(fields):
     config, room = ModelConfig(**dict(d_model=32, n_layers=3, d_hidden=8, n_experts=2) | fields), 7
-    _, decoder = decode.start(model.init_params(config), config, np.array([1, 2]), room)
+    _, decoder = decoding.start(model.init_params(config), config, np.array([1, 2]), room)
     kept = sum(layer.k_GMP.size + layer.v_GMP.size for layer in decoder.layers)
     assert kept == room * memory.kv_numbers(ours.architecture(config))
 

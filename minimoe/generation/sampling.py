@@ -7,7 +7,8 @@ the batch, and a router that compares tokens (expert choice) would look into a f
 
 import numpy as np
 
-from minimoe import decode, model
+from minimoe import model
+from minimoe.generation import decoding
 from minimoe.moe import routers
 
 
@@ -40,9 +41,9 @@ def _stream(params, config, view, n_tokens, options, rng):
     room, decoder = min(config.max_sequence, len(view) + n_tokens), None
     for _ in range(n_tokens):
         if decoder is None:
-            logit_V, decoder = decode.start(params, config, np.array(view), room)
+            logit_V, decoder = decoding.start(params, config, np.array(view), room)
         else:
-            logit_V = decode.step(decoder, view[-1], len(view) - 1)
+            logit_V = decoding.step(decoder, view[-1], len(view) - 1)
         view.append(sample(logit_V, *options, rng))
         yield view[-1]
         if len(view) > config.max_sequence:
