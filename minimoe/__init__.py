@@ -7,7 +7,7 @@
     losses, grads = minimoe.loss_and_grads(params, tokens_BS, targets_BS, config)
     tokens_S = minimoe.generate(params, config, prompt_S, n_tokens=100, seed=0)
     report = minimoe.gradcheck.check_model(config)
-    cost = minimoe.analysis.cost.count(config, batch=12, sequence=64)
+    cost = minimoe.cost.count(config, batch=12, sequence=64)
 
 Names of arrays end in their shape, one letter an axis:
 
@@ -20,12 +20,12 @@ Names of arrays end in their shape, one letter an axis:
 so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx_TD, dw_DF.
 """
 
-from minimoe import analysis, gradcheck
+from minimoe import cost, gradcheck
 from minimoe.batches import loss_and_grads
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.generation.sampling import generate
 from minimoe.model import Losses, forward, init_params
 
-__all__ = ["Losses", "ModelConfig", "TrainConfig", "analysis", "forward", "generate", "gradcheck", "init_params",
+__all__ = ["Losses", "ModelConfig", "TrainConfig", "cost", "forward", "generate", "gradcheck", "init_params",
            "loss_and_grads", "preset"]
 __version__ = "0.1.0"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from minimoe import archive, files
-from minimoe.analysis import bench, budget_plots, comparison, cost, plots, worth
+from minimoe import archive, cost, files
+from minimoe.analysis import bench, budget_plots, comparison, plots, worth
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL
-from minimoe.analysis.cost import deployment, ours
 from minimoe.config import ModelConfig, TrainConfig, preset
+from minimoe.cost import deployment, ours
 from minimoe.training import corpus, data, loop, progress, runs
 
 NEAR = 0.01

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minimoe import budgets, model, parameters
-from minimoe.analysis import cost
+from minimoe import budgets, cost, model, parameters
 from minimoe.config import ModelConfig, TrainConfig
 
 PLANS = {"full": budgets.plan(False, 3, 95), "quick": budgets.plan(True, 3, 95)}

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import budgets
-from minimoe.analysis import comparison, cost, plots, worth
+from minimoe import budgets, cost
+from minimoe.analysis import comparison, plots, worth
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import loop
 

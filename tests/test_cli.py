@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import budgets, cli, costs, gradcheck, lessons, model, names, studies, tour, zoo
+from minimoe import budgets, cli, gradcheck, lessons, model, names, studies, tour, zoo
 from minimoe import config as configs
 from minimoe.commands import arguments
+from minimoe.cost import answers
 from minimoe.generation import sampling
 from minimoe.gradcheck import checks
 from minimoe.nn import ops
@@ -342,7 +343,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(run, monkeypa
 @pytest.fixture
 def no_other_figures(monkeypatch):
     """Nothing is drawn but what is the tour's."""
-    for module in (zoo, budgets, costs, studies, lessons):
+    for module in (zoo, budgets, answers, studies, lessons):
         monkeypatch.setattr(module, "figure", lambda: None)
 
 
@@ -689,7 +690,7 @@ def test_options_of_a_comparison_stand_before_or_after_it(run, monkeypatch, modu
 
 @pytest.mark.parametrize("there", [True, False])
 def test_figures_says_so_if_there_is_no_tour_to_draw(run, monkeypatch, there):
-    drawn, others = [], [zoo, budgets, costs, studies, lessons]
+    drawn, others = [], [zoo, budgets, answers, studies, lessons]
     for module in others:
         monkeypatch.setattr(module, "figure", lambda module=module: drawn.append(module))
     monkeypatch.setattr(tour, "figures", lambda: there)

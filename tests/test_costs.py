@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import batches, cli, costs, names
+from minimoe import batches, cli, names
 from minimoe import config as configs
-from minimoe.analysis.cost import deployment, memory, published
+from minimoe.cost import answers, deployment, memory, published
 from minimoe.training import checkpoint, corpus, data, loop
 
 ARCH = dict(vocab=10, d_model=8, n_layers=1, n_heads=2, dense_ffn_hidden=16)
@@ -426,7 +426,7 @@ def test_what_is_counted_of_a_run_is_its_own_work_on_its_own_text(record, said):
 def test_the_routing_of_a_run_is_read_from_all_domains_alike(made):
     streams = np.arange(100), np.arange(100, 300)
     text = data.Corpus(None, ("a", "b"), streams, streams)
-    found = costs._held_out(text, 10)
+    found = answers._held_out(text, 10)
     assert found.tolist() == np.arange(200).reshape(20, 10).tolist()
 
 

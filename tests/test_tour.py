@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from minimoe import cli, model, parameters, tour
-from minimoe.analysis import cost, plots
+from minimoe import cli, cost, model, parameters, tour
+from minimoe.analysis import plots
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import checkpoint, corpus, data
 

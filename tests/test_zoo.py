@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minimoe import zoo
-from minimoe.analysis import cost
+from minimoe import cost, zoo
 from minimoe.moe import routers
 from minimoe.names import ROUTERS
 from minimoe.training import loop

@@ -1,5 +1,1 @@
-"""What a model costs and what its router did.  Pictures (`plots`) need matplotlib and are imported where used."""
-
-from minimoe.analysis import cost
-
-__all__ = ["cost"]
+"""What a run did: what its routers decided, and where its time went."""

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import threadpoolctl
 
-from minimoe.analysis import comparison, cost, timers
-from minimoe.analysis.places import WAYS
+from minimoe import cost
+from minimoe.analysis import comparison, timers
 from minimoe.analysis.timers import PARTS, REST
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.cost.places import WAYS
 from minimoe.generation import sampling
 from minimoe.training import data, loop
 from minimoe.training.threads import workers

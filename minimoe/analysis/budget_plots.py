@@ -7,7 +7,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from minimoe.analysis import plots
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL
-from minimoe.analysis.cost.report import quantity
+from minimoe.cost.report import quantity
 
 MOE_SHADE, DENSE_SHADE = "#D55E00", "#0072B2"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minimoe.analysis import cost
+from minimoe import cost
 from minimoe.training import loop
 
 MOE, DENSE_ACTIVE, DENSE_TOTAL = "MoE", "dense, same active", "dense, same total"

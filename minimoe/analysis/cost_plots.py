@@ -5,7 +5,7 @@ import textwrap
 from matplotlib.figure import Figure
 
 from minimoe.analysis import plots
-from minimoe.analysis.cost.report import quantity
+from minimoe.cost.report import quantity
 
 SHARE_COLOURS = {"experts": "#0072B2", "shared experts": "#56B4E9", "dense": "#009E73", "attention": "#E69F00",
                  "attention scores": "#F0E442", "keys and values": "#D55E00", "router": "#000000", "head": "#CC79A7",

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 
 from minimoe import model
-from minimoe.analysis import places
+from minimoe.cost import places
 from minimoe.moe import capacity, dense, dispatch, experts, soft
 from minimoe.nn import attention, ops
 from minimoe.training import loop, optimizer

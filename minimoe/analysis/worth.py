@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe.analysis import comparison
-from minimoe.analysis.cost.report import quantity, table
+from minimoe.cost.report import quantity, table
 
 CLAIMED_SHARE, CLAIMED = (0.10, 0.25), (4, 10)
 """The popular claim: with 10 to 25 % of the parameters active, 4 to 10 times less compute."""

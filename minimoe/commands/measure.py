@@ -5,9 +5,9 @@ from dataclasses import fields, replace
 
 from minimoe import config as configs
 from minimoe import gradcheck as gradchecks
-from minimoe.analysis.cost import deployment, memory
 from minimoe.commands import arguments, runs
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.cost import deployment, memory
 
 BENCH_STEPS = 40
 
@@ -114,7 +114,7 @@ def add_cost(subparsers):
 
 def cost(options):
     """Say what a model costs: a published one, those of a file, that of a run, or one that is not trained."""
-    from minimoe import costs
+    from minimoe.cost import answers
     kind = next((kind for kind in ("run", "model", "list", "file") if getattr(options, kind) is not None), None)
     given = {**arguments.given(options, ModelConfig), **arguments.given(options, TrainConfig)}
     if kind and given:
@@ -122,36 +122,36 @@ def cost(options):
     for name in ("ranks", "text"):
         if getattr(options, name) is not None and kind != "run":
             raise ValueError(f"--{name} has no use without --run, whose routing is looked at")
-    where = costs.where(options, ours=kind in (None, "run"))
-    models = costs.known() if kind == "list" else costs.of_file(options.file) if kind == "file" else []
-    costs.check_of_use(options, models)
+    where = answers.where(options, ours=kind in (None, "run"))
+    models = answers.known() if kind == "list" else answers.of_file(options.file) if kind == "file" else []
+    answers.check_of_use(options, models)
     if len(models) == 1 and not options.json:  # there is room for all of it
-        records = [costs.of_published(models[0], where)]
-        answer = costs.answer(records[0], as_json=False)
+        records = [answers.of_published(models[0], where)]
+        answer = answers.answer(records[0], as_json=False)
     elif models:
-        records = [costs.of_published(model, where) for model in models] if options.figure else []
-        answer = costs.counted(models, options.json, with_keys=kind == "list")
+        records = [answers.of_published(model, where) for model in models] if options.figure else []
+        answer = answers.counted(models, options.json, with_keys=kind == "list")
     else:
-        records = [_priced(options, kind, costs, where)]
-        answer = costs.answer(records[0], options.json)
+        records = [_priced(options, kind, answers, where)]
+        answer = answers.answer(records[0], options.json)
     if options.figure is not None:
-        costs.draw(records, options.figure)
+        answers.draw(records, options.figure)
     print(answer)
     if options.figure is not None:
         print(f"Picture: {options.figure}", file=sys.stderr)  # JSON stays JSON
 
 
-def _priced(options, kind, costs, where):
+def _priced(options, kind, answers, where):
     """The record of one model."""
     if kind == "model":
-        return costs.of_published(costs.find(options.model), where)
+        return answers.of_published(answers.find(options.model), where)
     if kind is None:
         fields_of = (arguments.given(options, record) for record in (ModelConfig, TrainConfig))
         preset = options.preset or arguments.DEFAULT_PRESET
-        record = costs.of_ours(*configs.preset(preset, *fields_of), where)
+        record = answers.of_ours(*configs.preset(preset, *fields_of), where)
         return record | {"name": f"{record['name']} (from the preset {preset})"}
     from minimoe.training import data, loop
     state = runs.load(options)
     text = data.build(runs.texts(options), state.train_config.sequence)
     loop.check_text(state, text)
-    return costs.of_run(state, text, where, options.ranks)
+    return answers.of_run(state, text, where, options.ranks)

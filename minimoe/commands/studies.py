@@ -62,9 +62,10 @@ def add_figures(subparsers):
 
 def figures(options):
     """Draw the figures again: those of the tour from its runs, the others from what was kept and from formulas."""
-    from minimoe import budgets, costs, lessons, studies, tour, zoo
+    from minimoe import budgets, lessons, studies, tour, zoo
+    from minimoe.cost import answers
     failed = []
-    for figure in (zoo.figure, budgets.figure, costs.figure, studies.figure, lessons.figure):
+    for figure in (zoo.figure, budgets.figure, answers.figure, studies.figure, lessons.figure):
         try:
             figure()
         except ValueError as error:  # one that cannot be drawn keeps no other from it

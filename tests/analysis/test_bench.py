@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minimoe import cli
+from minimoe import cli, cost
 from minimoe import config as configs
-from minimoe.analysis import bench, cost, places, plots, timers
-from minimoe.analysis.places import Place
+from minimoe.analysis import bench, plots, timers
+from minimoe.cost import places
+from minimoe.cost.places import Place
 from minimoe.generation import sampling
 from minimoe.names import ROUTERS
 from minimoe.nn import ops

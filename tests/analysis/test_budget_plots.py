@@ -5,7 +5,8 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
-from minimoe.analysis import budget_plots, cost, plots, worth
+from minimoe import cost
+from minimoe.analysis import budget_plots, plots, worth
 
 ORANGE, BLUE = "#d55e00", "#0072b2"
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe.analysis import comparison, cost
+from minimoe import cost
+from minimoe.analysis import comparison
 from minimoe.analysis.comparison import DENSE_ACTIVE, DENSE_TOTAL, MOE
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import corpus, data, loop

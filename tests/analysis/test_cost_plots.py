@@ -6,7 +6,7 @@ import pytest
 from matplotlib import colors
 
 from minimoe.analysis import cost_plots, plots
-from minimoe.analysis.cost import deployment, formula, parts, published, sheet
+from minimoe.cost import deployment, formula, parts, published, sheet
 
 KEYS = ("llama-2-7b", "mixtral-8x7b", "deepseek-v3", "gpt-2")
 RECORDS = {key: sheet.sheet(published.find(key).name, published.find(key).arch, 1024, deployment.MACHINES["h100"])

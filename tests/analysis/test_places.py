@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minimoe import batches, model
-from minimoe.analysis import places
-from minimoe.analysis.places import Place
 from minimoe.config import ModelConfig
+from minimoe.cost import places
+from minimoe.cost.places import Place
 from minimoe.moe import experts, routers
 from minimoe.names import ROUTERS
 from minimoe.nn import attention

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from minimoe.analysis import cost, worth
+from minimoe import cost
+from minimoe.analysis import worth
 
 
 def entry(name, total, flops, *ces, active=None, budget="steps", steps=100, seconds=10.0):

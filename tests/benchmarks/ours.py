@@ -4,8 +4,8 @@ import contextlib
 
 import threadpoolctl
 
-from minimoe import config, model
-from minimoe.analysis import bench, cost
+from minimoe import config, cost, model
+from minimoe.analysis import bench
 from minimoe.training import corpus, data, loop
 from minimoe.training.threads import keep_freed_memory, workers
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import model, names
-from minimoe.analysis import cost
+from minimoe import cost, model, names
 from minimoe.config import ModelConfig
 from minimoe.moe import dense, layer, routing
 from minimoe.moe import tokens as token_records

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minimoe.analysis import plots
-from minimoe.analysis.cost.report import quantity
+from minimoe.cost.report import quantity
 
 SMALL, LARGE, MOE = "#0072B2", "#009E73", "#D55E00"
 """A dense model of equal active size, one of equal total size, and the MoE between the two."""

@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from minimoe.analysis import plots
-from minimoe.analysis.cost.report import quantity
 from minimoe.analysis.lesson_plots.downsides import LARGE, MOE, SIZES, SMALL
+from minimoe.cost.report import quantity
 
 STYLES = ((SMALL, "--", "s"), (MOE, "-", "D"), (LARGE, ":", "o"))
 """Colour, line and marker of the small dense model, the MoE, and the large dense model."""

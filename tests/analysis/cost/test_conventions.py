@@ -1,9 +1,9 @@
 """The formulas of the papers, against the numbers that the papers print."""
 
 import pytest
+from minimoe.cost.architecture import Architecture, Latent
 
-from minimoe.analysis.cost import conventions
-from minimoe.analysis.cost.architecture import Architecture, Latent
+from minimoe.cost import conventions
 
 GPT2 = Architecture(vocab=50257, d_model=768, n_layers=12, n_heads=12, dense_ffn_hidden=3072, ffn_type="gelu",
                     tied_embeddings=True, pos="learned", ctx=1024)

@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import batches, model
-from minimoe.analysis import cost
-from minimoe.analysis.cost import counting
-from minimoe.analysis.places import Place
+from minimoe import batches, cost, model
 from minimoe.config import ModelConfig
+from minimoe.cost import counting
+from minimoe.cost.places import Place
 from minimoe.names import ROUTERS
 
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=5, top_k=2,

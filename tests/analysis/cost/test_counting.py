@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import minimoe
-from minimoe.analysis import cost
+from minimoe import cost
 
 
 def products_of(function):

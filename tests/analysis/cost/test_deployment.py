@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from minimoe.cost.deployment import Machine, Step
 
 from minimoe import model
-from minimoe.analysis.cost import architecture, counting, deployment, ours, published
-from minimoe.analysis.cost.deployment import Machine, Step
 from minimoe.config import ModelConfig
+from minimoe.cost import architecture, counting, deployment, ours, published
 from minimoe.generation import decoding, sampling
 from minimoe.names import ROUTERS
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import fields
 
 import pytest
+from minimoe.cost.architecture import Architecture
 
-from minimoe.analysis.cost import architecture, parts, published
-from minimoe.analysis.cost.architecture import Architecture
+from minimoe.cost import architecture, parts, published
 
 # attention 6 * (4 + 2 * 2) * 3 + 4 * 3 * 6 = 216; norms 12; router 30; an expert 3 * 6 * 7 = 126; the shared one 72;
 # so a layer has 216 + 12 + 30 + 5 * 126 + 72 = 960, and active 582.  Tables of 66, and a last norm of 6.

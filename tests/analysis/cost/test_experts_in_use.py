@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe.analysis.cost import deployment
+from minimoe.cost import deployment
 from minimoe.moe import capacity, routing, tokens
 
 

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimoe import batches, model
-from minimoe.analysis import cost
-from minimoe.analysis.cost import formula, ours
-from minimoe.analysis.places import Place
+from minimoe import batches, cost, model
 from minimoe.config import ModelConfig
+from minimoe.cost import formula, ours
+from minimoe.cost.places import Place
 from minimoe.names import DROP_ORDERS, ROUTERS
 
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=5, top_k=2,

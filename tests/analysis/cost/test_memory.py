@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minimoe import model
-from minimoe.analysis.cost import memory
 from minimoe.config import ModelConfig
+from minimoe.cost import memory
 
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=5, top_k=2,
                      max_sequence=9)

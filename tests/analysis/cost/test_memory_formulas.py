@@ -7,8 +7,8 @@ import pytest
 
 from minimoe import model
 from minimoe.analysis import bench
-from minimoe.analysis.cost import architecture, counting, memory, ours, peak, published
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.cost import architecture, counting, memory, ours, peak, published
 from minimoe.generation import decoding
 from minimoe.names import ROUTERS
 from minimoe.training import loop

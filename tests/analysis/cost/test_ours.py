@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from minimoe import model
-from minimoe.analysis import cost
-from minimoe.analysis.cost import ours, parts
+from minimoe import cost, model
 from minimoe.config import ModelConfig
+from minimoe.cost import ours, parts
 from minimoe.moe import experts
 from minimoe.names import ROUTERS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minimoe.analysis.cost import architecture, parts, published
+from minimoe.cost import architecture, parts, published
 
 COUNTS = {
     # key: total, active with all embeddings, without the input embedding, without embeddings
@@ -213,7 +213,7 @@ def test_the_table_holds_nothing_that_is_counted():
 
 
 def test_the_table_is_not_read_before_it_is_asked_for():
-    code = ("import minimoe.analysis.cost.published as p; first = p._table.cache_info().currsize; p.models(); "
+    code = ("import minimoe.cost.published as p; first = p._table.cache_info().currsize; p.models(); "
             "print(first, p._table.cache_info().currsize)")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["0", "1"]

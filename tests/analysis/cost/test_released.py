@@ -5,7 +5,7 @@ The totals are those of the models' code in transformers, built from their confi
 
 import pytest
 
-from minimoe.analysis.cost import architecture, parts
+from minimoe.cost import architecture, parts
 
 LATENT = {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 MODELS = {

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from minimoe.analysis.cost import deployment, parallel, published, report, sheet
+from minimoe.cost import all_to_all, deployment, published, report, sheet
 
 PRINTED = {
     "mixtral-8x7b": "published: 46.7B (paper 47B), active 12.9B (paper 13B; with all embeddings; here 12,879,925,248), "
@@ -63,7 +63,7 @@ STEP = {"parameters": 1, "gradients": 2, "moments": 3, "activations": 4, "activa
 def test_with_very_many_experts_a_token_goes_to_every_device(n_experts, top_k, ranks):
     # one is left out with less than (1 - 1/R)^K
     assert (1 - 1 / ranks) ** top_k < 1e-17
-    assert parallel.expected_vectors(n_experts, top_k, ranks, once=True) == ranks - 1
+    assert all_to_all.expected_vectors(n_experts, top_k, ranks, once=True) == ranks - 1
 
 
 def test_every_column_of_routing_is_explained_below_it():

@@ -5,20 +5,20 @@ import json
 from dataclasses import replace
 
 import pytest
+from minimoe.cost.deployment import Machine
 
-from minimoe.analysis.cost import (
+from minimoe.cost import (
+    all_to_all,
     architecture,
     conventions,
     deployment,
     formula,
     memory,
-    parallel,
     parts,
     published,
     report,
     sheet,
 )
-from minimoe.analysis.cost.deployment import Machine
 
 MACHINE = Machine("one by hand", bandwidth=100.0, flops=1000.0, memory=1e4, link=7.0, host=5.0)
 TINY = architecture.Architecture(
@@ -116,7 +116,7 @@ def test_the_exchange_by_hand():
                                   "expert_seconds": 0.144}
     v3 = of_published("deepseek-v3")["exchange"]
     assert v3["ranks"] == 8 and v3["vectors"] == 7
-    assert v3["vectors_once"] == parallel.expected_vectors(256, 8, 8, once=True) < 7
+    assert v3["vectors_once"] == all_to_all.expected_vectors(256, 8, 8, once=True) < 7
     assert v3["bytes"] == 58 * 2 * 7 * 7168 * 2
 
 

@@ -3,9 +3,9 @@
 from dataclasses import MISSING, fields
 
 import pytest
+from minimoe.cost.architecture import Architecture, Latent
 
-from minimoe.analysis.cost import architecture, descriptions, parts
-from minimoe.analysis.cost.architecture import Architecture, Latent
+from minimoe.cost import architecture, descriptions, parts
 
 DENSE = {"vocab": 11, "d_model": 6, "n_layers": 2, "n_heads": 3, "dense_ffn_hidden": 10}
 MOE = {"vocab": 11, "d_model": 6, "n_layers": 2, "n_heads": 3, "n_routed_experts": 5, "top_k": 2, "expert_hidden": 7,

@@ -11,7 +11,7 @@ first, if it is large.
 import math
 
 from minimoe import model
-from minimoe.analysis.cost import memory, ours
+from minimoe.cost import memory, ours
 
 CHOICE = {"noisy_topk": (7, 9), "sigmoid_bias": (2, 3), "expert_choice": (3, 2), "sinkhorn": (5, 2), "base": (4, 4),
           "hash": (4, 0), "random": (2, 0), "uniform": (0, 0)}

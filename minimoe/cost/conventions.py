@@ -8,7 +8,7 @@ model" says little without the formula.  None halves attention because half of t
     H   heads       Q   width of a head, of its query   weights   matrices in the layers, those that one token uses
 """
 
-from minimoe.analysis.cost import formula, parts
+from minimoe.cost import formula, parts
 
 IN_LAYERS = ("attention", "router", "experts", "shared experts", "dense")
 """Parts with matrices that the formulas call the weights of the layers."""

@@ -3,7 +3,7 @@
 import functools
 from typing import NamedTuple
 
-from minimoe.analysis.cost.architecture import FEED_FORWARD
+from minimoe.cost.architecture import FEED_FORWARD
 
 BUCKETS = 32
 """Distances that relative positions tell apart, each with a number a head [T5, arXiv:1910.10683, sec. 2.1]."""

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import batches, model
-from minimoe.analysis import places
-from minimoe.analysis.cost import ours, parts, report
+from minimoe.cost import ours, parts, places, report
 from minimoe.moe import dense, experts, soft
 from minimoe.nn import attention
 

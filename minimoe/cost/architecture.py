@@ -10,7 +10,7 @@ import re
 import reprlib
 from dataclasses import MISSING, dataclass, field, fields
 
-from minimoe.analysis.cost import descriptions
+from minimoe.cost import descriptions
 
 FEED_FORWARD = {"swiglu": 3, "geglu": 3, "reglu": 3, "gelu": 2, "relu": 2, "silu": 2, "relu2": 2}
 """Kind of feed-forward block -> its matrices: a gated one has one more."""

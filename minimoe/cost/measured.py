@@ -7,7 +7,7 @@ import numpy as np
 
 from minimoe import model
 from minimoe.analysis import bench
-from minimoe.analysis.cost import counting, deployment, formula, memory, ours, parallel, parts, peak
+from minimoe.cost import all_to_all, counting, deployment, formula, memory, ours, parts, peak
 from minimoe.training import data, loop
 
 RANKS = 4
@@ -81,7 +81,7 @@ def routed(params, config, tokens_BS, ranks, machine):
     sizes = [n for n in deployment.BATCHES if n <= len(tokens_BS)]
     found = []
     for layer, routing in zip(config.moe_layers, routings, strict=True):
-        moved = parallel.exchange(routing, ranks, config.d_model, 4, d_hidden=config.d_hidden, link=machine.link,
+        moved = all_to_all.exchange(routing, ranks, config.d_model, 4, d_hidden=config.d_hidden, link=machine.link,
                                   flops=machine.flops)
         found.append({
             "layer": layer, "texts": sizes,
@@ -90,7 +90,7 @@ def routed(params, config, tokens_BS, ranks, machine):
             "touched_by_lot": [float(deployment.drawn_experts(E, K, n, rng).mean()) for n in sizes],
             "missed": deployment.misses(routing, E // 2), "missed_if_even": 1 - E // 2 / E,
             "ranks": ranks, "sent": int(moved.sent_R.sum()),
-            "sent_if_even": 4 * config.d_model * routing.n_tokens * parallel.expected_vectors(E, K, ranks),
+            "sent_if_even": 4 * config.d_model * routing.n_tokens * all_to_all.expected_vectors(E, K, ranks),
             "imbalance": moved.imbalance,
             "seconds": moved.slowest.total, "seconds_if_even": moved.even.total})
     return found

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe.analysis import comparison, cost_plots, plots
-from minimoe.analysis.cost import deployment, measured, ours, published, report, sheet
+from minimoe.cost import deployment, measured, ours, published, report, sheet
 from minimoe.generation import sampling
 
 PUBLISHED_CONTEXT, HELD_OUT = 2048, 64

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from minimoe.analysis.cost import parts
-from minimoe.analysis.places import Place
+from minimoe.cost import parts
+from minimoe.cost.places import Place
 
 SCORES = "attention scores"
 

@@ -1,6 +1,7 @@
 """Our own models, described as published ones are."""
 
-from minimoe.analysis.cost.architecture import Architecture
+from minimoe.cost.architecture import Architecture
+
 from minimoe.moe import soft
 from minimoe.names import ROUTERS
 

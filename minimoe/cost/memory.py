@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import model, parameters
-from minimoe.analysis.cost import ours, parts
+from minimoe.cost import ours, parts
 
 
 class Format(NamedTuple):

@@ -12,8 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from minimoe.analysis.cost import architecture, parts
-from minimoe.analysis.cost.architecture import Architecture
+from minimoe.cost.architecture import Architecture
+
+from minimoe.cost import architecture, parts
 
 CONVENTIONS = {"all embeddings": "active_incl_all_embeddings",
                "without the input embedding": "active_excl_input_embedding", "no embeddings": "active_non_embedding"}

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-from minimoe.analysis.cost import conventions, deployment, formula, memory, parallel, parts
+from minimoe.cost import all_to_all, conventions, deployment, formula, memory, parts
 
 RANKS = 8
 """Devices that the experts are shared out to; as many of them as divide the experts."""
@@ -115,7 +115,7 @@ def exchange(arch, machine, rest):
     if E < 2 or arch.soft_slots:
         return None
     sent = layers * 2 * (4 if rest == "float32" else 2) * arch.d_model  # vectors are not packed as weights can be
-    vectors, once = (parallel.expected_vectors(E, K, ranks, once) for once in (False, True))
+    vectors, once = (all_to_all.expected_vectors(E, K, ranks, once) for once in (False, True))
     work = 2 * sum(part.products for part in parts.parts(arch) if part.name == "experts")
     return {"ranks": ranks, "vectors": vectors, "vectors_once": once, "bytes": sent * vectors,
             "link_seconds": sent * vectors / machine.link, "expert_seconds": work / machine.flops}
