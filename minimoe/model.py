@@ -16,7 +16,7 @@ import numpy as np
 
 from minimoe import parameters
 from minimoe.moe import feed_forward, losses, routers
-from minimoe.moe import tokens as token_records
+from minimoe.moe.routing import Tokens
 from minimoe.nn import attention, ops
 from minimoe.parameters import Weight
 
@@ -129,7 +129,7 @@ def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=N
     Returns (logit_TV, list of one Routing a layer that has a router), cache.
     """
     n_past = 0 if pasts is None else pasts[0][0].shape[2]
-    tokens = token_records.of_batch(tokens_BS, mask_BS, n_past)
+    tokens = Tokens.of_batch(tokens_BS, mask_BS, n_past)
     x_TD, embed = ops.embedding_forward(tokens.id_T, params["embed.w_VD"])
     position_S = n_past + np.arange(tokens_BS.shape[1])
     rope = attention.rope_table(position_S, config.d_head, config.rope_theta, x_TD.real.dtype)

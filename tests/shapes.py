@@ -18,7 +18,8 @@ ELSEWHERE = {
     "ops.sigmoid": "...TE",  # SiLU has it of F hidden numbers
     "ops.silu_gate": "TF", "ops.swiglu": "TF",  # one expert has fewer rows than T; a dense block is J wide
     "soft.unit": "...T",  # slots are scaled too
-    "balanced.balanced": "T", "balanced._prices": "T", "balanced._moves": "T", "sinkhorn.plan": "T",  # real tokens
+    "linear_assignment.balanced_assignment": "T", "linear_assignment._prices": "T",
+    "linear_assignment._moves": "T", "sinkhorn.plan": "T",  # real tokens
     "attention.split_heads": "H", "attention.rope": "H", "attention._swapped": "H",  # keys have G heads
 }
 """Operation that is applied to other axes too -> letters that have sizes of their own in it; ... for leading axes."""

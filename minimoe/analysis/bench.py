@@ -14,14 +14,13 @@ import numpy as np
 import threadpoolctl
 
 from minimoe import cost
-from minimoe.analysis import comparison, timers
+from minimoe.analysis import timers
 from minimoe.analysis.timers import PARTS, REST
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.config import ModelConfig, TrainConfig, describe
 from minimoe.cost.places import WAYS
 from minimoe.generation import sampling
 from minimoe.training import data, loop
 from minimoe.training.threads import workers
-from minimoe.training.tokenizer import Tokenizer
 
 WARM, WRITTEN = 3, 64
 """Rounds that are not counted, since the first ones have fresh memory to get; tokens that a round generates."""
@@ -55,7 +54,7 @@ def measure(model_config, train_config, steps, threads=1, rounds=range):
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: must be 1 or more")
-    text = random_text(model_config, train_config)
+    text = data.random_text(model_config, train_config)
     state = loop.new_state(model_config, train_config, text)
     products = [group_products(model_config, train_config, seed)
                 for seed in range(train_config.accumulate * train_config.groups)]
@@ -93,13 +92,6 @@ def step_seconds(configs, train_config, text, threads=1, rounds=20, each_round=r
                 loop.step_once(state, text, each)  # not timed: it finds the caches full of what came before
                 times[name].append(seconds(lambda state=state: loop.step_once(state, text, each)))
     return {name: float(np.median(of_model)) for name, of_model in times.items()}
-
-
-def random_text(model_config, train_config):
-    """A Corpus of random tokens."""
-    V = model_config.vocab_size
-    stream = np.random.default_rng(0).integers(0, V, 100 * train_config.sequence)
-    return data.Corpus(Tokenizer(range(V)), ("random",), (stream,), (stream,))  # it is asked for its length alone
 
 
 def group_products(model_config, train_config, seed):
@@ -163,7 +155,7 @@ def report(measured):
            f"The step above takes {1e3 * np.median(measured.step):.1f} ms on {measured.threads}. "
            f"The timers change the time by {overhead:+.1%}.")
     return "\n".join([
-        *_wrapped(machine(measured.threads, measured.dtype)), *_wrapped(comparison.layers_words(model_config)), shape,
+        *_wrapped(machine(measured.threads, measured.dtype)), *_wrapped(describe.describe_layers(model_config)), shape,
         "", speeds(measured), "", *_wrapped(how), "",
         breakdown(places, "part", {part: part for part in parts(places)}), "",
         breakdown(places, "layer", dict(zip(layers, names, strict=True)))])

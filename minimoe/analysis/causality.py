@@ -18,7 +18,7 @@ from minimoe import model
 from minimoe.config import ModelConfig
 from minimoe.generation import decoding
 from minimoe.moe import capacity, feed_forward, routers
-from minimoe.moe import tokens as token_records
+from minimoe.moe.routing import Tokens
 from minimoe.names import DROP_ORDERS, ROUTERS
 
 CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_hidden=5, n_experts=4, top_k=2, max_sequence=16)
@@ -129,7 +129,7 @@ def _inputs(config, seed, n_sequences=1):
 def _run(config, training, x_BSD, id_BS, weights, lot=0):
     """y_BSD and the Routing of one layer; Soft MoE has none."""
     (y_TD, routing), _ = feed_forward.kind_forward(
-        x_BSD.reshape(-1, config.d_model), weights, config, config.layer_kinds[0], token_records.of_batch(id_BS),
+        x_BSD.reshape(-1, config.d_model), weights, config, config.layer_kinds[0], Tokens.of_batch(id_BS),
         training=training, rng=np.random.default_rng(lot))
     return y_TD.reshape(x_BSD.shape), routing
 

@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
-from minimoe.analysis import comparison, symptoms
+from minimoe.analysis import symptoms
+from minimoe.config import describe
 
 FEW_STEPS = 50
 """Before so many steps nothing has had the time to fail."""
@@ -88,7 +89,7 @@ def report(state):
         return ("Nothing to examine: no layer of this model sends its tokens to one of several experts; it is dense "
                 "or a Soft MoE.")
     lines = [f"router {config.router}, {config.n_experts} experts, {config.top_k} a token; auxiliary losses: "
-             f"{comparison.losses_words(config)}; step {state.step} of {state.train_config.n_steps}", ""]
+             f"{describe.describe_losses(config)}; step {state.step} of {state.train_config.n_steps}", ""]
     status = {True: "ALARM", False: "ok", None: "-"}
     lines += [textwrap.fill(f"{status[alarm]:<6} {mode.name:<17} {evidence}", 120, subsequent_indent=" " * 25)
               for mode, alarm, evidence in findings]

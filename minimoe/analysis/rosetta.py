@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from minimoe.config import ModelConfig
-from minimoe.moe import capacity, losses, routing
-from minimoe.moe import tokens as token_records
+from minimoe.moe import capacity, gates, losses, routing
 from minimoe.moe.routers import softmax_topk
+from minimoe.moe.routing import Tokens
 from minimoe.nn import ops
 
 
@@ -99,14 +99,14 @@ in our units: weight times 'if even', the weight with which our loss would push 
 ours is the mean over layers, so where a system adds up its layers' losses, take their number times as much"""
 
 
-def second_used(convention, gates):
+def second_used(convention, gate_K):
     """Probability that a second expert is used, min(1, its share of the gates / `second`)."""
-    return min(1.0, gates[1] / gates.sum() / convention.second)
+    return min(1.0, gate_K[1] / gate_K.sum() / convention.second)
 
 
 def _entry(name, convention, logit_TE, top_k, factor):
     n_tokens, n_experts = logit_TE.shape
-    expert_TK = routing.best(logit_TE, top_k)
+    expert_TK = gates.top_k_experts(logit_TE, top_k)
     slots = convention.capacity(n_tokens, n_experts, top_k, factor)
     slot_TK = capacity.queue(_plain(logit_TE, expert_TK), convention.order).reshape(expert_TK.shape)
     kept_TK = np.ones(expert_TK.shape, bool) if slots is None else slot_TK < slots
@@ -118,10 +118,10 @@ def _entry(name, convention, logit_TE, top_k, factor):
 
 def _plain(logit_TE, expert_TK):
     """A Routing of these choices, without limit."""
-    tokens = token_records.nameless(np.ones(len(logit_TE), bool))
-    assigned = routing.by_token(expert_TK, tokens.mask_T)
+    tokens = Tokens.anonymous(np.ones(len(logit_TE), bool))
+    assigned = gates.assignments_by_token(expert_TK, tokens.mask_T)
     gate_A = np.ones(expert_TK.size)
-    return routing.without_limit(*assigned, gate_A, logit_TE, ops.softmax_forward(logit_TE)[0], tokens)
+    return routing.dropless_routing(*assigned, gate_A, logit_TE, ops.softmax_forward(logit_TE)[0], tokens)
 
 
 def _dropless(T, E, K, factor):
@@ -183,7 +183,7 @@ def _our_routing(logit_TE, expert_TK):
     """The decisions of our own router: the logits are its input, and its weights the identity."""
     E, K = logit_TE.shape[1], expert_TK.shape[1]
     config = ModelConfig(d_model=2 * E, n_heads=1, n_experts=E, top_k=K)
-    tokens = token_records.nameless(np.ones(len(logit_TE), bool))
+    tokens = Tokens.anonymous(np.ones(len(logit_TE), bool))
     weights, replay = {"w_router_DE": np.eye(E)}, _plain(logit_TE, expert_TK)
     return softmax_topk.forward(logit_TE, weights, config, tokens, replay=replay)[0]
 

@@ -9,11 +9,10 @@
     sheet, report           all of it for one model: as a record, as text
 """
 
+from minimoe.cost import ours, parts
 from minimoe.cost.counting import Cost, Product, count, count_run, counted, products
 from minimoe.cost.memory import Memory, peak_bytes, step_memory
 from minimoe.cost.parts import Parameters
-
-from minimoe.cost import ours, parts
 
 __all__ = ["Cost", "Memory", "Parameters", "Product", "count", "count_parameters", "count_run", "counted", "peak_bytes",
            "products", "step_memory"]

@@ -1,21 +1,16 @@
 """The command `cost`: of which models, on which machine, and how the answer is written."""
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from minimoe.analysis import comparison, cost_plots, plots
+from minimoe.config import describe
 from minimoe.cost import deployment, measured, ours, published, report, sheet
 from minimoe.generation import sampling
 
 PUBLISHED_CONTEXT, HELD_OUT = 2048, 64
 """Tokens of a text for published models; texts that a run's routing is read from."""
-
-
-SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Path("figures/costs.png")
-"""Published models in the README's picture."""
 
 
 UNITS = {"bandwidth": "B/s", "flops": "FLOP/s"}
@@ -37,10 +32,8 @@ class Where(NamedTuple):
 def where(options, ours):
     """The Where of the options of the command, with defaults for our models or for published ones.
 
-    Raises ValueError for numbers that cannot be, and for a figure that is no PNG.
+    Raises ValueError for numbers that cannot be.
     """
-    if options.figure is not None:
-        plots.check_path(options.figure)
     if options.context is not None and options.context < 1:
         raise ValueError(f"--context {options.context}: must be 1 or more")
     said = {name: getattr(options, name) for name in UNITS if getattr(options, name) is not None}
@@ -111,7 +104,7 @@ def of_ours(config, train_config, where, params=None, streams=None):
     record = sheet.sheet(name, arch, context, where.machine, where.rest, where.experts,
                          decodes=sampling.causal(config))
     batch = train_config.batch, train_config.sequence, train_config.groups, params, streams
-    layers = _behind_router(config) if arch.dense and config.moe_layers else comparison.layers_words(config)
+    layers = _behind_router(config) if arch.dense and config.moe_layers else describe.describe_layers(config)
     return record | {"shape": f"{record['shape']}; {layers}",
                      "counted": measured.counted(config, *batch), "step": measured.step_memory(config, train_config)}
 
@@ -120,7 +113,7 @@ def _behind_router(config):
     """What the layers of a dense model are that runs through the code of routed ones."""
     room = "dropless" if config.capacity_factor is None else f"capacity factor {config.capacity_factor:g}"
     return (f"router {config.router} in {len(config.moe_layers)} layers, with nothing to choose, {room}; auxiliary "
-            f"losses: {comparison.losses_words(config)}")
+            f"losses: {describe.describe_losses(config)}")
 
 
 def of_run(state, text, where, ranks):
@@ -144,15 +137,3 @@ def answer(record, as_json):
     if as_json:
         return json.dumps(record, indent=2)
     return report.report(record)
-
-
-def draw(records, path):
-    """Draw where parameters, FLOPs and bytes are."""
-    plots.save(cost_plots.cost_shares(records), path)
-
-
-def figure(say=print):
-    """Draw that of published models, for the README."""
-    usual = Where(deployment.MACHINES["h100"], None, "bf16", None)
-    draw([of_published(find(key), usual) for key in SHOWN], FIGURE)
-    say(f"wrote {FIGURE}")

@@ -8,9 +8,9 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from minimoe.cost.memory import FORMATS, kv_numbers
 
 from minimoe.cost import parts
+from minimoe.cost.memory import FORMATS, kv_numbers
 
 CACHE = "keys and values"
 

@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 
 from minimoe import model
-from minimoe.analysis import bench
 from minimoe.cost import all_to_all, counting, deployment, formula, memory, ours, parts, peak
 from minimoe.training import data, loop
 
@@ -58,7 +57,7 @@ def step_memory(config, train_config):
     in_group, rows = batch // groups, None
     if config.moe_layers:
         rows = {i: r.run for i, r in counting.count(config, in_group, sequence).rows.items()}
-    text = bench.random_text(config, train_config)
+    text = data.random_text(config, train_config)
     return {**memory.step_memory(config, in_group, sequence)._asdict(),
             "activations_formula": 4 * memory.activation_numbers(config, in_group, sequence, rows),
             "peak": memory.peak_bytes(lambda: loop.step_once(loop.new_state(config, train_config, text), text)),

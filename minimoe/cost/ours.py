@@ -1,7 +1,6 @@
 """Our own models, described as published ones are."""
 
 from minimoe.cost.architecture import Architecture
-
 from minimoe.moe import soft
 from minimoe.names import ROUTERS
 

@@ -12,9 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from minimoe.cost.architecture import Architecture
-
 from minimoe.cost import architecture, parts
+from minimoe.cost.architecture import Architecture
 
 CONVENTIONS = {"all embeddings": "active_incl_all_embeddings",
                "without the input embedding": "active_excl_input_embedding", "no embeddings": "active_non_embedding"}

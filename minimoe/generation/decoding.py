@@ -16,7 +16,7 @@ import numpy as np
 from minimoe import model, parameters
 from minimoe.config import ModelConfig
 from minimoe.moe import dense, experts, feed_forward, routers
-from minimoe.moe.tokens import Tokens
+from minimoe.moe.routing import Tokens
 from minimoe.nn import attention, ops
 
 

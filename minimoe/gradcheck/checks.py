@@ -7,9 +7,9 @@ import numpy as np
 from minimoe.config import ModelConfig
 from minimoe.gradcheck import models, numeric
 from minimoe.moe import feed_forward, losses
-from minimoe.moe import tokens as token_records
+from minimoe.moe.routing import Tokens
 from minimoe.names import DROP_ORDERS, LOSSES, ROUTERS
-from minimoe.nn import attention, ops
+from minimoe.nn import attention, normal, ops
 
 
 def check_pair(title, forward, backward, arrays):
@@ -40,7 +40,7 @@ def check_ops():
         check_pair("softmax", ops.softmax_forward, ops.softmax_backward, score),
         check_pair("sigmoid", ops.sigmoid_forward, ops.sigmoid_backward, score),
         check_pair("softplus", ops.softplus_forward, ops.softplus_backward, score),
-        check_pair("normal CDF", ops.normal_cdf_forward, ops.normal_cdf_backward, z),
+        check_pair("normal CDF", normal.normal_cdf_forward, normal.normal_cdf_backward, z),
         check_pair("RMSNorm", lambda x, gain: ops.rmsnorm_forward(x, gain, 1e-5), ops.rmsnorm_backward,
                    dx | {"gain_D": rng.normal(size=D)}),
         check_pair("SiLU gate", ops.silu_gate_forward, ops.silu_gate_backward, gate),
@@ -137,7 +137,7 @@ def check_layer(config, objective="all together", seed=0, n_tokens=11, one_by_on
     coefs = {name: coef for name, coef in OBJECTIVES[objective].items() if name in LOSSES and name in possible}
     n_devices = 2 if config.n_experts % 2 == 0 else config.n_experts
     config = replace(config, n_devices=n_devices, **{f"{name}_coef": coefs.get(name, 0.0) for name in LOSSES})
-    tokens = token_records.of_batch(rng.integers(0, 7, (2, n_tokens // 2)), np.arange(n_tokens // 2) < [[9], [4]])
+    tokens = Tokens.of_batch(rng.integers(0, 7, (2, n_tokens // 2)), np.arange(n_tokens // 2) < [[9], [4]])
     arrays = {"x_TD": rng.normal(size=(len(tokens.mask_T), config.d_model))}
     shapes = feed_forward.weights(config, kind, 1.0, 1.0)
     arrays |= {name: rng.normal(size=w.shape) for name, w in shapes.items()}

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from minimoe.moe.routing import need
+from minimoe.moe.routing import require_rng as need
 
 
 def capacity(n_assignments, n_tokens, n_experts, factor):

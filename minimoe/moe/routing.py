@@ -14,7 +14,44 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe.moe.tokens import Tokens
+from minimoe.moe import gates
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The T tokens that a layer sees, sequence by sequence: which are padding, where each stands, what it is.
+
+    mask_T: False for padding.   sequence_T: the number of each token's sequence, from 0.
+    position_T: its place in the sequence, from 0.   id_T: its number in the vocabulary; None where nobody knows it.
+    """
+
+    mask_T: np.ndarray
+    sequence_T: np.ndarray
+    position_T: np.ndarray
+    id_T: np.ndarray | None = None
+
+    @classmethod
+    def of_batch(cls, tokens_BS, mask_BS=None, start=0):
+        """Those of a batch.  mask_BS: False for padding; None is none.  start: tokens of each sequence seen before."""
+        n_sequences, length = tokens_BS.shape
+        mask_T = np.ones(tokens_BS.size, bool) if mask_BS is None else mask_BS.ravel()
+        return cls(mask_T, np.repeat(np.arange(n_sequences), length),
+                   np.tile(np.arange(start, start + length), n_sequences), tokens_BS.ravel())
+
+    @classmethod
+    def anonymous(cls, mask_T):
+        """Those of one sequence of vectors, of which no more is known than which are padding."""
+        return cls(mask_T, np.zeros(len(mask_T), int), np.arange(len(mask_T)))
+
+    @property
+    def n_sequences(self):
+        """B."""
+        return int(self.sequence_T[-1]) + 1
+
+    @property
+    def weight_T(self):
+        """Weight of each token in a mean over the real tokens: 1/their number, and 0 for padding."""
+        return self.mask_T / max(self.mask_T.sum(), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +165,23 @@ class Routing:
         return dispatch_TEC, combine_TEC
 
 
+def dropless_routing(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens, chance_TE=None):
+    """What a router returns: every assignment kept, and no queue formed yet."""
+    slot_A = np.zeros(len(expert_A), int)
+    return Routing(token_A, expert_A, rank_A, gate_A, slot_A, np.ones(len(expert_A), bool), logit_TE, prob_TE, tokens,
+                   chance_TE=chance_TE)
+
+
+def scoreless_routing(expert_TK, tokens, n_experts, dtype):
+    """The Routing of a policy that looks at no vector: gates of 1/K, the same probabilities, and scores of 0."""
+    top_k = expert_TK.shape[1]
+    token_A, expert_A, rank_A = gates.assignments_by_token(expert_TK, tokens.mask_T)
+    prob_TE = np.zeros((len(expert_TK), n_experts), dtype)
+    np.put_along_axis(prob_TE, expert_TK, 1 / top_k, axis=1)
+    gate_A = np.full(len(token_A), 1 / top_k, dtype)
+    return dropless_routing(token_A, expert_A, rank_A, gate_A, np.zeros_like(prob_TE), prob_TE, tokens)
+
+
 class RoutingGrad(NamedTuple):
     """Gradients of the numbers of a Routing: the way back from what reads it to the router that made it."""
 
@@ -137,61 +191,14 @@ class RoutingGrad(NamedTuple):
     dchance_TE: np.ndarray
 
 
-def no_gradient(routing):
+def zero_gradient(routing):
     """The RoutingGrad of a Routing that nobody pulls at."""
     dgate_A, zeros_TE = np.zeros_like(routing.gate_A), np.zeros_like(routing.prob_TE)
     return RoutingGrad(dgate_A, zeros_TE, zeros_TE, zeros_TE)
 
 
-def need(rng, who):
+def require_rng(rng, who):
     """The random generator.  Raises ValueError if there is none."""
     if rng is None:
         raise ValueError(f"{who} needs rng, a numpy.random.Generator, in training")
     return rng
-
-
-def best(score_TE, top_k, replay=None):
-    """The K experts of each token with the highest scores, best first; equal scores go to the lowest number.
-
-    No gradient flows through a choice.  replay: a Routing whose choices are taken instead, where it has any.
-    Returns expert_TK.
-    """
-    lowest = np.finfo(score_TE.real.dtype).min
-    left_TE = np.where(score_TE.real > lowest, score_TE.real, lowest)  # so that -inf is: taken already
-    if replay is not None:
-        left_TE[replay.token_A, replay.expert_A] = np.inf  # before all others, so that no expert comes twice
-    expert_TK, rows_T = np.empty((len(left_TE), top_k), int), np.arange(len(left_TE))
-    for k in range(top_k):  # K looks for the largest, where sorting all E costs more the more experts there are
-        expert_TK[:, k] = left_TE.argmax(axis=1)
-        left_TE[rows_T, expert_TK[:, k]] = -np.inf
-    if replay is not None:
-        expert_TK[replay.token_A, replay.rank_A] = replay.expert_A
-    return expert_TK
-
-
-def by_token(expert_TK, sent):
-    """Assignments of a router that gives a token K experts, token by token, best first.
-
-    sent: which of them are meant, [T, K]; or mask_T, for all of a real token's.  Returns token_A, expert_A, rank_A.
-    """
-    sent_TK = np.empty(expert_TK.shape, bool)
-    sent_TK[:] = sent.reshape(len(expert_TK), -1)
-    token_A, rank_A = sent_TK.nonzero()
-    return token_A, expert_TK[sent_TK], rank_A
-
-
-def without_limit(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens, chance_TE=None):
-    """What a router returns: every assignment kept, and no queue formed yet."""
-    slot_A = np.zeros(len(expert_A), int)
-    return Routing(token_A, expert_A, rank_A, gate_A, slot_A, np.ones(len(expert_A), bool), logit_TE, prob_TE, tokens,
-                   chance_TE=chance_TE)
-
-
-def without_scores(expert_TK, tokens, n_experts, dtype):
-    """The Routing of a policy that looks at no vector: gates of 1/K, the same probabilities, and scores of 0."""
-    top_k = expert_TK.shape[1]
-    token_A, expert_A, rank_A = by_token(expert_TK, tokens.mask_T)
-    prob_TE = np.zeros((len(expert_TK), n_experts), dtype)
-    np.put_along_axis(prob_TE, expert_TK, 1 / top_k, axis=1)
-    gate_A = np.full(len(token_A), 1 / top_k, dtype)
-    return without_limit(token_A, expert_A, rank_A, gate_A, np.zeros_like(prob_TE), prob_TE, tokens)

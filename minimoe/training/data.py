@@ -56,6 +56,13 @@ def build(texts, sequence, tokenizer=None):
     return Corpus(tokenizer, tuple(texts), tuple(train), tuple(held_out))
 
 
+def random_text(model_config, train_config):
+    """A Corpus of random tokens, for measurements that do not depend on what is in it."""
+    V = model_config.vocab_size
+    stream = np.random.default_rng(0).integers(0, V, 100 * train_config.sequence)
+    return Corpus(Tokenizer(range(V)), ("random",), (stream,), (stream,))  # it is asked for its length alone
+
+
 def sample(streams, rng, batch, sequence):
     """A Batch of random pieces of the streams, every starting point equally likely.
 

@@ -111,6 +111,20 @@ def probe(routings, n_experts):
     return np.packbits(np.array(chosen, bool).reshape(len(chosen), -1 if chosen else 0, n_experts), axis=2)
 
 
+def describe_routers(history, layers=None):
+    """What the router did at the last record of a run, layer by layer.
+
+    layers: the numbers of the layers that have a router; None counts from 0.
+    """
+    entropy, margin, dead = (history[f"router_{name}"][-1] for name in ("entropy", "margin", "dead"))
+    if len(entropy) == 0:
+        return "No layer has a router that assigns tokens."
+    head = (f"The router at step {history['router_step'][-1]} (entropy: nats, 0 is sure; margin: probability by which "
+            "the last chosen expert is ahead; dead: experts without a token)")
+    rows = zip(layers or range(len(entropy)), entropy, margin, dead, strict=True)
+    return "\n".join([head, *(f"  layer {i}: entropy {h:.2f}, margin {m:.3f}, dead {d}" for i, h, m, d in rows)])
+
+
 def _by_layer(rows, *shape):
     """One row a layer, each of the shape, even where there is no layer."""
     return np.array(rows).reshape(len(rows), *shape)

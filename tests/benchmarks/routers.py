@@ -10,8 +10,7 @@ import threadpoolctl
 
 from minimoe.config import ModelConfig
 from minimoe.moe import feed_forward, losses, routers
-from minimoe.moe import routing as records
-from minimoe.moe import tokens as token_records
+from minimoe.moe.routing import Tokens, zero_gradient
 from minimoe.names import ROUTERS
 from tests.benchmarks import turns
 
@@ -25,7 +24,7 @@ def case(name, n_experts=16, d_model=128):
     config = ModelConfig(d_model=d_model, n_experts=n_experts, d_hidden=64, router=name,
                          top_k=ROUTERS[name].top_k or 2, max_sequence=LENGTH)
     rng = np.random.default_rng(0)
-    tokens = token_records.of_batch(rng.integers(0, 65, (SEQUENCES, LENGTH)))
+    tokens = Tokens.of_batch(rng.integers(0, 65, (SEQUENCES, LENGTH)))
     x_TD = rng.normal(size=(SEQUENCES * LENGTH, d_model)).astype(np.float32)
     kind = config.layer_kinds[0]
     weights = {name: rng.normal(0, d_model ** -0.5, w.shape).astype(np.float32) for name, w in
@@ -37,7 +36,7 @@ def case(name, n_experts=16, d_model=128):
 
     def run():
         routing, cache = policy.forward(x_TD, weights, config, tokens, True, np.random.default_rng(1))
-        grad = records.no_gradient(routing)
+        grad = zero_gradient(routing)
         if routing.chance_TE is not None:
             _, load_cache = losses.load_forward(routing)
             grad = grad._replace(dchance_TE=losses.load_backward(0.1, load_cache))

@@ -15,7 +15,7 @@ from minimoe import config as configs
 from minimoe import model
 from minimoe.config import ModelConfig
 from minimoe.moe import dense, layer
-from minimoe.moe import tokens as token_records
+from minimoe.moe.routing import Tokens
 from minimoe.training.threads import workers
 from tests.benchmarks import turns
 
@@ -30,7 +30,7 @@ def moe(n_experts, top_k, threads):
     config = ModelConfig(d_model=D, n_experts=n_experts, top_k=top_k, d_hidden=F, max_sequence=T)
     rng = np.random.default_rng(0)
     weights = drawn(layer.weights(config, 1.0, 1.0), rng)
-    tokens = token_records.nameless(np.ones(T // threads, bool))
+    tokens = Tokens.anonymous(np.ones(T // threads, bool))
     with in_groups(lambda x_TD: layer.moe_forward(x_TD, weights, config, tokens), threads, vectors(rng)) as functions:
         yield functions
 

@@ -6,13 +6,13 @@ Where the two differ on purpose, the test says which convention is whose.
 from dataclasses import replace
 
 import numpy as np
-import other_models
 import pytest
 import torch
 
 from minimoe import batches, gradcheck, model
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import optimizer
+from tests.integration import other_models
 
 CONFIG = ModelConfig(vocab_size=29, d_model=24, n_layers=3, n_heads=6, n_kv_heads=2, d_hidden=7, n_experts=5, top_k=2,
                      rope_theta=100.0, norm_eps=1e-3, max_sequence=11, balance_coef=0.0, z_coef=0.0)

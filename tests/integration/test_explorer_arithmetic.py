@@ -9,7 +9,6 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-import browsers
 import numpy as np
 import pytest
 
@@ -18,7 +17,8 @@ from minimoe.analysis import explorer
 from minimoe.analysis.explorer import recording, rules
 from minimoe.config import ModelConfig
 from minimoe.moe import capacity, routers
-from minimoe.moe import tokens as token_records
+from minimoe.moe.routing import Tokens
+from tests.integration import browsers
 
 SCRIPT = (Path(explorer.__file__).parent / "arithmetic.js").read_text(encoding="utf-8")
 FACTORS = (None, 0.1, 0.3, 0.75, 1, 1.1, 1.25, 0.30000000000000004, 1e-5, 2.2, 10**17, 1e300)
@@ -66,7 +66,7 @@ def random_layer(config, rng):
         weights["w_router_DE"] = np.eye(config.n_experts, dtype=dtype)
     if "bias_E" in weights:
         weights["bias_E"] = rng.choice([-0.25, 0, 0.5], config.n_experts).astype(dtype)
-    return x_TE, weights, token_records.of_batch(rng.integers(0, 9, (1, n_tokens)))
+    return x_TE, weights, Tokens.of_batch(rng.integers(0, 9, (1, n_tokens)))
 
 
 def evaluated(config, x_TE, weights, tokens):

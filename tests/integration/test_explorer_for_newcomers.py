@@ -2,12 +2,12 @@
 
 import re
 
-import browsers
-import explorer_pages
 import numpy as np
 import pytest
-from explorer_pages import TEXT, TOKENS, decisions, make, routed
 from playwright.sync_api import expect
+
+from tests.integration import browsers, explorer_pages
+from tests.integration.explorer_pages import TEXT, TOKENS, decisions, make, routed
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,15 @@
 import re
 from dataclasses import replace
 
-import browsers
-import explorer_pages
 import numpy as np
 import pytest
-from explorer_pages import ODD, TEXT, TOKENS, decisions, make, routed
 from playwright.sync_api import expect
 
 from minimoe import model
-from minimoe.analysis import plots
 from minimoe.moe import capacity, routers
+from minimoe.plots import palette
+from tests.integration import browsers, explorer_pages
+from tests.integration.explorer_pages import ODD, TEXT, TOKENS, decisions, make, routed
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_every_token_stands_with_its_experts(visit):
         assert button.locator(".dropped").count() == (~routing.kept_A[own]).sum()
         shades = button.locator(".block, .choice").evaluate_all("all => all.map((n) => n.style.getPropertyValue("
                                                                 "'--expert'))")
-        assert shades == [plots.colour(e) for e in routing.expert_A[own]]
+        assert shades == [palette.colour(e) for e in routing.expert_A[own]]
 
 
 def test_pointing_at_a_token_shows_its_numbers(visit):

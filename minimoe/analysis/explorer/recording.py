@@ -3,9 +3,9 @@
 import numpy as np
 
 from minimoe import model, names, parameters
-from minimoe.analysis import plots
 from minimoe.analysis.explorer import rules
 from minimoe.moe import capacity, routers
+from minimoe.plots import palette
 
 DEFAULT_TEXT = "The cat sat on the mat.\nfor i in range(9):\n    print(i + 1)\n"
 """English, then Python; a context shorter than these 60 characters takes the first of them."""
@@ -40,7 +40,7 @@ def record(params, config, tokenizer, texts, run):
             name: {"short": short, "words": names.DROP_ORDERS[name]} for name, short in ORDERS.items()},
         "settings": {"topK": config.top_k, "factor": None if factor is None else str(factor), "order": order},
         "drop_order": config.drop_order,
-        "colours": list(plots.EXPERT_COLOURS), "inks": [plots.ink_on(colour) for colour in plots.EXPERT_COLOURS],
+        "colours": list(palette.EXPERT_COLOURS), "inks": [palette.ink_on(colour) for colour in palette.EXPERT_COLOURS],
         "texts": [_text(params, config, tokenizer, text) for text in texts],
     }
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from minimoe import names
-from minimoe.moe.routers import gshard, sigmoid_bias, st_moe
-from minimoe.moe.routers import hash as hashing
+from minimoe.moe.routers import gshard, hash_layers, sigmoid_bias, st_moe
 from minimoe.nn import ops
 
 
@@ -48,10 +47,11 @@ RULES = {
     "sinkhorn": Rule(),
     "sigmoid_bias": Rule(numbers=_biased, chosen_by="sigmoid + bias", gate=SIGMOID),
     "base": Rule(numbers=lambda routing, weights: {"gate_TE": _scores(routing)}, gate=SIGMOID),
-    "hash": Rule(numbers=lambda routing, weights: {"choice_TE": hashing.mixed(routing.tokens.id_T, routing.n_experts)},
-                 equal_gates=True, chosen_by="lot of the character"),
+    "hash": Rule(numbers=lambda routing, weights: {
+        "choice_TE": hash_layers.mixed(routing.tokens.id_T, routing.n_experts)},
+        equal_gates=True, chosen_by="lot of the character"),
     "random": Rule(numbers=lambda routing, weights: {
-        "choice_TE": hashing.mixed(routing.tokens.position_T, routing.n_experts)},
+        "choice_TE": hash_layers.mixed(routing.tokens.position_T, routing.n_experts)},
         equal_gates=True, chosen_by="lot of the place"),
     "uniform": Rule("turn", equal_gates=True),
     "expert_choice": Rule("experts"),

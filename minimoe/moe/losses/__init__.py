@@ -7,7 +7,6 @@ gradient of one array of the Routing: its prob_TE, logit_TE, gate_A or chance_TE
 from collections.abc import Callable
 from typing import NamedTuple
 
-from minimoe.moe import routing as records
 from minimoe.moe.losses.balance import (
     balance_backward,
     balance_forward,
@@ -18,6 +17,7 @@ from minimoe.moe.losses.balance import (
 )
 from minimoe.moe.losses.scores import entropy_backward, entropy_forward, z_backward, z_forward
 from minimoe.moe.losses.variation import importance_backward, importance_forward, load_backward, load_forward
+from minimoe.moe.routing import RoutingGrad, zero_gradient
 
 
 class Loss(NamedTuple):
@@ -58,9 +58,9 @@ def auxiliary_forward(routing, config, load_E=None):
 def auxiliary_backward(dlosses, cache):
     """What the losses together want of the router, as a RoutingGrad.  dlosses: name -> gradient of that loss."""
     routing, caches = cache
-    total = records.no_gradient(routing)._asdict()
+    total = zero_gradient(routing)._asdict()
     for name, dloss in dlosses.items():
         if dloss != 0:
             of = LOSSES[name].of
             total[of] = total[of] + LOSSES[name].backward(dloss, caches[name])
-    return records.RoutingGrad(**total)
+    return RoutingGrad(**total)

@@ -13,9 +13,33 @@
 `grad` is a RoutingGrad: the pull of the experts on the gates, and of the auxiliary losses on all that they read.
 """
 
-from importlib import import_module
+from minimoe.moe.routers import (
+    base,
+    expert_choice,
+    gshard,
+    hash_layers,
+    noisy_topk,
+    random_routing,
+    sigmoid_bias,
+    sinkhorn,
+    softmax_topk,
+    st_moe,
+    switch,
+    uniform,
+)
 
-from minimoe.names import ROUTERS
-
-POLICIES = {name: import_module(f"{__name__}.{name}") for name, router in ROUTERS.items() if not router.soft}
-"""Name -> module."""
+POLICIES = {
+    "softmax_topk": softmax_topk,
+    "switch": switch,
+    "noisy_topk": noisy_topk,
+    "gshard": gshard,
+    "st_moe": st_moe,
+    "sigmoid_bias": sigmoid_bias,
+    "expert_choice": expert_choice,
+    "sinkhorn": sinkhorn,
+    "base": base,
+    "hash": hash_layers,
+    "random": random_routing,
+    "uniform": uniform,
+}
+"""Name -> page."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimoe.moe import balanced, routing
+from minimoe.moe import gates, linear_assignment, routing
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
@@ -26,14 +26,14 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
     prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
     score_TE, sigmoid_cache = ops.sigmoid_forward(logit_TE)
-    expert_TK = routing.best(logit_TE, 1)
+    expert_TK = gates.top_k_experts(logit_TE, 1)
     if training:
-        expert_TK[tokens.mask_T, 0] = balanced.balanced(logit_TE.real[tokens.mask_T])
+        expert_TK[tokens.mask_T, 0] = linear_assignment.balanced_assignment(logit_TE.real[tokens.mask_T])
     if replay is not None:
         expert_TK[replay.token_A, replay.rank_A] = replay.expert_A
-    token_A, expert_A, rank_A = routing.by_token(expert_TK, tokens.mask_T)
+    token_A, expert_A, rank_A = gates.assignments_by_token(expert_TK, tokens.mask_T)
     gate_A = score_TE[token_A, expert_A]
-    result = routing.without_limit(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens)
+    result = routing.dropless_routing(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens)
     return result, (linear_cache, softmax_cache, sigmoid_cache, token_A, expert_A)
 
 

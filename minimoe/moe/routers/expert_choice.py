@@ -29,7 +29,7 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     else:
         token_A, expert_A, rank_A = replay.token_A, replay.expert_A, replay.rank_A
     gate_A = prob_TE[token_A, expert_A]
-    result = routing.without_limit(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens)
+    result = routing.dropless_routing(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens)
     return result, (linear_cache, softmax_cache, token_A, expert_A)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimoe.moe import assign, routing
+from minimoe.moe import gates, routing
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
@@ -27,14 +27,14 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     """
     logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
     prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
-    expert_TK = routing.best(logit_TE, config.top_k, replay)
+    expert_TK = gates.top_k_experts(logit_TE, config.top_k, replay)
     sent_TK = _used(np.take_along_axis(prob_TE.real, expert_TK, axis=1), training, rng, sure, least)
     if replay is not None:
         sent_TK = np.zeros_like(sent_TK)
         sent_TK[replay.token_A, replay.rank_A] = True
     sent_TK &= tokens.mask_T[:, None]
-    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, sent_TK, config.gates_sum_to_one)
-    return (routing.without_limit(*assigned, logit_TE, prob_TE, tokens),
+    assigned, assign_cache = gates.gates_forward(prob_TE, expert_TK, sent_TK, config.gates_sum_to_one)
+    return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
             (linear_cache, softmax_cache, assign_cache))
 
 
@@ -48,6 +48,6 @@ def _used(prob_TK, training, rng, sure, least):
     share_TK = prob_TK / prob_TK.sum(axis=1, keepdims=True)
     used_TK = share_TK > least
     if training:
-        used_TK = routing.need(rng, "router 'gshard' or 'st_moe'").random(share_TK.shape) * sure < share_TK
+        used_TK = routing.require_rng(rng, "router 'gshard' or 'st_moe'").random(share_TK.shape) * sure < share_TK
     used_TK[:, 0] = True
     return used_TK

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from minimoe.moe import assign, routing
-from minimoe.nn import ops
+from minimoe.moe import gates, routing
+from minimoe.nn import normal, ops
 from minimoe.parameters import Weight
 
 CAUSAL = True
@@ -37,22 +37,23 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     spread_TE = spread_TE + LEAST_SPREAD
     noise_TE = np.zeros_like(clean_TE.real)
     if training:
-        noise_TE = routing.need(rng, "router 'noisy_topk'").standard_normal(clean_TE.shape).astype(noise_TE.dtype)
+        draws_TE = routing.require_rng(rng, "router 'noisy_topk'").standard_normal(clean_TE.shape)
+        noise_TE = draws_TE.astype(noise_TE.dtype)
     logit_TE = clean_TE + noise_TE * spread_TE
     prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
-    expert_TK = routing.best(logit_TE, config.top_k, replay)
-    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    expert_TK = gates.top_k_experts(logit_TE, config.top_k, replay)
+    assigned, assign_cache = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
     chance_TE = chance_cache = None
     if config.loss_coefs["load"] > 0:
         chance_TE, chance_cache = chance_forward(clean_TE, spread_TE, logit_TE, expert_TK)
-    result = routing.without_limit(*assigned, logit_TE, prob_TE, tokens, chance_TE)
+    result = routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens, chance_TE)
     return result, (linear_cache, spread_cache, noise_TE, softmax_cache, assign_cache, chance_cache)
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
     linear_cache, spread_cache, noise_TE, softmax_cache, assign_cache, chance_cache = cache
-    dprob_TE = grad.dprob_TE + assign.assign_backward(grad.dgate_A, assign_cache)
+    dprob_TE = grad.dprob_TE + gates.gates_backward(grad.dgate_A, assign_cache)
     dlogit_TE = grad.dlogit_TE + ops.softmax_backward(dprob_TE, softmax_cache)
     dclean_TE, dspread_TE, dthreshold_TE = chance_backward(grad.dchance_TE, chance_cache)
     dlogit_TE = dlogit_TE + dthreshold_TE
@@ -81,7 +82,7 @@ def chance_forward(clean_TE, spread_TE, logit_TE, expert_TK):
     next_T1 = np.where(chosen_TE, -np.inf, logit_TE.real).argmax(axis=1)[:, None]
     rival_TE = np.where(chosen_TE, next_T1, last_T1)
     z_TE = (clean_TE - np.take_along_axis(logit_TE, rival_TE, axis=1)) / spread_TE
-    chance_TE, phi_cache = ops.normal_cdf_forward(z_TE)
+    chance_TE, phi_cache = normal.normal_cdf_forward(z_TE)
     return chance_TE, (chosen_TE, last_T1, next_T1, z_TE, spread_TE, phi_cache)
 
 
@@ -90,7 +91,7 @@ def chance_backward(dchance_TE, cache):
     if cache is None:
         return (np.zeros_like(dchance_TE),) * 3
     chosen_TE, last_T1, next_T1, z_TE, spread_TE, phi_cache = cache
-    dclean_TE = ops.normal_cdf_backward(dchance_TE, phi_cache) / spread_TE  # z = (clean - rival) / spread
+    dclean_TE = normal.normal_cdf_backward(dchance_TE, phi_cache) / spread_TE  # z = (clean - rival) / spread
     dlogit_TE = np.zeros_like(dclean_TE)
     np.put_along_axis(dlogit_TE, last_T1, -np.where(chosen_TE, 0, dclean_TE).sum(axis=1, keepdims=True), axis=1)
     np.put_along_axis(dlogit_TE, next_T1, -np.where(chosen_TE, dclean_TE, 0).sum(axis=1, keepdims=True), axis=1)

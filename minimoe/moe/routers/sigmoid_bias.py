@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimoe.moe import assign, routing
+from minimoe.moe import gates, routing
 from minimoe.nn import ops
 from minimoe.parameters import Weight
 
@@ -36,17 +36,17 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     sum_T1 = score_TE.sum(axis=1, keepdims=True)
     prob_TE = score_TE / sum_T1
     biased_TE = within_groups(score_TE.real + weights["bias_E"].real, config)
-    expert_TK = routing.best(biased_TE, config.top_k, replay)
-    assigned, assign_cache = assign.assign_forward(score_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    expert_TK = gates.top_k_experts(biased_TE, config.top_k, replay)
+    assigned, assign_cache = gates.gates_forward(score_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
     token_A, expert_A, rank_A, gate_A = assigned
-    result = routing.without_limit(token_A, expert_A, rank_A, config.gate_scale * gate_A, logit_TE, prob_TE, tokens)
+    result = routing.dropless_routing(token_A, expert_A, rank_A, config.gate_scale * gate_A, logit_TE, prob_TE, tokens)
     return result, (linear_cache, sigmoid_cache, assign_cache, prob_TE, sum_T1, config.gate_scale)
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights; the bias only chooses, and has none.  grad: RoutingGrad."""
     linear_cache, sigmoid_cache, assign_cache, prob_TE, sum_T1, gate_scale = cache
-    dscore_TE = assign.assign_backward(gate_scale * grad.dgate_A, assign_cache)
+    dscore_TE = gates.gates_backward(gate_scale * grad.dgate_A, assign_cache)
     expected_T1 = (grad.dprob_TE * prob_TE).sum(axis=1, keepdims=True)
     dscore_TE += (grad.dprob_TE - expected_T1) / sum_T1  # prob = score / sum of scores
     dlogit_TE = grad.dlogit_TE + ops.sigmoid_backward(dscore_TE, sigmoid_cache)
@@ -77,5 +77,5 @@ def within_groups(score_TE, config):
     n_best = max(config.top_k // config.top_groups, 1)
     group_score = -np.sort(-by_group, axis=2)[:, :, :n_best].sum(axis=2)
     allowed = np.zeros(group_score.shape, bool)
-    np.put_along_axis(allowed, routing.best(group_score, config.top_groups), True, axis=1)
+    np.put_along_axis(allowed, gates.top_k_experts(group_score, config.top_groups), True, axis=1)
     return np.where(allowed[:, :, None], by_group, -np.inf).reshape(score_TE.shape)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimoe.moe import assign, routing
+from minimoe.moe import gates, routing
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
@@ -28,9 +28,9 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     choice_TE = logit_TE.real.copy()
     if training:
         choice_TE[tokens.mask_T] = plan(choice_TE[tokens.mask_T])
-    expert_TK = routing.best(choice_TE, config.top_k, replay)
-    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
-    return (routing.without_limit(*assigned, logit_TE, prob_TE, tokens),
+    expert_TK = gates.top_k_experts(choice_TE, config.top_k, replay)
+    assigned, assign_cache = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
             (linear_cache, softmax_cache, assign_cache))
 
 

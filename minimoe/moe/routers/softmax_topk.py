@@ -1,6 +1,6 @@
 """Softmax over all experts, then the K best: the router of Mixtral (renormalised gates) and OLMoE (raw gates)."""
 
-from minimoe.moe import assign, routing
+from minimoe.moe import gates, routing
 from minimoe.nn import ops
 from minimoe.parameters import Weight
 
@@ -24,16 +24,16 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     """
     logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
     prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
-    expert_TK = routing.best(logit_TE, config.top_k, replay)
-    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
-    return (routing.without_limit(*assigned, logit_TE, prob_TE, tokens),
+    expert_TK = gates.top_k_experts(logit_TE, config.top_k, replay)
+    assigned, assign_cache = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
             (linear_cache, softmax_cache, assign_cache))
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
     linear_cache, softmax_cache, assign_cache = cache
-    dprob_TE = grad.dprob_TE + assign.assign_backward(grad.dgate_A, assign_cache)
+    dprob_TE = grad.dprob_TE + gates.gates_backward(grad.dgate_A, assign_cache)
     dlogit_TE = grad.dlogit_TE + ops.softmax_backward(dprob_TE, softmax_cache)
     dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, linear_cache)
     return dx_TD, {"w_router_DE": dw_router_DE}

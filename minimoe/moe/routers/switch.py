@@ -21,7 +21,7 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     """
     factor_TD = None
     if training and config.jitter > 0:
-        routing.need(rng, "router 'switch'")
+        routing.require_rng(rng, "router 'switch'")
         factor_TD = rng.uniform(1 - config.jitter, 1 + config.jitter, x_TD.shape).astype(x_TD.real.dtype)
         x_TD = x_TD * factor_TD
     result, cache = softmax_topk.forward(x_TD, weights, config, tokens, replay=replay)

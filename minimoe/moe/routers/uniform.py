@@ -3,14 +3,14 @@
 import numpy as np
 
 from minimoe.moe import routing
-from minimoe.moe.routers import hash as hashing
+from minimoe.moe.routers import hash_layers
 
 CAUSAL = True
 CAUSAL_IN_EVALUATION = True
 NEEDS_TOKEN_IDS = False
 EVALUATION = "the same as in training"
 
-weights = hashing.weights
+weights = hash_layers.weights
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
@@ -20,9 +20,9 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     """
     turn_T1 = tokens.position_T[:, None] * config.top_k
     expert_TK = (turn_T1 + np.arange(config.top_k)) % config.n_experts
-    return routing.without_scores(expert_TK, tokens, config.n_experts, x_TD.real.dtype), x_TD
+    return routing.scoreless_routing(expert_TK, tokens, config.n_experts, x_TD.real.dtype), x_TD
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights: 0, and none.  grad: RoutingGrad."""
-    return hashing.backward(grad, cache)
+    return hash_layers.backward(grad, cache)

@@ -1,1 +1,0 @@
-"""Pictures that one lesson needs: what is longer than a cell, or shows an idea that lasts."""

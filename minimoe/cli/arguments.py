@@ -1,0 +1,98 @@
+"""Options that several commands have, and how a configuration's fields become options."""
+
+import argparse
+from dataclasses import fields
+
+from minimoe import config as configs
+from minimoe import names
+
+DEFAULT_THREADS = 2
+"""As many as the presets have groups; more would have nothing to do."""
+
+DEFAULT_RUN, DEFAULT_PRESET = "runs/tour/moe/seed0", "shakespeare-cpu"
+
+CHOICES = {"router": {name: router.words for name, router in names.ROUTERS.items()}, "drop_order": names.DROP_ORDERS}
+"""Field -> the names that it can have, with what they mean."""
+
+
+def command(subparsers, name, run, text, in_groups=False, study=False):
+    """The parser of a command, to add its options to.
+
+    run: function of the parsed options.  text: what it does.  in_groups: whether it runs the groups of a batch at the
+    same time, so that --threads has a use.  study: whether it trains several models, some seeds of each.
+    """
+    parser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    parser.set_defaults(run_command=run, command=name, in_groups=in_groups, study=study)
+    if in_groups:
+        add_threads(parser, default=argparse.SUPPRESS)  # what was said before the command stands
+    return parser
+
+
+def add_threads(parser, default):
+    """--threads."""
+    parser.add_argument("--threads", type=int, metavar="N", default=default, help="groups of a batch that run at "
+                        f"the same time; changes times alone (default: {DEFAULT_THREADS})")
+
+
+def add_study(parser, quick, seeds, default):
+    """--quick, --seeds and --fresh.  quick: what --quick does.  seeds: how many there are without --seeds."""
+    parser.add_argument("--quick", action="store_const", const=True, default=default, help=quick)
+    parser.add_argument("--seeds", type=int, default=default, metavar="N", help=f"runs of a model (default: {seeds})")
+    parser.add_argument("--fresh", action="store_const", const=True, default=default,
+                        help="train again what is there from earlier")
+
+
+def seeds(options, default):
+    """The number of seeds.  Raises ValueError below 1."""
+    seeds = default if options.seeds is None else options.seeds
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: must be 1 or more")
+    return seeds
+
+
+def add_run(parser):
+    """--run, which run to look at."""
+    parser.add_argument("--run", default=DEFAULT_RUN, metavar="FOLDER",
+                        help=f"a trained run (default: {DEFAULT_RUN}, which the tour makes)")
+
+
+def add_preset(parser):
+    """--preset."""
+    parser.add_argument("--preset", choices=configs.PRESETS,
+                        help=f"fields to start from (default: {DEFAULT_PRESET})")
+
+
+def add_fields(parser, record, leave_out=()):
+    """One option a field: --d-model, --top-k, ...; only those that are given end up in the parsed options.
+
+    record: a configuration, whose values the help names as defaults.
+    """
+    group = parser.add_argument_group(type(record).__name__)
+    for field in fields(record):
+        if field.name in leave_out:
+            continue
+        choices = CHOICES.get(field.name)
+        name, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
+        text += "".join(f"; {choice}: {words}" for choice, words in (choices or {}).items()).replace("%", "%%")
+        text = f"{text} (default: {str(getattr(record, field.name)).lower()})"
+        if "bool" in str(field.type):
+            group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            group.add_argument(name, type=_reader(field.type), choices=choices, default=argparse.SUPPRESS, help=text,
+                               metavar=None if choices else "X")
+
+
+def given(options, record):
+    """Name -> value of the fields of a configuration class that were given as options."""
+    return {f.name: getattr(options, f.name) for f in fields(record) if hasattr(options, f.name)}
+
+
+def _reader(type_):
+    """The function that reads a field's value: a number, or "none" where the field may be None."""
+    kind = next(k for k in (int, float, str) if k.__name__ in str(type_))
+
+    def read(text):
+        return None if "None" in str(type_) and text.lower() == "none" else kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    return read

@@ -1,0 +1,125 @@
+"""Commands that look at a trained run: what it writes, where its tokens go and why, whether it is healthy."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from minimoe import names
+from minimoe.cli import arguments, train
+
+
+def add_generate(subparsers):
+    """The command `generate` and its options."""
+    parser = arguments.command(subparsers, "generate", run_generate, "write text with a trained model")
+    arguments.add_run(parser)
+    parser.add_argument("--prompt", help="the text to go on from (default: 'The ', or any one character that it knows)")
+    parser.add_argument("--n-tokens", type=int, default=500, metavar="N", help="characters to write (default: 500)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="below 1 is safer, 0 the likeliest (0.8)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest characters only")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample among the fewest with probability P together")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--dropless", action="store_true",
+                        help="leave out the run's evaluation capacity, with which tokens cannot be made one by one")
+
+
+def run_generate(options):
+    """Write text with a trained model, as it is made."""
+    from minimoe.generation import sampling
+    state = train.load(options)
+    prompt = _default_prompt(state.tokenizer) if options.prompt is None else options.prompt
+    if not prompt:
+        raise ValueError("--prompt '': must be at least one character")
+    prompt_S = state.tokenizer.encode(prompt)
+    config = replace(state.model_config, eval_capacity_factor=None) if options.dropless else state.model_config
+    tokens = sampling.stream(state.params, config, prompt_S, options.n_tokens, options.temperature,
+                             options.top_k, options.top_p, options.seed)
+    print(prompt, end="", flush=True)
+    for token in tokens:
+        print(state.tokenizer.decode([token]), end="", flush=True)
+    print()
+
+
+def _default_prompt(tokenizer):
+    return "The " if set("The ") <= set(tokenizer.characters) else tokenizer.characters[-1]
+
+
+def add_route(subparsers):
+    """The command `route` and its options."""
+    parser = arguments.command(subparsers, "route", run_route, "show which experts each character goes to, and why")
+    parser.add_argument("text", nargs="+", help="the text to route, no longer than the model's context")
+    arguments.add_run(parser)
+    parser.add_argument("--layer", type=int, metavar="L", help="show this layer only")
+    parser.add_argument("--capacity-factor", type=float, help="limit the experts, to see who is dropped [mean loads]")
+    parser.add_argument("--drop-order", choices=names.DROP_ORDERS, help="who queues first, if they are limited")
+    parser.add_argument("--colour", "--color", choices=("auto", "always", "never"), default="auto",
+                        help="auto: if the output is a terminal and NO_COLOR is not set")
+
+
+def run_route(options):
+    """Show which expert each character goes to, and why."""
+    from minimoe import model
+    from minimoe.analysis import route
+    from minimoe.moe import telemetry
+    state, text = train.load(options), " ".join(options.text)
+    if options.capacity_factor is not None and not 0 < options.capacity_factor < float("inf"):
+        raise ValueError(f"--capacity-factor {options.capacity_factor}: must be a finite number above 0")
+    config = replace(state.model_config,
+                     eval_capacity_factor=state.model_config.eval_capacity_factor if options.capacity_factor is None
+                     else options.capacity_factor, drop_order=options.drop_order or state.model_config.drop_order)
+    if not config.moe_layers:
+        raise ValueError(f"{options.run} has no layer that assigns tokens to experts: there is nothing to show")
+    layers = config.moe_layers if options.layer is None else [options.layer]
+    if options.layer is not None and options.layer not in config.moe_layers:
+        raise ValueError(f"--layer {options.layer}: the layers with a router are "
+                         f"{', '.join(map(str, config.moe_layers))}")
+    if not 1 <= len(text) <= config.max_sequence:
+        raise ValueError(f"the text has {len(text)} characters: the model takes 1 to {config.max_sequence}")
+    _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
+    colour = options.colour == "always" or (
+        options.colour == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+    print(route.legend(config.n_experts, colour))
+    shown = {layer: r for layer, r in zip(config.moe_layers, routings, strict=True) if layer in layers}
+    for layer, routing in shown.items():
+        print(f"\nlayer {layer}, first choice of each character:")
+        print(route.coloured(text, telemetry.first_choice(routing), colour))
+    print("\n" + route.ledger(telemetry.ledger(list(shown.values()), list(shown)), text))
+
+
+def add_explore(subparsers):
+    """The command `explore` and its options."""
+    parser = arguments.command(subparsers, "explore", run_explore,
+                               "write a page to look at a text's routing in, and to change its rules")
+    _add_folder(parser)
+    parser.add_argument("--text", nargs="+", help="the texts to route, each by itself and no longer than the model's "
+                        "context (default: a bit of English and Python)")
+    parser.add_argument("--output", metavar="PATH", help="where the page goes (default: explorer.html in the folder)")
+
+
+def run_explore(options):
+    """Write the router explorer of a run."""
+    from minimoe.analysis import explorer
+    output = Path(options.run) / "explorer.html" if options.output is None else Path(options.output)
+    explorer.check_path(output)
+    html = explorer.page(train.load(options, "one of them"), options.text, options.run)
+    explorer.save(html, output)
+    print(f"{output} is written, {len(html.encode()):,} bytes; any browser shows it, without a network: "
+          f"{output.resolve().as_uri()}")
+
+
+def add_doctor(subparsers):
+    """The command `doctor` and its options."""
+    parser = arguments.command(subparsers, "doctor", run_doctor,
+                               "say whether a run's routers fail, and by what evidence")
+    _add_folder(parser)
+
+
+def run_doctor(options):
+    """Name the ways in which a run's routers fail, with the evidence."""
+    from minimoe.analysis import doctor
+    print(doctor.report(train.load(options, "one of them")))
+
+
+def _add_folder(parser):
+    parser.add_argument("run", nargs="?", default=arguments.DEFAULT_RUN, metavar="RUN",
+                        help=f"the folder of a run (default: {arguments.DEFAULT_RUN}, which the tour makes)")

@@ -1,0 +1,135 @@
+"""The command `train`, and the runs that it and others leave."""
+
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from minimoe import config as configs
+from minimoe.cli import arguments
+from minimoe.config import ModelConfig, TrainConfig
+
+
+def add_train(subparsers):
+    """The command `train` and its options."""
+    parser = arguments.command(subparsers, "train", run_train,
+                               "train one model on the embedded corpus or on your own text",
+                               in_groups=True)
+    arguments.add_preset(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--text", nargs="+", metavar="FILE", help="train on these text files, one domain each")
+    source.add_argument("--clusters", action="store_true", help="train on a made-up language of four known clusters")
+    parser.add_argument("--finer", type=int, metavar="M", help="M times as many experts, M times as narrow, M times as "
+                        "many a token: fine-grained experts, at the same cost (DeepSeekMoE)")
+    parser.add_argument("--run", default="runs/train", metavar="FOLDER", help="where to save (default: runs/train)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder of --run")
+    model_config, train_config = configs.preset(arguments.DEFAULT_PRESET)
+    arguments.add_fields(parser, model_config, leave_out=("vocab_size",))
+    arguments.add_fields(parser, train_config)
+
+
+def run_train(options):
+    """Train one model, or go on with one."""
+    from minimoe.config import describe
+    from minimoe.training import checkpoint, loop, progress, record
+    path = Path(options.run) / "checkpoint.npz"
+    if options.resume:
+        state, text = _resume(path, options)
+    else:
+        if path.exists():
+            raise ValueError(f"{path} exists: go on with it by --resume, or name another folder with --run")
+        state, text = _start(options)
+    checkpoint.check_folder(path)
+    print(describe.describe_layers(state.model_config))
+    if state.finished:
+        print(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
+        return
+    try:
+        with progress.bar(state, options.run) as on_step:
+            loop.train(state, text, path, on_step, options.threads)
+    except loop.Diverged as error:
+        kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
+        raise ValueError(f"{error}; {kept}; start anew in another --run, with a lower --learning-rate") from error
+    except loop.Interrupted as error:
+        again = shlex.join(["train", "--resume", "--run", options.run, *_source_words(options)])
+        raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
+    print(record.describe_routers(state.history, state.model_config.moe_layers))
+    print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
+    for line in _what_next(state.model_config, text, shlex.quote(options.run)):
+        print(line)
+
+
+def _what_next(config, text, run):
+    """Commands that go on from a trained run: those that this model allows."""
+    from minimoe.generation import sampling
+    if sampling.causal(config):
+        capacity = " --dropless" if config.eval_capacity_factor is not None else ""
+        yield f"write with it:  python -m minimoe generate --run {run}{capacity}"
+    if config.moe_layers:
+        yield f"look inside:    python -m minimoe route {shlex.quote(_words_of(text))} --run {run}"
+        yield f"is it healthy?  python -m minimoe doctor {run}"
+
+
+def _words_of(text):
+    """A few characters of the text itself, on one line."""
+    start = text.tokenizer.decode(text.held_out[0][:200])
+    return max(start.split("\n"), key=len).strip()[:24] or start[:1]
+
+
+def _start(options):
+    from minimoe.training import data, loop
+    model_fields, train_fields = arguments.given(options, ModelConfig), arguments.given(options, TrainConfig)
+    model_config, train_config = configs.preset(options.preset or arguments.DEFAULT_PRESET, model_fields, train_fields)
+    if options.finer is not None:
+        model_config = model_config.finer(options.finer)
+    text = data.build(texts(options), train_config.sequence)
+    return loop.new_state(replace(model_config, vocab_size=len(text.tokenizer)), train_config, text), text
+
+
+def _resume(path, options):
+    """The state of a checkpoint; options that say otherwise than it are refused."""
+    from minimoe.training import checkpoint, data, loop
+    state = checkpoint.load(path)
+    for name in ("preset", "finer"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} {getattr(options, name)}: a run goes on with its options; leave it out")
+    for record, have in ((ModelConfig, state.model_config), (TrainConfig, state.train_config)):
+        for name, value in arguments.given(options, record).items():
+            if asdict(have)[name] != value:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: the run in {path} was started with "
+                                 f"{asdict(have)[name]}; leave the option out, or start another run")
+    text = data.build(texts(options), state.train_config.sequence)
+    loop.check_text(state, text)
+    return state, text
+
+
+def _source_words(options):
+    """The options that name the text, to be typed again."""
+    return ["--text", *options.text] if options.text else ["--clusters"] if options.clusters else []
+
+
+def texts(options):
+    """The texts that the options name; the embedded ones if they name none."""
+    from minimoe.training import corpus
+    if options.text:
+        return corpus.from_files(options.text)
+    return corpus.clusters() if getattr(options, "clusters", False) else corpus.embedded()
+
+
+def load(options, how="with --run"):
+    """The TrainState of the run that the options name.  how: to choose another, for a message.
+
+    Raises ValueError with the runs that there are if it is not there.
+    """
+    from minimoe.training import checkpoint
+    path = Path(options.run) / "checkpoint.npz"
+    if not path.exists():
+        found = sorted(p.parent.as_posix() for p in Path("runs").rglob(path.name))
+        ways = "`python -m minimoe` or `python -m minimoe train`"
+        more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+        way_out = f"there are {', '.join(found[:6])}{more}: choose {how}" if found else f"make one with {ways}"
+        raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
+    state = checkpoint.load(path)
+    if not state.finished:
+        print(f"minimoe: note: {options.run} is at step {state.step} of {state.train_config.n_steps}", file=sys.stderr)
+    return state

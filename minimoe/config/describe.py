@@ -1,0 +1,18 @@
+"""A configuration in words: one line for its layers, one for its losses."""
+
+
+def describe_layers(config):
+    """What the layers of a model are: router, experts, room and auxiliary losses, in one line."""
+    kinds = {kind: config.layer_kinds.count(kind) for kind in dict.fromkeys(config.layer_kinds)}
+    layers = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
+    if set(kinds) == {"dense"}:
+        return f"layers: {layers}, so no router"
+    room = "dropless" if config.capacity_factor is None else f"capacity factor {config.capacity_factor:g}"
+    shared = f" and {config.n_shared_experts} shared" if config.n_shared_experts else ""
+    return (f"layers: {layers}; router {config.router}, {config.top_k} of {config.n_experts} experts of width "
+            f"{config.d_hidden} a token{shared}, {room}; auxiliary losses: {describe_losses(config)}")
+
+
+def describe_losses(config):
+    """The auxiliary losses that have a weight, with it."""
+    return ", ".join(f"{name} {coef:g}" for name, coef in config.loss_coefs.items() if coef > 0) or "none"

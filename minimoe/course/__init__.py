@@ -1,0 +1,4 @@
+"""Teaching material.
+
+    lessons   runs the lessons in notebooks/ again, in place
+"""

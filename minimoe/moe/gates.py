@@ -1,0 +1,69 @@
+"""Choices and their gates: which K experts a token takes, and how much each counts.
+
+The gate of a chosen expert is its score, as it is or as a share of the token's choices.
+"""
+
+import numpy as np
+
+
+def top_k_experts(score_TE, top_k, replay=None):
+    """The K experts of each token with the highest scores, best first; equal scores go to the lowest number.
+
+    No gradient flows through a choice.  replay: a Routing whose choices are taken instead, where it has any.
+    Returns expert_TK.
+    """
+    lowest = np.finfo(score_TE.real.dtype).min
+    left_TE = np.where(score_TE.real > lowest, score_TE.real, lowest)  # so that -inf is: taken already
+    if replay is not None:
+        left_TE[replay.token_A, replay.expert_A] = np.inf  # before all others, so that no expert comes twice
+    expert_TK, rows_T = np.empty((len(left_TE), top_k), int), np.arange(len(left_TE))
+    for k in range(top_k):  # K looks for the largest, where sorting all E costs more the more experts there are
+        expert_TK[:, k] = left_TE.argmax(axis=1)
+        left_TE[rows_T, expert_TK[:, k]] = -np.inf
+    if replay is not None:
+        expert_TK[replay.token_A, replay.rank_A] = replay.expert_A
+    return expert_TK
+
+
+def assignments_by_token(expert_TK, sent):
+    """Assignments of a router that gives a token K experts, token by token, best first.
+
+    sent: which of them are meant, [T, K]; or mask_T, for all of a real token's.  Returns token_A, expert_A, rank_A.
+    """
+    sent_TK = np.empty(expert_TK.shape, bool)
+    sent_TK[:] = sent.reshape(len(expert_TK), -1)
+    token_A, rank_A = sent_TK.nonzero()
+    return token_A, expert_TK[sent_TK], rank_A
+
+
+def gates_forward(score_TE, expert_TK, sent, renormalize):
+    """The assignments of tokens to their K chosen experts, with their gates.
+
+        raw: g = s                                              [OLMoE, arXiv:2409.02060, sec. 2]
+        renormalised: g = s / sum over the K chosen of s        [Mixtral, arXiv:2401.04088, sec. 2.1]
+
+    expert_TK: all different in a row.  sent: which choices become assignments, [T, K]; or mask_T, for all of a real
+    token's.  A choice that is not sent still counts in the sum.  Returns (token_A, expert_A, rank_A, gate_A), cache.
+    """
+    token_A, expert_A, rank_A = assignments_by_token(expert_TK, sent)
+    rows_T1 = np.arange(len(score_TE))[:, None]
+    gate_TK = score_TE[rows_T1, expert_TK]
+    sum_T1 = None
+    if renormalize:
+        sum_T1 = gate_TK.sum(axis=1, keepdims=True)
+        gate_TK /= sum_T1
+    cache = token_A, rank_A, gate_TK, sum_T1, rows_T1, expert_TK, score_TE
+    return (token_A, expert_A, rank_A, gate_TK[token_A, rank_A]), cache
+
+
+def gates_backward(dgate_A, cache):
+    """Gradient of score_TE: 0 for experts that were not chosen."""
+    token_A, rank_A, gate_TK, sum_T1, rows_T1, expert_TK, score_TE = cache
+    dgate_TK = np.zeros_like(gate_TK)
+    dgate_TK[token_A, rank_A] = dgate_A
+    if sum_T1 is not None:  # gate = s / sum s: only the ratios of the chosen count
+        dgate_TK -= (dgate_TK * gate_TK).sum(axis=1, keepdims=True)
+        dgate_TK /= sum_T1
+    dscore_TE = np.zeros_like(score_TE)
+    dscore_TE[rows_T1, expert_TK] = dgate_TK
+    return dscore_TE

@@ -1,0 +1,47 @@
+"""Hash layers: a fixed map from the token's number in the vocabulary to experts.  Nothing is learned or compared."""
+
+import numpy as np
+
+from minimoe.moe import gates, routing
+
+CAUSAL = True
+CAUSAL_IN_EVALUATION = True
+NEEDS_TOKEN_IDS = True
+EVALUATION = "the same as in training"
+
+
+def weights(config, std):
+    """None: there is nothing to learn."""
+    return {}
+
+
+def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
+    """The same K experts for the same token of the vocabulary, always; gates of 1/K.
+
+                                                        [Hash layers, arXiv:2106.04426, sec. 3]
+    Balanced over the vocabulary but not over a text, in which some tokens are far more frequent.
+    Returns a Routing, cache.
+    """
+    if tokens.id_T is None:
+        raise ValueError("router 'hash' needs tokens.id_T, the numbers of the tokens in the vocabulary")
+    expert_TK = gates.top_k_experts(mixed(tokens.id_T, config.n_experts), config.top_k, replay)
+    return routing.scoreless_routing(expert_TK, tokens, config.n_experts, x_TD.real.dtype), x_TD
+
+
+def backward(grad, cache):
+    """Gradients of x_TD and, as a dict, of the weights: 0, and none.  grad: RoutingGrad."""
+    x_TD = cache
+    return np.zeros_like(x_TD), {}
+
+
+def mixed(key_T, n_experts):
+    """A well mixed number in [0, 1) for each key and expert, the same on every machine: whole-number arithmetic alone.
+
+                                                        [SplitMix64's finaliser: Steele et al. 2014, OOPSLA]
+    """
+    z_TE = np.asarray(key_T, np.uint64)[:, None] * np.uint64(n_experts) + np.arange(1, n_experts + 1, dtype=np.uint64)
+    z_TE = z_TE * np.uint64(0x9E3779B97F4A7C15)
+    z_TE = (z_TE ^ (z_TE >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z_TE = (z_TE ^ (z_TE >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z_TE = z_TE ^ (z_TE >> np.uint64(31))
+    return (z_TE >> np.uint64(11)) * 2.0 ** -53

@@ -1,0 +1,13 @@
+"""Pictures: each function takes plain arrays or records and returns a matplotlib Figure.
+
+    palette             every colour, once
+    figures             how a figure is written, and how its axes look
+    loss_curves         validation loss against steps and FLOPs
+    expert_load         where the assignments go, over time and by domain
+    coloured_text       characters on the colours of their experts
+    router_comparison   all routers on one budget
+    pareto              loss against FLOPs, and at equal steps, FLOPs and time
+    step_time           where the time of a training step goes
+    cost_shares         where parameters, FLOPs and bytes are
+    lessons             what one lesson needs
+"""

@@ -1,0 +1,51 @@
+"""Text on the colours of its experts."""
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from minimoe.plots import palette
+
+
+def coloured_text(pieces, n_experts, title):
+    """Characters on the colour of the expert of their first choice, its number below each.
+
+    pieces: list of (heading, text, expert of each character).
+    """
+    width = max(len(line) for _, text, _ in pieces for line in text.split("\n")) + 1
+    rows = sum(len(text.split("\n")) + 1.2 for _, text, _ in pieces) + 1.6
+    figure = Figure(figsize=(10, 0.5 + rows * 0.36))
+    axis = figure.add_axes((0.02, 0.01, 0.96, 0.99 - 0.5 / figure.get_figheight()))
+    axis.set(xlim=(0, width), ylim=(rows, 0))
+    axis.axis("off")
+    axis.text(0, 0.6, "expert", fontsize=10, color=palette.INK, va="center")
+    for expert in range(n_experts):
+        _draw_cell(axis, 7 + 2.2 * expert, 0.6, str(expert), expert, 2)
+    y = 1.8
+    for heading, text, experts in pieces:
+        axis.text(0, y, heading, fontsize=10, color=palette.INK, va="center", style="italic")
+        y = _draw_lines(axis, text, experts, y + 0.9) + 0.3
+    figure.suptitle(title, color=palette.INK, fontsize=13)
+    return figure
+
+
+def _draw_lines(axis, text, experts, y):
+    """One cell a character, a new row at each line break; returns the next free row."""
+    x = 0
+    for character, expert in zip(text, experts, strict=True):
+        if character == "\n":
+            _draw_cell(axis, x, y, "↵", expert, number=True)
+            x, y = 0, y + 1
+        else:
+            _draw_cell(axis, x, y, character, expert, number=True)
+            x += 1
+    return y + 1
+
+
+def _draw_cell(axis, x, y, character, expert, width=1.0, number=False):
+    axis.add_patch(Rectangle((x, y - 0.45), width, 0.9, facecolor=palette.colour(expert), edgecolor="white",
+                             linewidth=0.5))
+    axis.text(x + width / 2, y - 0.12 * number, character, ha="center", va="center", family="monospace", fontsize=10,
+              color=palette.ink(expert))
+    if number:
+        axis.text(x + width / 2, y + 0.28, str(expert), ha="center", va="center", fontsize=5.5,
+                  color=palette.ink(expert))

@@ -1,0 +1,102 @@
+"""Pictures of costs: where parameters, FLOPs and bytes are."""
+
+import textwrap
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from minimoe.cost import answers, deployment
+from minimoe.cost.report import quantity
+from minimoe.plots import figures, palette
+
+SHARE_COLOURS = {"experts": "#0072B2", "shared experts": "#56B4E9", "dense": "#009E73", "attention": "#E69F00",
+                 "attention scores": "#F0E442", "keys and values": "#D55E00", "router": "#000000", "head": "#CC79A7",
+                 "embedding": "#999999", "positions": "#bbbbbb", "norms": "#dddddd"}
+"""Part of a model -> its colour in every figure of costs."""
+
+
+SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Path("figures/costs.png")
+"""Published models in the README's picture."""
+
+
+def figure(say=print):
+    """Draw the costs of published models, for the README."""
+    usual = answers.Where(deployment.MACHINES["h100"], None, "bf16", None)
+    figures.save(cost_shares([answers.of_published(answers.find(key), usual) for key in SHOWN]), FIGURE)
+    say(f"wrote {FIGURE}")
+
+
+def cost_shares(records):
+    """Where parameters, FLOPs and bytes are: for each model one bar of 100 % for each of them, its whole at the end.
+
+    records: of `cost.sheet`.  More than four stand in two columns, more than eight in three, line by line.
+    """
+    columns = 1 + (len(records) > 4) + (len(records) > 8)
+    lines = -(-len(records) // columns)
+    figure = Figure(figsize=(10 if columns == 1 else 7.5 * columns, 0.9 + 2.1 * lines), layout="constrained")
+    axes = list(figure.subplots(lines, columns, sharex=True, squeeze=False).flat)
+    for axis in axes[len(records):]:
+        axis.remove()
+    seen = {}
+    for place, (axis, record) in enumerate(zip(axes, records, strict=False)):
+        seen = _draw_shares(axis, record) | seen
+        if columns > 1:
+            axis.title.set_fontsize(10.5)
+        if place % columns and _labels(axis) == _labels(axes[place - place % columns]):  # said at the left
+            axis.tick_params(labelleft=False)
+        if place + columns >= len(records):  # nothing below
+            axis.set_xlabel("share (%); at the right the whole")
+            axis.tick_params(labelbottom=True)
+    shown = [part for part in SHARE_COLOURS if part in seen]
+    figure.legend([seen[part] for part in shown], shown, loc="outside lower center", ncols=min(len(shown), 6 * columns),
+                  frameon=False)
+    return figure
+
+
+def _labels(axis):
+    return [label.get_text() for label in axis.get_yticklabels()]
+
+
+def _draw_shares(axis, record):
+    """The bars of one model.  Returns part -> a piece of its colour."""
+    bars, seen = _cost_bars(record), {}
+    for row, (parts, _) in enumerate(bars.values()):
+        left, whole = 0.0, sum(parts.values())
+        for part in (part for part in SHARE_COLOURS if parts.get(part)):
+            share = 100 * parts[part] / whole
+            seen[part] = axis.barh(row, share, left=left, color=SHARE_COLOURS[part], edgecolor="white", lw=0.6)
+            if share > 7:
+                axis.text(left + share / 2, row, f"{share:.0f}", ha="center", va="center", fontsize=8,
+                          color=palette.ink_on(SHARE_COLOURS[part]))
+            left += share
+    axis.set(yticks=range(len(bars)), yticklabels=list(bars), ylim=(len(bars) - 0.4, -0.6), xlim=(0, 100))
+    axis.set_title(textwrap.fill(_title(record, bars), 80))
+    right = axis.secondary_yaxis("right")
+    right.set(yticks=range(len(bars)), yticklabels=[whole for _, whole in bars.values()])
+    right.tick_params(length=0, colors=palette.INK)
+    right.spines[:].set_visible(False)
+    figures.plain(axis)
+    return seen
+
+
+def _title(record, bars):
+    """The part that has most of the parameters, and what it has of the FLOPs."""
+    (total, _), (work, _) = bars["parameters"], bars["FLOPs a token"]
+    part = max(total, key=total.get)
+    has, does = total[part] / sum(total.values()), work.get(part, 0) / sum(work.values())
+    part = "feed-forward blocks" if part == "dense" else part
+    return f"{record['name']}: {part}, {has:.0%} of the parameters and {does:.0%} of the FLOPs"
+
+
+def _cost_bars(record):
+    """Label of a bar -> (part -> its amount, the whole in words)."""
+    read, flops = record["bytes_read"], record["forward_flops_per_token"]
+    columns = {field: {row["part"]: row[field] for row in record["parts"]}
+               for field in ("total", "active", "forward_flops_per_token")}
+    return {
+        "parameters": (columns["total"], quantity(record["parameters"]["total"])),
+        "active parameters": (columns["active"], quantity(record["parameters"]["active_incl_all_embeddings"])),
+        "FLOPs a token": (columns["forward_flops_per_token"], quantity(flops)),
+        **{f"bytes to decode {n} text{'s' * (n > 1)}": (read[n], quantity(sum(read[n].values()), "B"))
+           for n in (1, 64) if n in read},
+    }

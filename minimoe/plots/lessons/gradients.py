@@ -1,0 +1,179 @@
+"""Gradients on their way back: a map of the layer with both directions, and who gets how much of them."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from minimoe.plots import figures, palette
+
+FORWARD, BACK = "#777777", "#D55E00"
+
+BOXES = {
+    "x": (0.6, 1.9, "x\ntokens"),
+    "scores": (2.7, 3.3, "scores\nlogit = x W"),
+    "softmax": (5.0, 3.3, "softmax\np"),
+    "gates": (7.3, 3.3, "gates\ng"),
+    "choice": (5.0, 1.9, "choice\nthe K best"),
+    "dispatch": (2.7, 0.5, "dispatch\nrows"),
+    "experts": (5.0, 0.5, "experts\nout"),
+    "combine": (7.3, 1.9, "combine\ny = Σ g out"),
+    "loss": (9.6, 1.9, "loss\nL"),
+}
+"""Name -> where it stands, and its words."""
+
+WIDTH, HEIGHT = 1.24, 0.66
+
+BOTTOM = 1e-17
+"""An error of 0, where axes are logarithmic."""
+
+WAYS = [("x", "scores", "dx"), ("scores", "softmax", "dlogit"), ("softmax", "gates", "dp"),
+        ("gates", "combine", "dg"), ("x", "dispatch", "dx"), ("dispatch", "experts", "drows"),
+        ("experts", "combine", "dout"), ("combine", "loss", "dy")]
+"""What goes forward from where to where, and the gradient that comes back."""
+
+ONE_WAY = [("softmax", "choice"), ("choice", "gates"), ("choice", "dispatch")]
+"""What goes forward and has no slope, so that nothing comes back."""
+
+
+def way_back():
+    """The layer as boxes: numbers go forward along grey arrows, gradients back along orange ones, none through the
+    choice.
+    """
+    figure = Figure(figsize=(8, 3.6), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlim=(-0.1, 10.3), ylim=(0, 3.85))
+    axis.axis("off")
+    for start, end, gradient in WAYS:
+        _draw_way(axis, start, end, gradient)
+    for start, end in ONE_WAY:
+        _arrow(axis, *_ends(start, end), FORWARD, "dotted")
+    for name, (x, y, words) in BOXES.items():
+        axis.add_patch(FancyBboxPatch((x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, boxstyle="round,pad=0.04",
+                                      facecolor="#eeeeee" if name == "choice" else "white", edgecolor=palette.INK))
+        axis.text(x, y, words, ha="center", va="center", fontsize=9, color=palette.INK)
+    handles = [axis.plot([], [], line, color=shade, lw=2, label=words)[0] for shade, line, words in (
+        (FORWARD, "-", "forward"), (FORWARD, ":", "forward, without a slope"), (BACK, "-", "back: gradients"))]
+    axis.legend(handles=handles, frameon=False, fontsize=9, loc="lower right")
+    axis.set_title("The gradient comes back along two roads, and neither leads through the choice", fontsize=11,
+                   color=palette.INK)
+    return figure
+
+
+def _draw_way(axis, start, end, gradient):
+    """Two arrows side by side, and the gradient's name beside its own."""
+    tail, head = _ends(start, end)
+    along = (head - tail) / np.linalg.norm(head - tail)
+    aside = 0.09 * np.array([-along[1], along[0]])
+    _arrow(axis, tail + aside, head + aside, FORWARD, "solid")
+    _arrow(axis, head - aside, tail - aside, BACK, "solid")
+    axis.text(*((tail + head) / 2 - 2.6 * aside), gradient, color=BACK, fontsize=9, ha="center", va="center",
+              fontweight="bold")
+
+
+def _ends(start, end):
+    """Where an arrow leaves the box it comes from, and meets the one it goes to."""
+    one, other = (np.array(BOXES[name][:2]) for name in (start, end))
+    way = other - one
+    inside = min(size / 2 / abs(part) for part, size in zip(way, (WIDTH + 0.14, HEIGHT + 0.14), strict=True) if part)
+    return one + inside * way, other - inside * way
+
+
+def _arrow(axis, tail, head, shade, line):
+    axis.annotate("", head, tail, arrowprops={"arrowstyle": "-|>", "color": shade, "lw": 1.5, "linestyle": line,
+                                              "shrinkA": 0, "shrinkB": 0})
+
+
+def to_scores(panels, chosen_TE, names, title):
+    """Gradients of a router's scores, token by expert, one panel a cause; what was chosen has a frame.
+
+    panels: heading -> dlogit_TE; each has a colour scale of its own, of roots, so that small numbers are seen too.
+    names: of the tokens.  A cell that gets exactly nothing is grey and says 0.
+    """
+    figure = Figure(figsize=(8, 0.36 * len(names) + 1.5), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    for axis, (heading, dlogit_TE) in zip(axes, panels.items(), strict=True):
+        root_TE = np.ma.masked_equal(np.sign(dlogit_TE) * np.sqrt(np.abs(dlogit_TE)), 0)
+        end = 2 * math.sqrt(np.abs(dlogit_TE).max() or 1)  # twice the largest: words cannot be read on the dark ends
+        axis.set_facecolor("#dddddd")
+        axis.imshow(root_TE, cmap="PuOr", vmin=-end, vmax=end, aspect="auto")
+        _write_cells(axis, dlogit_TE, chosen_TE)
+        axis.set(xticks=range(dlogit_TE.shape[1]), yticks=range(len(names)), yticklabels=names, xlabel="expert")
+        axis.set_title(heading, fontsize=10, color=palette.INK)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0, colors=palette.INK)
+    figure.suptitle(title, color=palette.INK, fontsize=11)
+    return figure
+
+
+def _write_cells(axis, dlogit_TE, chosen_TE):
+    """The number of each cell, two or more digits of the largest, and a frame where it was chosen."""
+    digits = max(2, 1 - math.floor(math.log10(np.abs(dlogit_TE).max() or 1)))
+    for (t, e), value in np.ndenumerate(dlogit_TE):
+        axis.text(e, t, "0" if value == 0 else f"{value:+.{digits}f}", ha="center", va="center", fontsize=9,
+                  color=palette.INK)
+        if chosen_TE[t, e]:
+            axis.add_patch(Rectangle((e - 0.46, t - 0.46), 0.92, 0.92, fill=False, edgecolor=palette.INK, lw=1.8))
+
+
+def against_step(steps, errors, title):
+    """Relative errors of numerical derivatives against their step, smaller steps to the right.
+
+    errors: name -> error at each step; one of exactly 0 is drawn at the bottom.
+    """
+    figure = Figure(figsize=(7.5, 3.4), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    for (name, error), (shade, line), mark in zip(errors.items(), palette.MODEL_STYLES, "os^", strict=False):
+        axis.loglog(steps, np.maximum(error, BOTTOM), mark + line, color=shade, label=name, ms=5)
+    axis.set(xlabel="step h (smaller to the right)", ylabel="relative error of the slope", ylim=(BOTTOM / 3, 30))
+    axis.set_title(title, fontsize=11)
+    axis.invert_xaxis()
+    axis.legend(frameon=False, loc="lower left")
+    figures.plain(axis)
+    return figure
+
+
+def flips(steps, errors, flipped, title):
+    """Errors of a central difference, number by number and for several steps: which of them are flips?
+
+    errors, flipped: [steps, numbers]: the error of each, and whether the two steps chose differently.
+    """
+    figure = Figure(figsize=(7.5, 3.6), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    aside = 10 ** np.linspace(-0.25, 0.25, errors.shape[1])  # so that marks do not lie on each other
+    place = np.outer(steps, aside)
+    axis.loglog(place[flipped], errors[flipped], "x", color=palette.MODEL_STYLES[0][0], ms=6,
+                label="a token changed experts")
+    axis.loglog(place[~flipped], errors[~flipped], "o", color=palette.MODEL_STYLES[1][0], mfc="none", ms=5,
+                label="the same choices")
+    for step, row in zip(steps, flipped, strict=True):
+        axis.text(step, errors.max() * 10, f"{row.sum()} of {row.size}\nflipped", ha="center", fontsize=9,
+                  color=palette.INK)
+    axis.set(xlabel="step h (smaller to the right)", ylabel="error / typical gradient", xticks=steps,
+             ylim=(errors.min() / 1e3, errors.max() * 1e3))
+    axis.set_title(title, fontsize=11)
+    axis.minorticks_off()
+    axis.invert_xaxis()
+    axis.legend(frameon=False, loc="lower left")
+    figures.plain(axis)
+    return figure
+
+
+def side_by_side(panels, names, title):
+    """Curves over training steps, one panel a measure, one kind of line a name, one line a seed.
+
+    panels: label of the axis -> curves, [names, seeds, steps]; the second and later ones are on a logarithmic axis.
+    """
+    figure = Figure(figsize=(7.5, 3.2), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for place, (axis, (label, curves)) in enumerate(zip(axes, panels.items(), strict=True)):
+        for name, (shade, line), seeds in zip(names, palette.MODEL_STYLES, curves, strict=False):
+            for seed, curve in enumerate(seeds):
+                axis.plot(1 + np.arange(len(curve)), curve, line, color=shade, lw=1.8,
+                          label=None if seed else f"{name}, {len(seeds)} seeds")
+        axis.set(xlabel="training steps", ylabel=label, yscale="log" if place else "linear")
+        figures.plain(axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
+    figure.suptitle(title, color=palette.INK, fontsize=11)
+    return figure

@@ -1,0 +1,68 @@
+"""Paths of tokens through the layers, drawn as streams: a picture of which expert follows upon which."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from minimoe.plots import palette
+
+BLOCK = 0.12
+"""Width of an expert's block, where layers are 1 apart."""
+
+STEPS = np.linspace(0, 1, 25)
+RISE = STEPS ** 2 * (3 - 2 * STEPS)  # flat at both ends
+
+
+def alluvial(paths, n_experts, title):
+    """Streams of tokens from layer to layer, one panel a model.
+
+    paths: heading of a panel -> the expert of each token in each layer, whole numbers [L, T].
+    An expert is a block as high as its share of the tokens; a stream has the colour of the expert that it leaves.
+    """
+    figure = Figure(figsize=(8, 4.4), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(paths), sharey=True))
+    for axis, (heading, expert_LT) in zip(axes, paths.items(), strict=True):
+        for layer, (before_T, after_T) in enumerate(zip(expert_LT, expert_LT[1:], strict=False)):
+            _draw_streams(axis, layer, before_T, after_T, n_experts)
+        for layer, expert_T in enumerate(expert_LT):
+            _draw_blocks(axis, layer, expert_T, n_experts)
+        layers = range(len(expert_LT))
+        axis.set(xticks=layers, xticklabels=[f"layer {layer}" for layer in layers], ylim=(1, 0), yticks=(0, 0.5, 1),
+                 xlim=(-BLOCK, len(expert_LT) - 1 + BLOCK))
+        axis.set_title(heading, fontsize=10)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0, colors=palette.INK)
+    axes[0].set_ylabel("share of the tokens")
+    figure.suptitle(title, color=palette.INK, fontsize=11)
+    return figure
+
+
+def streams(before_T, after_T, n_experts):
+    """Shares of the tokens that go from one expert to another, and where each stream begins and ends, [E, E] each.
+
+    At the left the streams of an expert lie in order of where they go, at the right in order of where they come from.
+    """
+    share_EE = np.bincount(before_T * n_experts + after_T, minlength=n_experts ** 2) / len(before_T)
+    share_EE = share_EE.reshape(n_experts, n_experts)
+    left_EE = share_EE.cumsum().reshape(share_EE.shape) - share_EE
+    right_EE = share_EE.T.cumsum().reshape(share_EE.shape).T - share_EE
+    return share_EE, left_EE, right_EE
+
+
+def _draw_streams(axis, layer, before_T, after_T, n_experts):
+    share_EE, left_EE, right_EE = streams(before_T, after_T, n_experts)
+    along = layer + BLOCK / 2 + (1 - BLOCK) * STEPS
+    for a, b in zip(*share_EE.nonzero(), strict=True):
+        top = left_EE[a, b] + (right_EE[a, b] - left_EE[a, b]) * RISE
+        axis.fill_between(along, top, top + share_EE[a, b], color=palette.colour(a), alpha=0.6, lw=0)
+
+
+def _draw_blocks(axis, layer, expert_T, n_experts):
+    top = 0.0
+    for expert, share in enumerate(np.bincount(expert_T, minlength=n_experts) / len(expert_T)):
+        axis.add_patch(Rectangle((layer - BLOCK / 2, top), BLOCK, share, facecolor=palette.colour(expert),
+                                 edgecolor="white"))
+        if share > 0.035:
+            axis.text(layer, top + share / 2, str(expert), ha="center", va="center", fontsize=9,
+                      color=palette.ink(expert))
+        top += share

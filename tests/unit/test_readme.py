@@ -1,0 +1,43 @@
+"""What the README says is there, is there; what it says to type, works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minimoe import cli
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"^python -m minimoe[^|\n#]*|`python -m minimoe([^`]*)`", README, re.MULTILINE)))
+MAP = re.findall(r"^\| \d \| `(minimoe/\S+)` \|", README, re.MULTILINE)
+
+
+def test_every_file_that_is_linked_exists():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_map_has_every_file_and_no_other():
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minimoe").rglob("*.py")
+             if path.name not in ("__init__.py", "__main__.py")}
+    assert {entry for entry in MAP if not (ROOT / entry).exists()} == set()
+    assert {file for file in files if not file.startswith(tuple(MAP))} == set()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "..." not in c])
+def test_every_command_is_one_that_the_program_knows(command):
+    assert cli.parser().parse_args(shlex.split(command))
+
+
+def test_the_python_example_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "whole model" in capsys.readouterr().out
+
+
+def test_the_first_test_command_is_what_continuous_integration_runs():
+    (command,) = re.findall(r"\.venv/bin/python (-m pytest .*)", README)
+    assert f'"$python" {command}' in (ROOT / ".ci/run").read_text()
