@@ -27,7 +27,7 @@ CORE = [name for name in TREES if name.startswith(("nn/", "moe/")) or name == "m
 FUNCTIONS = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree)
              if isinstance(node, ast.FunctionDef)]
 
-FLOORS = {"names": 0, "parameters": 0, "files": 0, "config": 0.5, "nn": 1, "moe": 2, "model": 3, "batches": 3.5,
+FLOORS = {"names": 0, "parameters": 0, "files": 0, "terminal": 0, "config": 0.5, "nn": 1, "moe": 2, "model": 3, "batches": 3.5,
           "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5, "cost": 5, "": 5.5, "plots": 6, "analysis": 7,
           "experiments": 8, "course": 9, "cli": 10, "__main__": 11}
 """A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""

@@ -1,0 +1,91 @@
+"""What is printed: tables and paragraphs as wide as the terminal, and the console that colours.
+
+Every table of the program is drawn here, by rich.  A table that is too wide for the terminal goes on below, with its
+first columns repeated, so that no number is broken.
+"""
+
+import io
+import os
+import re
+import shutil
+import sys
+import textwrap
+
+NARROW, NOTEBOOK = 40, 120
+"""Columns: fewer than any output needs; of a notebook, whose outputs must not depend on the window that runs it."""
+
+
+def width():
+    """Columns to fill: those of the terminal; COLUMNS if it is set; 80 in a pipe; NOTEBOOK in a notebook."""
+    if "ipykernel" in sys.modules:
+        return NOTEBOOK
+    columns = os.environ.get("COLUMNS", "")
+    return max(int(columns) if columns.isdigit() and int(columns) > 0 else _real_width(), NARROW)
+
+
+def _real_width():
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout is not None and sys.stdout.isatty() else 80
+
+
+def fill(text, indent="", hanging=""):
+    """A paragraph broken to the width.  indent: before its first line.  hanging: before the others."""
+    return textwrap.fill(text, width(), initial_indent=indent, subsequent_indent=hanging or indent,
+                         break_on_hyphens=False, break_long_words=False)
+
+
+def table(rows, left=(0,), repeat=1):
+    """Rows of cells as text in columns, the first row as the head.
+
+    left: columns that are words, aligned left and broken between words if there is no room; others are numbers,
+    aligned right and never broken.  repeat: how many first columns stand again where a wide table goes on below.
+    Returns the lines, without spaces at their ends.
+    """
+    rows = [tuple(map(str, row)) for row in rows]
+    widths = [max(len(line) for row in rows for line in row[i].split("\n")) for i in range(len(rows[0]))]
+    blocks = _blocks(widths, repeat, left)
+    return "\n\n".join(_draw([[row[i] for i in block] for row in rows], [block.index(i) for i in block if i in left])
+                       for block in blocks)
+
+
+def _blocks(widths, repeat, left):
+    """Lists of columns that fit side by side.  The widest column of words may shrink to a third of the width."""
+    most = width() // 3
+    needed = [min(w, most) if i in left else w for i, w in enumerate(widths)]
+    first, blocks, block = list(range(repeat)), [], []
+    for i in range(repeat, len(widths)):
+        if block and sum(needed[j] + 2 for j in (*first, *block, i)) - 2 > width():
+            blocks.append([*first, *block])
+            block = []
+        block.append(i)
+    return [*blocks, [*first, *block]]
+
+
+def _draw(rows, left):
+    from rich import box, table
+    grid = table.Table(box=box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n"), show_edge=False, pad_edge=False,
+                       padding=(0, 1, 0, 0), header_style="")
+    for i, name in enumerate(rows[0]):
+        words = i in left
+        grid.add_column(escaped(name), justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for row in rows[1:]:
+        grid.add_row(*map(escaped, row))
+    text = io.StringIO()
+    console(text, colour=False).print(grid)
+    lines = [line.rstrip() for line in text.getvalue().split("\n")]
+    rule = next(i for i, line in enumerate(lines) if re.fullmatch(r"-[- ]*", line))  # rich draws it with gaps
+    lines[rule] = "-" * len(lines[rule])
+    return "\n".join(lines).rstrip("\n")
+
+
+def escaped(text):
+    """Text in which rich sees no markup: what stands in brackets is printed as it is."""
+    from rich import markup
+    return markup.escape(text)
+
+
+def console(file=None, colour=None):
+    """A rich Console of the width.  colour: True, False, or None for what the output can show; NO_COLOR is honoured."""
+    from rich.console import Console
+    return Console(file=file, width=width(), highlight=False, soft_wrap=False, legacy_windows=False,
+                   color_system={True: "truecolor", False: None}.get(colour, "auto"), force_terminal=colour or None,
+                   no_color=False if colour else None)
