@@ -42,18 +42,25 @@ def table(rows, left=(0,), repeat=1):
     """
     rows = [tuple(map(str, row)) for row in rows]
     widths = [max(len(line) for row in rows for line in row[i].split("\n")) for i in range(len(rows[0]))]
-    blocks = _blocks(widths, repeat, left)
     return "\n\n".join(_draw([[row[i] for i in block] for row in rows], [block.index(i) for i in block if i in left])
-                       for block in blocks)
+                       for block in _blocks(widths, repeat, left))
 
 
 def _blocks(widths, repeat, left):
-    """Lists of columns that fit side by side.  The widest column of words may shrink to a third of the width."""
-    most = width() // 3
-    needed = [min(w, most) if i in left else w for i, w in enumerate(widths)]
+    """Lists of columns that fit side by side: as few lists as possible, and none much wider than the others.
+
+    A column of words may shrink to a third of the width.
+    """
+    needed = [min(w, width() // 3) if i in left else w for i, w in enumerate(widths)]
+    fewest = len(_split(needed, repeat, width()))
+    return next(blocks for limit in range(width() + 1) if len(blocks := _split(needed, repeat, limit)) == fewest)
+
+
+def _split(needed, repeat, limit):
+    """Lists of columns, the first ones in each, with as many others as the limit allows, but at least one."""
     first, blocks, block = list(range(repeat)), [], []
-    for i in range(repeat, len(widths)):
-        if block and sum(needed[j] + 2 for j in (*first, *block, i)) - 2 > width():
+    for i in range(repeat, len(needed)):
+        if block and sum(needed[j] + 2 for j in (*first, *block, i)) - 2 > limit:
             blocks.append([*first, *block])
             block = []
         block.append(i)
@@ -61,31 +68,41 @@ def _blocks(widths, repeat, left):
 
 
 def _draw(rows, left):
-    from rich import box, table
+    from rich import box, table, text
     grid = table.Table(box=box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n"), show_edge=False, pad_edge=False,
                        padding=(0, 1, 0, 0), header_style="")
     for i, name in enumerate(rows[0]):
         words = i in left
-        grid.add_column(escaped(name), justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        grid.add_column(text.Text(name), justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in rows[1:]:
-        grid.add_row(*map(escaped, row))
-    text = io.StringIO()
-    console(text, colour=False).print(grid)
-    lines = [line.rstrip() for line in text.getvalue().split("\n")]
+        grid.add_row(*map(text.Text, row))
+    lines = [line.rstrip() for line in rendered(grid).split("\n")]
     rule = next(i for i, line in enumerate(lines) if re.fullmatch(r"-[- ]*", line))  # rich draws it with gaps
     lines[rule] = "-" * len(lines[rule])
-    return "\n".join(lines).rstrip("\n")
+    return "\n".join(lines)
 
 
-def escaped(text):
-    """Text in which rich sees no markup: what stands in brackets is printed as it is."""
-    from rich import markup
-    return markup.escape(text)
+def colours(when="auto"):
+    """The colours that standard output can show, by rich's name for them: "truecolor", "256", ...; None for none.
+
+    when: "always", "never", or "auto", which asks the terminal; NO_COLOR and FORCE_COLOR are honoured.
+    """
+    if when != "auto":
+        return "truecolor" if when == "always" else None
+    asked = console(None, "auto")
+    return None if asked.no_color else asked.color_system
 
 
-def console(file=None, colour=None):
-    """A rich Console of the width.  colour: True, False, or None for what the output can show; NO_COLOR is honoured."""
+def rendered(thing, colours=None):
+    """What rich draws of a Text or a Table, as a string with escape codes if there are colours (see `colours`)."""
+    text = io.StringIO()
+    console(text, colours).print(thing)
+    return text.getvalue().rstrip("\n")
+
+
+def console(file, colours):
+    """A rich Console as wide as the terminal.  file: None is standard output.  colours: see `colours`, or "auto"."""
     from rich.console import Console
-    return Console(file=file, width=width(), highlight=False, soft_wrap=False, legacy_windows=False,
-                   color_system={True: "truecolor", False: None}.get(colour, "auto"), force_terminal=colour or None,
-                   no_color=False if colour else None)
+    return Console(file=file, width=width(), color_system=colours, highlight=False, legacy_windows=False,
+                   force_jupyter=False, force_terminal=None if colours == "auto" else colours is not None,
+                   no_color=None if colours == "auto" else False)

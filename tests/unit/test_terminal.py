@@ -1,0 +1,102 @@
+"""What is printed fits the terminal, and no number and no character is lost on the way."""
+
+import os
+import sys
+
+import pytest
+
+from minimoe import terminal
+
+WIDE = [("name", "words", *"abcdef"), ("first", "one two three", *(["12345678"] * 6))]
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """Neither a variable nor a notebook decides the width or the colours."""
+    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+
+
+def screen(monkeypatch):
+    """From here on standard output is a terminal of 100 columns."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda default: os.terminal_size((100, 24)))
+
+
+def test_the_width_is_that_of_the_terminal_and_80_in_a_pipe(monkeypatch):
+    assert terminal.width() == 80
+    screen(monkeypatch)
+    assert terminal.width() == 100
+
+
+@pytest.mark.parametrize(("columns", "width"), [("90", 90), ("7", terminal.NARROW), ("0", 80), ("wide", 80)])
+def test_columns_is_honoured_if_it_is_a_width(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert terminal.width() == width
+
+
+def test_a_notebook_has_its_own_width_whatever_runs_it(monkeypatch):
+    screen(monkeypatch)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setenv("COLUMNS", "90")
+    assert terminal.width() == 120
+
+
+def test_a_table_by_hand():
+    """Numbers right, words left, no spaces at the ends; what looks like markup is text."""
+    assert terminal.table([("name", "loss", "in\nwords"), ("[b]a", 1.25, ":x:"), ("b", 10, "")], left=(0, 2)) == (
+        "            in\nname  loss  words\n-----------------\n[b]a  1.25  :x:\nb       10")
+
+
+def test_words_that_have_no_room_are_broken_between_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert terminal.table([("n", "what"), ("7", "one two three four five six seven eight")], left=(1,)) == (
+        "n  what\n----------------------------------------\n7  one two three four five six seven\n   eight")
+
+
+def test_a_wide_table_goes_on_below_in_parts_of_equal_width(monkeypatch):
+    """5 + 2 + 13 columns of words, then 10 for each number: all in 80; three and three in 60 and in 50."""
+    assert len(terminal.table(WIDE).split("\n\n")) == 1
+    for columns in ("60", "50"):
+        monkeypatch.setenv("COLUMNS", columns)
+        first, second = terminal.table(WIDE, left=(0, 1), repeat=2).split("\n\n")
+        assert first.split("\n") == ["name   words                 a         b         c", "-" * 50,
+                                     "first  one two three  12345678  12345678  12345678"]
+        assert second.split("\n")[0] == "name   words                 d         e         f"
+
+
+def test_no_number_is_broken_where_the_table_is_wider_than_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    table = terminal.table(WIDE, left=(0, 1), repeat=2)
+    assert table.count("12345678") == 6 and max(map(len, table.split("\n"))) <= 40
+
+
+def test_a_paragraph_is_filled():
+    assert terminal.fill("word " * 20, "- ", "  ").split("\n") == ["- " + " ".join(["word"] * 15),
+                                                                   "  " + " ".join(["word"] * 5)]
+
+
+@pytest.mark.parametrize(("variables", "when", "colours"), [
+    ({}, "auto", "256"), ({"NO_COLOR": "1"}, "auto", None), ({"NO_COLOR": ""}, "auto", "256"), ({}, "never", None),
+    ({"TERM": "dumb"}, "auto", None), ({"NO_COLOR": "1"}, "always", "truecolor"),
+    ({"COLORTERM": "truecolor"}, "auto", "truecolor")])
+def test_colours_are_those_of_the_terminal_unless_they_are_asked_for(monkeypatch, variables, when, colours):
+    """NO_COLOR counts when it is set and not empty [no-color.org]; what is asked for outright comes first."""
+    screen(monkeypatch)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert terminal.colours(when) == colours
+
+
+def test_a_pipe_has_colours_only_if_they_are_forced(monkeypatch):
+    assert terminal.colours() is None
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert terminal.colours() == "256"
+
+
+def test_inside_a_notebook_text_is_returned_and_not_displayed(monkeypatch):
+    """rich writes to the notebook itself where it finds one."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert terminal.table([("a",), ("1",)]) == "a\n-\n1"
