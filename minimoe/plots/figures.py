@@ -3,16 +3,13 @@
 Functions that draw take plain arrays and return a matplotlib Figure; `save` writes it.
 """
 
-from pathlib import Path
-
 from minimoe import files
 from minimoe.plots import palette
 
 
 def check_path(path):
     """Raise ValueError unless the path is that of a PNG; for what takes long before it has a figure to save."""
-    if Path(path).suffix.lower() != ".png":
-        raise ValueError(f"the figure {path}: must end in .png, since it is written as PNG")
+    files.check_ending(path, "the figure", ".png")
 
 
 def save(figure, path):
@@ -21,11 +18,8 @@ def save(figure, path):
     Raises ValueError if the path does not end in .png, or the folder or the disk does not allow it.
     """
     check_path(path)
-    try:
-        with files.written(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    except OSError as error:
-        raise ValueError(f"cannot write the figure {path}: {error.strerror or error}") from error
+    with files.written(path, "the figure") as temporary:
+        figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
 
 
 def plain(axis):

@@ -65,15 +65,15 @@ def save(path, state, compressed=False):
     """
     path = Path(path)
     try:
-        with files.written(path) as temporary, open(temporary, "wb") as file:
+        with files.written(path, "the checkpoint") as temporary, open(temporary, "wb") as file:
             arrays = _arrays(state)
             (np.savez_compressed if compressed else np.savez)(file, header=_header(state, arrays), **arrays)
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(path.parent)
-    except OSError as error:
+    except files.NotWritten as error:
         kept = "; the checkpoint before it is whole" if path.exists() else ""
-        raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}{kept}") from error
+        raise CheckpointError(f"{error}{kept}") from error
 
 
 def check_folder(path):

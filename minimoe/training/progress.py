@@ -1,34 +1,92 @@
-"""Progress bars: of a training run, with loss, tokens a second, drops and balance; and of measurements."""
+"""Progress on standard error: of a run, with loss, tokens per second, drops and balance; and of measurements.
+
+On a screen it is a bar, drawn by rich; in a log file or a pipe it is a line of plain text now and then.
+"""
 
 import contextlib
+import functools
 import sys
+import time
 
 import numpy as np
-from tqdm import tqdm
+
+SCREEN_SECONDS, LOG_SECONDS = 0.25, 10.0
+"""Time between two looks at a bar, and between two lines of a log, which needs fewer."""
 
 
 @contextlib.contextmanager
 def bar(state, label):
-    """An `on_step` for `loop.train` that draws the bar on standard error.  label: name of the run."""
+    """An `on_step` for `loop.train` that shows how far the run is.  label: name of the run."""
     config = state.train_config
     tokens_per_step = config.batch * config.sequence * config.accumulate
-    with tqdm(total=config.n_steps, initial=state.step, desc=label, unit="step", **_often()) as progress:
 
-        def on_step(state):
-            recent = {name: np.mean(state.history[name][-20:]) for name in ("ce", "seconds", "drop", "balance")}
-            progress.set_postfix_str(
-                f"loss {recent['ce']:.3f}, {tokens_per_step / recent['seconds']:,.0f} tokens/s, "
-                f"dropped {recent['drop']:.1%}, balance {recent['balance']:.3f}", refresh=False)
-            progress.update()
+    def words():
+        recent = {name: np.mean(state.history[name][-20:]) for name in ("ce", "seconds", "drop", "balance")}
+        return (f"loss {recent['ce']:.3f}, {tokens_per_step / recent['seconds']:,.0f} tokens/s, "
+                f"dropped {recent['drop']:.1%}, balance {recent['balance']:.3f}")
 
-        yield on_step
+    with _counted(label, config.n_steps, "steps", state.step, words) as count:
+        yield lambda state: count()
 
 
 def rounds(n, label="timing"):
-    """Counts n rounds of measurements, as `range` does, and draws a bar of them on standard error."""
-    return tqdm(range(n), label, unit="round", **_often())
+    """Counts n rounds of measurements, as `range` does, and shows how far they are."""
+    with _counted(label, n, "rounds") as count:
+        for i in range(n):
+            yield i
+            count()
 
 
-def _often():
-    seconds = 0.1 if sys.stderr.isatty() else 10  # a log file needs fewer lines than a screen
-    return {"dynamic_ncols": True, "mininterval": seconds, "maxinterval": seconds}
+@contextlib.contextmanager
+def _counted(label, total, unit, done=0, words=lambda: ""):
+    """A function to call after each step, which shows the count and the words of the moment if it is time to."""
+    screen = sys.stderr.isatty() and _console(sys.stderr).is_interactive
+    wait, shown = (SCREEN_SECONDS, 0.0) if screen else (LOG_SECONDS, time.monotonic())
+    with (_drawn if screen else _printed)(label, total, unit, done) as show:
+
+        def count():
+            nonlocal done, shown
+            done += 1
+            now = time.monotonic()
+            if now - shown >= wait or done == total:
+                shown = now
+                show(done, words())
+
+        yield count
+
+
+@contextlib.contextmanager
+def _printed(label, total, unit, start):
+    stream, began = sys.stderr, time.monotonic()
+
+    def show(done, words):
+        left = (time.monotonic() - began) / (done - start) * (total - done)
+        parts = f"{label}: {done} of {total} {unit}", f"{left:.0f} s left" * (done < total), words
+        print(", ".join(filter(None, parts)), file=stream, flush=True)
+
+    yield show
+
+
+@contextlib.contextmanager
+def _drawn(label, total, unit, start):
+    from rich import progress, table
+
+    def column(text):
+        return progress.TextColumn(text, markup=False)
+
+    words = progress.TextColumn("{task.fields[words]}", markup=False, table_column=table.Column())  # which may wrap
+    steps = column(f"{{task.completed}}/{{task.total}} {unit}")
+    left = progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+    columns = column("{task.description}"), progress.BarColumn(10), steps, left, words
+    # drawn in this thread, when a step has ended: one of its own would take time from the training
+    with progress.Progress(*columns, console=_console(sys.stderr), auto_refresh=False, redirect_stdout=False,
+                           redirect_stderr=False) as bars:
+        task = bars.add_task(label, total=total, completed=start, words="")
+        yield lambda done, words: bars.update(task, completed=done, words=words, refresh=True)
+
+
+@functools.lru_cache(1)
+def _console(stream):
+    """One for all bars of a stream, so that a bar within another is drawn below it."""
+    from rich.console import Console
+    return Console(file=stream, force_jupyter=False)

@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from minimoe import config
+from minimoe.training import progress
 from tests.benchmarks import turns
 
 GPT, GOAL = "GPT, PyTorch", 1.8857
@@ -57,10 +57,10 @@ def race(contestants, n_turns):
     Returns name -> [(step, seconds, loss)], one entry a turn.
     """
     curves = {name: [(0, 0.0, np.inf)] for name in contestants}
-    for turn in tqdm(range(1, n_turns + 1), desc="turns"):
+    for turn in progress.rounds(n_turns, "turns"):
         for name, (contestant, steps) in contestants.items():
             done, seconds, _ = curves[name][-1]
-            due = steps * turn // n_turns
+            due = steps * (turn + 1) // n_turns
             seconds += sum(contestant.turn(due - done).seconds)
             curves[name].append((due, seconds, contestant.turn(1, "loss").result))
     return {name: curve[1:] for name, curve in curves.items()}

@@ -6,7 +6,6 @@ tests hold the two together.  It asks nothing of the network.
 
 import json
 from importlib import resources
-from pathlib import Path
 from string import Template
 
 from minimoe import files
@@ -44,8 +43,7 @@ def escaped(data):
 
 def check_path(path):
     """Raise ValueError unless the path is that of an HTML file."""
-    if Path(path).suffix.lower() != ".html":
-        raise ValueError(f"the page {path}: must end in .html, since it is written as HTML")
+    files.check_ending(path, "the page", ".html")
 
 
 def save(html, path):
@@ -54,11 +52,8 @@ def save(html, path):
     Raises ValueError if the path does not end in .html, or the folder or the disk does not allow it.
     """
     check_path(path)
-    try:
-        with files.written(path) as temporary:
-            temporary.write_text(html, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ValueError(f"cannot write the page {path}: {error.strerror or error}") from error
+    with files.written(path, "the page") as temporary:
+        temporary.write_text(html, encoding="utf-8", newline="\n")
 
 
 def _read(name):
