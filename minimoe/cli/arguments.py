@@ -5,11 +5,12 @@ from dataclasses import fields
 
 from minimoe import config as configs
 from minimoe import names
+from minimoe.training import runs
 
 DEFAULT_THREADS = 2
 """As many as the presets have groups; more would have nothing to do."""
 
-DEFAULT_RUN, DEFAULT_PRESET = "runs/tour/moe/seed0", "shakespeare-cpu"
+DEFAULT_RUN, DEFAULT_PRESET = runs.seed_folder("runs/tour/moe", 0).as_posix(), "shakespeare-cpu"
 
 CHOICES = {"router": {name: router.words for name, router in names.ROUTERS.items()}, "drop_order": names.DROP_ORDERS}
 """Field -> the names that it can have, with what they mean."""

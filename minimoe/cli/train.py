@@ -3,7 +3,6 @@
 import shlex
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from minimoe import config as configs
 from minimoe.cli import arguments
@@ -31,8 +30,8 @@ def add_train(subparsers):
 def run_train(options):
     """Train one model, or go on with one."""
     from minimoe.config import describe
-    from minimoe.training import checkpoint, loop, progress, record
-    path = Path(options.run) / "checkpoint.npz"
+    from minimoe.training import checkpoint, loop, progress, record, runs
+    path = runs.checkpoint_path(options.run)
     if options.resume:
         state, text = _resume(path, options)
     else:
@@ -121,10 +120,10 @@ def load(options, how="with --run"):
 
     Raises ValueError with the runs that there are if it is not there.
     """
-    from minimoe.training import checkpoint
-    path = Path(options.run) / "checkpoint.npz"
+    from minimoe.training import checkpoint, runs
+    path = runs.checkpoint_path(options.run)
     if not path.exists():
-        found = sorted(p.parent.as_posix() for p in Path("runs").rglob(path.name))
+        found = [folder.as_posix() for folder in runs.find()]
         ways = "`python -m minimoe` or `python -m minimoe train`"
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
         way_out = f"there are {', '.join(found[:6])}{more}: choose {how}" if found else f"make one with {ways}"

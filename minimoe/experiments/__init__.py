@@ -1,5 +1,7 @@
 """Experiments: tables of model variants, trained over several seeds, and what they show.
 
+    engine           the machine that runs them: variants x seeds, on any executor
+    wording          numbers over seeds in words, and verdicts as lists
     archive          what is kept of runs that are too long to repeat
     tour             the main job: an MoE between two dense models
     routers          every router on one small budget

@@ -1,85 +1,97 @@
 """MoE and dense models at equal steps, at equal training FLOPs and at equal time: who is ahead depends on the budget.
 
 A model that is given another number of steps has a schedule of its own: its learning rate falls over all of them.  The
-dense models are a family of widths, so that one can say which of them a MoE is worth.
+dense models are a family of widths, so that one can say which of them an MoE is worth.
 """
 
 import json
-import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import cost, files
+from minimoe import cost, files, terminal
 from minimoe.analysis import bench
-from minimoe.config import ModelConfig, TrainConfig, preset
+from minimoe.config import ModelConfig, preset, variants
 from minimoe.config.variants import DENSE_ACTIVE, DENSE_TOTAL
 from minimoe.cost import deployment, ours
-from minimoe.experiments import archive, effective_size, wording
+from minimoe.cost.report import quantity
+from minimoe.experiments import archive, effective_size, engine, wording
+from minimoe.experiments.engine import Experiment, Variant
 from minimoe.plots import figures, pareto
-from minimoe.training import corpus, data, loop, progress, runs
+from minimoe.training import data, loop, progress
 
 NEAR = 0.01
 """Budgets that differ by less are the same: nothing is trained anew."""
 
+CLAIMED_SHARE, CLAIMED = (0.10, 0.25), (4, 10)
+"""The popular claim: with 10 to 25 % of the parameters active, 4 to 10 times less compute."""
 
-@dataclass(frozen=True)
-class Plan:
-    """What is trained, and where it is put.  moe: the MoE that all are compared with.  seeds: runs of each."""
+LEGEND = """at equal: steps, training FLOPs or time, as the {0} at equal steps.  to the MoE: loss beside that one's,
+above 0 is worse; and in how many seeds so.  dense: as wide as the {0}'s active or total experts."""
+"""Of the table of entries, with the name of the MoE."""
 
-    moe: ModelConfig
-    training: TrainConfig
-    seeds: int
-    runs: Path
-    figure: Path
-    archive: Path
+
+class Models(NamedTuple):
+    """What is compared.  main: the name of the MoE that sets the budgets.  moe, dense: name -> ModelConfig."""
+
+    main: str
+    moe: dict
+    dense: dict
+    training: tuple
 
     @property
-    def main(self):
-        """The name of the MoE that all are compared with."""
-        return _name(self.moe)
-
-    def dense(self):
-        """Name -> ModelConfig of dense models, from half of the MoE's active width to twice its total one."""
-        active, total = self.moe.top_k * self.moe.d_hidden, self.moe.n_experts * self.moe.d_hidden
-        widths = {"dense, half of active": active // 2, DENSE_ACTIVE: active, "dense, half of total": total // 2,
-                  DENSE_TOTAL: total, "dense, twice total": 2 * total}
-        return {name: replace(self.moe, n_experts=1, top_k=1, d_hidden=width) for name, width in widths.items()}
-
-    def sparse(self):
-        """Name -> ModelConfig of MoEs that do the same work for a token with half, once and twice the experts."""
-        E = self.moe.n_experts
-        return {_name(config): config for config in (replace(self.moe, n_experts=n) for n in (E // 2, E, 2 * E))}
+    def all(self):
+        """Name -> ModelConfig of all, the dense ones first."""
+        return self.dense | self.moe
 
     def twin(self, name):
-        """The name of the dense model that has as many parameters in its block as a MoE has in its experts."""
-        moe = self.sparse()[name]
-        return next(dense for dense, config in self.dense().items() if config.d_hidden == moe.n_experts * moe.d_hidden)
+        """The name of the dense model that has as many parameters in its block as an MoE has in its experts."""
+        width = variants.total_width(self.moe[name])
+        return next(dense for dense, config in self.dense.items() if config.d_hidden == width)
 
-    @property
-    def times(self):
-        """Where the seconds of a step of each model are."""
-        return self.runs / "seconds.json"
 
-    def path(self, name, steps, seed):
-        """Where the checkpoint of a model, a number of steps and a seed is."""
-        folder = name.replace(",", "").replace(" ", "-").lower()
-        return self.runs / f"{folder}-{steps}-steps" / f"seed{seed}" / "checkpoint.npz"
+def models(quick, vocab_size):
+    """The Models: MoEs with half, once and twice the experts, and dense ones from half the active to twice the total
+    width; or a quick set, which is far too short to compare.
+    """
+    moe, training = preset("tour-quick" if quick else "tour", {"vocab_size": vocab_size})
+    training = replace(training, n_steps=20) if quick else training
+    active, total, E = variants.active_width(moe), variants.total_width(moe), moe.n_experts
+    widths = {"dense, half of active": active // 2, DENSE_ACTIVE: active, "dense, half of total": total // 2,
+              DENSE_TOTAL: total, "dense, twice total": 2 * total}
+    sparse = (replace(moe, n_experts=n) for n in (E // 2, E, 2 * E))
+    return Models(_name(moe), {_name(config): config for config in sparse},
+                  {name: variants.dense(moe, width) for name, width in widths.items()}, training)
 
 
 def _name(config):
     return f"MoE, {config.top_k} of {config.n_experts}"
 
 
-def plan(quick, seeds, vocab_size):
-    """The comparison, or the quick one that shows the same in seconds and is far too short to compare anything."""
-    moe, training = preset("tour-quick" if quick else "tour", {"vocab_size": vocab_size})
-    if quick:
-        return Plan(moe, replace(training, n_steps=20), seeds, Path("runs/compare-quick"),
-                    Path("runs/compare-quick/compare.png"), Path("runs/compare-quick/compare.npz"))
-    return Plan(moe, training, seeds, Path("runs/compare"), Path("figures/compare.png"),
-                archive.WRITTEN / "compare.npz")
+def folder_of(quick):
+    """Where the runs are."""
+    return Path("runs/compare-quick" if quick else "runs/compare")
+
+
+def experiment(quick, seeds, compared, step_seconds):
+    """The Experiment: all models at equal steps, then two dense ones at equal FLOPs and at equal time.
+
+    compared: Models.  step_seconds: name -> seconds of a training step.   A label is "name; budget".
+    """
+    training, n_steps, folder = compared.training, compared.training.n_steps, folder_of(quick)
+    flops = {name: _step_cost(config, training).training_flops for name, config in compared.all.items()}
+    steps = {(name, "steps"): n_steps for name in compared.all}
+    for budget, spent in (("FLOPs", flops), ("time", step_seconds)):
+        for name in (DENSE_ACTIVE, DENSE_TOTAL):
+            ratio = spent[compared.main] / spent[name]
+            steps[name, budget] = n_steps if abs(ratio - 1) < NEAR else max(round(n_steps * ratio), 1)
+    cells = {f"{name}; {budget}": Variant(compared.all[name], replace(training, n_steps=n),
+                                          f"{engine.slug(name)}-{n}-steps") for (name, budget), n in steps.items()}
+    return Experiment("compare", "who is ahead at equal steps, FLOPs and time?", cells, seeds, folder, measure,
+                      archive=(folder if quick else archive.WRITTEN) / "compare.npz",
+                      figure=(folder if quick else Path("figures")) / "compare.png")
 
 
 def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
@@ -88,84 +100,84 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
     quick: the small version.  seeds: runs of each.  fresh: train again what is there.  threads: see `loop.train`.
     say: prints.
     """
-    text = data.build(corpus.embedded(), TrainConfig().sequence)
-    what = plan(quick, seeds, len(text.tokenizer))
-    say(f"Training {len(what.dense() | what.sparse())} models for as many steps, then two dense ones for as many FLOPs "
+    corpus = data.embedded_corpus()
+    compared = models(quick, len(corpus.tokenizer))
+    say(f"Training {len(compared.all)} models for as many steps, then two dense ones for as many FLOPs "
         "and as much time.\nInterrupt when you like: the same command goes on from there.\n")
-
-    def finished(name, config, training, seed):
-        return runs.finish(what.path(name, training.n_steps, seed), f"{name}, {training.n_steps} steps, seed {seed}",
-                           config, replace(training, seed=seed), text, fresh, say, threads)
-
-    entries = trained(what, finished, _timed(what, text, fresh, threads))
-    _keep(what, entries)
-    _draw(what, kept(what.archive.parent), "Far too short to compare. " if quick else "")
-    say("\n" + effective_size.entries_table(entries, _of(entries, what.main)))
-    say(f"{effective_size.LEGEND.format(what.main)}\n\nPicture: {what.figure}\n")
-    say("Far too short to compare anything: this shows that all works." if quick else verdict(what, entries, text))
+    step_seconds = _timed(folder_of(quick) / "seconds.json", compared, corpus, fresh, threads)
+    comparison = experiment(quick, seeds, compared, step_seconds)
+    found = engine.run(comparison, corpus, fresh, threads, say)
+    found.require_all()
+    entries = [_entry(label, comparison.variants[label], measured, step_seconds)
+               for label, measured in found.measured.items()]
+    _keep(comparison.archive, entries)
+    _draw(comparison.figure, compared.main, kept(comparison.archive.parent), "Far too short to compare. " * quick)
+    say("\n" + table(entries, find(entries, compared.main)))
+    say(f"\n{terminal.fill(' '.join(LEGEND.format(compared.main).split()))}\n\nPicture: {comparison.figure}\n")
+    say("Far too short to compare anything: this shows that all works." if quick
+        else verdict(compared, entries, seeds, corpus))
 
 
 def figure(say=print):
     """Draw the picture again from what was kept of the last comparison.  Raises ValueError if nothing was."""
-    what = plan(False, 1, ModelConfig.vocab_size)
-    _draw(what, kept())
-    say(f"wrote {what.figure}")
+    path = Path("figures/compare.png")
+    _draw(path, models(False, ModelConfig.vocab_size).main, kept())
+    say(f"wrote {path}")
 
 
-def _timed(what, text, fresh, threads):
-    """Name -> seconds of a step of each model, measured in turns once and then read: the steps of a budget of time hang
-    on it, so that going on with a comparison must find the same.
+def _timed(path, compared, corpus, fresh, threads):
+    """Name -> seconds of a training step of each model, measured round-robin once and then read from `path`: the steps
+    of a budget of time depend on it, so that resuming a comparison must find the same.
     """
-    configs = what.dense() | what.sparse()
-    if what.times.exists() and not fresh:
-        found = json.loads(what.times.read_text("utf-8"))
-        if found.keys() == configs.keys():
+    if path.exists() and not fresh:
+        found = json.loads(path.read_text("utf-8"))
+        if found.keys() == compared.all.keys():
             return found
-    measured = bench.step_seconds(configs, what.training, text, threads, each_round=progress.rounds)
-    with files.written(what.times) as temporary:
+    measured = bench.step_seconds(compared.all, compared.training, corpus, threads, each_round=progress.rounds)
+    with files.written(path) as temporary:
         temporary.write_text(json.dumps(measured, indent=2), "utf-8")
     return measured
 
 
-def trained(what, finished, seconds):
-    """The Entries of a plan: all models at equal steps, then the two dense ones at equal FLOPs and at equal time.
+class Entry(NamedTuple):
+    """One model at one budget.
 
-    finished: of (name, ModelConfig, TrainConfig, seed), the finished TrainState.  seconds: of a step, by name.
+    steps: of its training.  parameters: cost.Parameters.  flops: of its training, matrix products.
+    seconds: of its training, steps times the median step.  ce: one entry per seed, nats per token.
+    curve_step, curve: steps of its evaluations and the loss at them, one row per seed; None where they are not needed.
     """
-    known, configs = {}, what.dense() | what.sparse()
 
-    def entries(budget, steps_of):
-        """steps_of: name -> steps."""
-        for seed in range(what.seeds):
-            for name, steps in steps_of.items():  # one run can stand for several budgets
-                if (name, steps, seed) not in known:
-                    training = replace(what.training, n_steps=steps)
-                    known[name, steps, seed] = finished(name, configs[name], training, seed)
-        return [_entry(name, configs[name], budget, replace(what.training, n_steps=steps),
-                       [known[name, steps, seed] for seed in range(what.seeds)], seconds[name])
-                for name, steps in steps_of.items()]
-
-    steps = what.training.n_steps
-    found = entries("steps", dict.fromkeys(configs, steps))
-    moe = _of(found, what.main)
-    for budget, spent in (("FLOPs", "flops"), ("time", "seconds")):
-        ratios = {name: getattr(moe, spent) / getattr(_of(found, name), spent) for name in (DENSE_ACTIVE, DENSE_TOTAL)}
-        found += entries(budget, {name: steps if abs(ratio - 1) < NEAR else max(round(steps * ratio), 1)
-                                  for name, ratio in ratios.items()})
-    return found
+    name: str
+    budget: str
+    steps: int
+    parameters: tuple
+    flops: float
+    seconds: float
+    ce: np.ndarray
+    curve_step: np.ndarray | None = None
+    curve: np.ndarray | None = None
 
 
-def _entry(name, config, budget, training, states, seconds):
-    counted = cost.count(config, training.batch, training.sequence, training.groups)
-    steps, curve = training.n_steps, np.array([state.history["eval_ce"] for state in states])
-    flops = steps * training.accumulate * counted.training_flops
-    return effective_size.Entry(name, budget, steps, counted.parameters, flops, steps * seconds, curve[:, -1],
-                                np.array(states[0].history["eval_step"]), curve)
+def measure(state, corpus):
+    """What is kept of a run: its evaluations."""
+    return {"curve_step": state.history["eval_step"], "curve": state.history["eval_ce"]}
 
 
-def _keep(what, entries):
+def _step_cost(config, training):
+    return cost.count(config, training.batch, training.sequence, training.groups)
+
+
+def _entry(label, variant, measured, step_seconds):
+    name, budget = label.split("; ")
+    counted, steps = _step_cost(variant.model, variant.train), variant.train.n_steps
+    flops = steps * variant.train.accumulate * counted.training_flops
+    return Entry(name, budget, steps, counted.parameters, flops, steps * step_seconds[name], measured["curve"][:, -1],
+                 measured["curve_step"][0], measured["curve"])
+
+
+def _keep(path, entries):
     """Write what the lessons read."""
-    archive.write(what.archive, {f"{entry.name}; {entry.budget}": {
+    archive.write(path, {f"{entry.name}; {entry.budget}": {
         "steps": entry.steps, "parameters": entry.parameters, "flops": entry.flops, "seconds": entry.seconds,
         "curve_step": entry.curve_step, "curve": entry.curve} for entry in entries})
 
@@ -173,46 +185,61 @@ def _keep(what, entries):
 def kept(folder=archive.FOLDER):
     """The Entries of the last comparison, from what was kept of it.  Raises ValueError if nothing was."""
     entries = []
-    for label, of in archive.read("compare", folder).items():
+    for label, row in archive.read("compare", folder).items():
         name, budget = label.split("; ")
-        entries.append(effective_size.Entry(
-            name, budget, int(of["steps"]), cost.Parameters(*of["parameters"].tolist()), float(of["flops"]),
-            float(of["seconds"]), of["curve"][:, -1], of["curve_step"], of["curve"]))
+        entries.append(Entry(
+            name, budget, int(row["steps"]), cost.Parameters(*row["parameters"].tolist()), float(row["flops"]),
+            float(row["seconds"]), row["curve"][:, -1], row["curve_step"], row["curve"]))
     return entries
 
 
-def _of(entries, name, budget="steps"):
+def find(entries, name, budget="steps"):
+    """The Entry of a model at a budget."""
     return next(entry for entry in entries if (entry.name, entry.budget) == (name, budget))
 
 
-def _draw(what, entries, remark=""):
-    gap = _of(entries, what.main).ce.mean() - _of(entries, DENSE_TOTAL).ce.mean()
-    title = (f"At equal steps the {what.main} is {abs(gap):.3f} nats {'above' if gap > 0 else 'below'} a dense model "
+def _draw(path, main_moe, entries, remark=""):
+    gap = find(entries, main_moe).ce.mean() - find(entries, DENSE_TOTAL).ce.mean()
+    title = (f"At equal steps the {main_moe} is {abs(gap):.3f} nats {'above' if gap > 0 else 'below'} a dense model "
              "of equal size")
-    figures.save(pareto.pareto(entries, what.main, remark + title), what.figure)
+    figures.save(pareto.pareto(entries, main_moe, remark + title), path)
 
 
-def verdict(what, entries, text):
+def table(entries, moe):
+    """All entries as text, budget by budget.  moe: the Entry at equal steps that the others are compared with."""
+    rows = [("at equal", "model", "steps", "parameters", "active", "training FLOPs", "seconds", "validation loss",
+             "to the MoE", "in seeds")]
+    for entry in entries:
+        gap = entry.ce - moe.ce
+        same = entry is moe
+        rows.append((entry.budget, entry.name, f"{entry.steps:,}", quantity(entry.parameters.total),
+                     quantity(entry.parameters.active), quantity(entry.flops), f"{entry.seconds:.3g}",
+                     wording.mean_and_spread(entry.ce), "" if same else f"{gap.mean():+.3f}",
+                     "" if same else f"{int((gap * gap.mean() > 0).sum())} of {len(gap)}"))
+    return terminal.table(rows, left=(0, 1), repeat=2)
+
+
+def verdict(compared, entries, seeds, corpus):
     """What each MoE is worth, and how much of the claim about savings is left of it, in words."""
-    family, lines, columns = [_of(entries, name) for name in what.dense()], [], {}
-    for name, config in what.sparse().items():
-        moe, twin = _of(entries, name), what.twin(name)
-        found = effective_size.worth(moe, family)
-        lines.append(effective_size.worth_words(moe, found))
+    family, lines, columns = [find(entries, name) for name in compared.dense], [], {}
+    for name, config in compared.moe.items():
+        moe, twin = find(entries, name), compared.twin(name)
+        worth = effective_size.worth(moe, family)
+        lines.append(effective_size.worth_words(moe, worth))
+        pair = (config, compared.dense[twin]), (moe, find(entries, twin))
         columns[name] = {"active": moe.parameters.active / moe.parameters.total,
-                         **savings(what, (config, what.dense()[twin]), (moe, _of(entries, twin)), text),
-                         "training FLOPs, beside a dense model of equal loss": found.flops / moe.flops}
+                         **savings(compared.training, *pair, corpus),
+                         "training FLOPs, beside a dense model of equal loss": worth.flops / moe.flops}
     caveats = ("One recipe for all, chosen on a MoE, and few steps; the dense models grow in the width of their "
                "feed-forward blocks alone. Another family, recipe or length may say otherwise.")
-    worths = [textwrap.fill(line, 118, subsequent_indent="  ") for line in lines]
-    return "\n\n".join(["\n".join(worths), effective_size.claim(columns), textwrap.fill(caveats, 118),
-                        wording.on_seeds(what.seeds)])
+    worths = [terminal.fill(line, hanging="  ") for line in lines]
+    return "\n\n".join(["\n".join(worths), claim(columns), terminal.fill(caveats), wording.on_seeds(seeds)])
 
 
-def savings(what, configs, entries, text):
-    """Label -> how many times less a MoE takes than a dense model.  configs, entries: of both, the MoE first."""
+def savings(training, configs, entries, corpus):
+    """Label -> how many times less an MoE takes than a dense model.  configs, entries: of both, the MoE first."""
     moe, dense = entries
-    peaks = [cost.peak_bytes(lambda config=config: loop.step_once(loop.new_state(config, what.training, text), text))
+    peaks = [cost.peak_bytes(lambda config=config: loop.step_once(loop.new_state(config, training, corpus), corpus))
              for config in configs]
     sparse, full = (ours.architecture(config) for config in configs)
     return {
@@ -225,5 +252,31 @@ def savings(what, configs, entries, text):
     }
 
 
-def _read(arch, texts):
-    return deployment.decode_step(arch, texts, arch.ctx, "float32", cache="float32").bytes
+def _read(arch, batch):
+    return deployment.decode_step(arch, batch, arch.ctx, "float32", cache="float32").bytes
+
+
+def claim(columns):
+    """The claim about savings, MoE by MoE, and a verdict.
+
+    columns: name of a MoE -> label -> how many times less it takes than the dense model of its size; and under "active"
+    the share of its parameters that is.
+    """
+    labels = [label for label in next(iter(columns.values())) if label != "active"]
+    rows = [("times less than a dense model of its size", *columns),
+            ("(active parameters)", *(f"{numbers['active']:.0%}" for numbers in columns.values()))]
+    rows += [(label, *(f"{numbers[label]:.2f}" for numbers in columns.values())) for label in labels]
+    low, high = CLAIMED
+    said = (f"The claim: models with {CLAIMED_SHARE[0]:.0%} to {CLAIMED_SHARE[1]:.0%} active parameters save {low} to "
+            f"{high} times the compute of a dense model of equal size.")
+    verdicts = [_judged(name, numbers, labels) for name, numbers in columns.items()]
+    return "\n\n".join([terminal.fill(said), terminal.table(rows), *(terminal.fill(words) for words in verdicts)])
+
+
+def _judged(name, numbers, labels):
+    inside = CLAIMED_SHARE[0] <= numbers["active"] <= CLAIMED_SHARE[1]
+    kind = "one that the claim is about" if inside else "outside of the claim"
+    holds = [f"{label} ({numbers[label]:.2f})" for label in labels if numbers[label] >= CLAIMED[0]]
+    shrinks = [f"{label} ({numbers[label]:.2f})" for label in labels if numbers[label] < CLAIMED[0]]
+    return (f"{name}, {numbers['active']:.0%} active, {kind}. {CLAIMED[0]} times or more: "
+            f"{', '.join(holds) or 'nothing'}. Less: {', '.join(shrinks) or 'nothing'}.")

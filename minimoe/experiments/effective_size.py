@@ -1,46 +1,17 @@
-"""What a MoE is worth: against dense models at equal steps, equal FLOPs and equal time, and as a size of dense model.
+"""Effective size: the dense model that an MoE is worth.
 
-Loss falls with the size of a dense model.  Where it falls to the loss of a MoE stands the dense model that the MoE is
-worth: its effective size.                              [after Clark et al. 2022, arXiv:2202.01169, sec. 5]
+Loss falls with the size of a dense model.  Where it falls to the loss of an MoE stands the dense model that the MoE is
+worth.                                                  [after Clark et al. 2022, arXiv:2202.01169, sec. 5]
 """
 
-import textwrap
 from typing import NamedTuple
 
 import numpy as np
 
-from minimoe.cost.report import quantity, table
-from minimoe.experiments import wording
-
-CLAIMED_SHARE, CLAIMED = (0.10, 0.25), (4, 10)
-"""The popular claim: with 10 to 25 % of the parameters active, 4 to 10 times less compute."""
+from minimoe.cost.report import quantity
 
 DRAWS = 1000
-"""Times that the seeds are drawn anew, to see how far a worth hangs on them."""
-
-
-LEGEND = """at equal: steps, training FLOPs or time, as the {0} at equal steps.  to the MoE: loss beside that one's,
-above 0 is worse; and in how many seeds so.  dense: as wide as the {0}'s active or total experts."""
-"""Of the table of entries, with the name of the MoE."""
-
-
-class Entry(NamedTuple):
-    """One model at one budget.
-
-    steps: of its training.  parameters: cost.Parameters.  flops: of its training, matrix products.
-    seconds: of its training, steps times the median step.  ce: one entry a seed, nats per token.
-    curve_step, curve: steps of its evaluations and the loss at them, a row a seed; None where nobody looks at them.
-    """
-
-    name: str
-    budget: str
-    steps: int
-    parameters: tuple
-    flops: float
-    seconds: float
-    ce: np.ndarray
-    curve_step: np.ndarray | None = None
-    curve: np.ndarray | None = None
+"""Times that the seeds are drawn anew, to see how far a worth depends on them."""
 
 
 class Worth(NamedTuple):
@@ -58,7 +29,7 @@ class Worth(NamedTuple):
 
 
 def worth(moe, family, seed=0):
-    """The Worth of an Entry among dense ones at equal steps: where the family's loss falls to the MoE's.
+    """The Worth of one `compare.Entry` among dense ones at equal steps: where the family's loss falls to the MoE's.
 
     The family's mean losses are brought to the nearest falling sequence, and joined by lines over the logarithm of the
     size.  Seeds are drawn for all models together, which saw the same data.  Sizes are cut to those of the family.  Of
@@ -96,20 +67,6 @@ def falling_losses(losses):
     return np.repeat([mean for mean, _ in pools], [n for _, n in pools])
 
 
-def entries_table(entries, moe):
-    """All entries as text, budget by budget.  moe: the Entry at equal steps that the others are compared with."""
-    rows = [("at equal", "model", "steps", "parameters", "active", "training FLOPs", "seconds", "validation loss",
-             "to the MoE", "in seeds")]
-    for entry in entries:
-        gap = entry.ce - moe.ce
-        same = entry is moe
-        rows.append((entry.budget, entry.name, f"{entry.steps:,}", quantity(entry.parameters.total),
-                     quantity(entry.parameters.active), quantity(entry.flops), f"{entry.seconds:.3g}",
-                     wording.mean_and_spread(entry.ce), "" if same else f"{gap.mean():+.3f}",
-                     "" if same else f"{int((gap * gap.mean() > 0).sum())} of {len(gap)}"))
-    return table(rows, left=(0, 1))
-
-
 def worth_words(moe, found):
     """The effective size in words."""
     if found.low <= found.smallest and found.high >= found.largest:
@@ -121,29 +78,3 @@ def worth_words(moe, found):
     return (f"{moe.name}: worth a dense model of {ends[0]} parameters ({drawn}), "
             f"{found.size / moe.parameters.active:.2f} times its active and {found.size / moe.parameters.total:.2f} "
             "times its total ones.")
-
-
-def claim(columns):
-    """The claim about savings, MoE by MoE, and a verdict.
-
-    columns: name of a MoE -> label -> how many times less it takes than the dense model of its size; and under "active"
-    the share of its parameters that is.
-    """
-    labels = [label for label in next(iter(columns.values())) if label != "active"]
-    rows = [("times less than a dense model of its size", *columns),
-            ("(active parameters)", *(f"{numbers['active']:.0%}" for numbers in columns.values()))]
-    rows += [(label, *(f"{numbers[label]:.2f}" for numbers in columns.values())) for label in labels]
-    low, high = CLAIMED
-    said = (f"The claim: models with {CLAIMED_SHARE[0]:.0%} to {CLAIMED_SHARE[1]:.0%} active parameters save {low} to "
-            f"{high} times the compute of a dense model of equal size.")
-    verdicts = [_judged(name, numbers, labels) for name, numbers in columns.items()]
-    return "\n\n".join([said, table(rows), *(textwrap.fill(words, 118) for words in verdicts)])
-
-
-def _judged(name, numbers, labels):
-    inside = CLAIMED_SHARE[0] <= numbers["active"] <= CLAIMED_SHARE[1]
-    kind = "one that the claim is about" if inside else "outside of the claim"
-    holds = [f"{label} ({numbers[label]:.2f})" for label in labels if numbers[label] >= CLAIMED[0]]
-    shrinks = [f"{label} ({numbers[label]:.2f})" for label in labels if numbers[label] < CLAIMED[0]]
-    return (f"{name}, {numbers['active']:.0%} active, {kind}. {CLAIMED[0]} times or more: "
-            f"{', '.join(holds) or 'nothing'}. Less: {', '.join(shrinks) or 'nothing'}.")

@@ -2,23 +2,25 @@
 
 The files are committed under notebooks/results, so that the lessons run at once; `python -m minimoe studies` makes them
 again.  All models are one small MoE, the preset `lessons`, with one remedy or one capacity changed at a time; those
-with one expert a token have experts twice as wide, so as much work and more parameters.
+with one expert per token have experts twice as wide, so as much work and more parameters.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from minimoe.analysis import explorer
-from minimoe.config import ModelConfig, TrainConfig, preset
-from minimoe.experiments import archive
-from minimoe.training import checkpoint, corpus, data, loop, runs
+from minimoe.config import preset
+from minimoe.experiments import archive, engine
+from minimoe.experiments.engine import Experiment, Variant
+from minimoe.training import checkpoint, data, loop, runs
 from minimoe.training.threads import workers
 
-MODEL_STEPS = 2000
-"""Steps of the model that lessons and the explorer look into."""
+MODEL, MODEL_STEPS = "moe", 2000
+"""The model that lessons and the explorer look into, and its steps."""
 
 EXPLORER = Path("figures/explorer.html")
 
@@ -26,12 +28,10 @@ FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, None)
 """Capacity factors with which models are evaluated; None is dropless."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """Models that differ in one thing, some seeds of each.
+class Study(NamedTuple):
+    """Models that differ in one thing.
 
-    question: what it asks.   changes: label -> fields of ModelConfig that differ.   measure: (TrainState, Corpus) ->
-    dict of arrays, what is kept of a run.
+    question: what it asks.   changes: label -> fields of ModelConfig that differ.   measure: see `engine.Experiment`.
     """
 
     question: str
@@ -39,17 +39,17 @@ class Study:
     measure: Callable
 
 
-def _history(state, text):
+def _history(state, corpus):
     """The routers at every record, and the loss at every evaluation."""
     kept = {"ce": "eval_ce", "eval_step": "eval_step", "step": "router_step", "load": "router_load",
             "entropy": "router_entropy", "balance": "balance", "drop": "drop"}
     return {name: np.array(state.history[of]) for name, of in kept.items()}
 
 
-def _at_other_capacities(state, text):
+def _at_other_capacities(state, corpus):
     """Loss and drops on held-out text with each of FACTORS, whatever the run was trained with; drops in training."""
     with workers(2) as each:
-        found = [loop.evaluate(state.params, text, replace(state.model_config, eval_capacity_factor=factor),
+        found = [loop.evaluate(state.params, corpus, replace(state.model_config, eval_capacity_factor=factor),
                                state.train_config, each) for factor in FACTORS]
     return {"ce": np.array([one["ce"] for one in found]), "drop": np.array([one["drop"] for one in found]),
             "training_drop": np.array(state.history["drop"]),
@@ -78,33 +78,22 @@ STUDIES = {
 """Name -> Study.  A result is the file of that name."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is trained, and where it is put.  base: the MoE.  steps: of the model that is looked into.
-
-    seeds: runs of each of the others.
-    """
-
-    base: ModelConfig
-    training: TrainConfig
-    steps: int
-    seeds: int
-    runs: Path
-    archive: Path
-
-    def path(self, study, label, seed):
-        """Where the checkpoint of a model is."""
-        folder = label.replace(",", "").replace(" = ", "-").replace(" ", "-").lower()
-        return self.runs / study / folder / f"seed{seed}" / "checkpoint.npz"
-
-
-def plan(quick, seeds, vocab_size):
-    """The studies, or quick ones that show the same in seconds and are far too short to learn from."""
+def experiments(quick, seeds, vocab_size):
+    """The studies' Experiments, the model that is looked into first; or quick ones, far too short to learn from."""
     base, training = preset("lessons", {"vocab_size": vocab_size})
+    n_steps, root, results = MODEL_STEPS, Path("runs/studies"), archive.WRITTEN
     if quick:
-        brief = replace(training, n_steps=4, eval_every=2, eval_batches=2, record_every=2, warmup_steps=2)
-        return Plan(base, brief, 4, seeds, Path("runs/studies-quick"), Path("runs/studies-quick/results"))
-    return Plan(base, training, MODEL_STEPS, seeds, Path("runs/studies"), archive.WRITTEN)
+        training = replace(training, n_steps=4, eval_every=2, eval_batches=2, record_every=2, warmup_steps=2)
+        n_steps, root = 4, Path("runs/studies-quick")
+        results = root / "results"
+    long = replace(training, n_steps=n_steps, warmup_steps=min(100, n_steps // 2))
+    model_alone = Experiment("model", "what does one model learn?", {MODEL: Variant(base, long)}, 1, root / "model",
+                             lambda state, corpus: {}, archive=runs.checkpoint_path(results / MODEL))
+    return [model_alone, *(
+        Experiment(name, study.question, {label: Variant(replace(base, **changes), training)
+                                          for label, changes in study.changes.items()},
+                   seeds, root / name, study.measure, archive=results / f"{name}.npz")
+        for name, study in STUDIES.items())]
 
 
 def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
@@ -113,25 +102,18 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
     quick: the small version.  seeds: runs of each model.  fresh: train again what is there.  threads: see `loop.train`.
     say: prints.
     """
-    text = data.build(corpus.embedded(), TrainConfig().sequence)
-    what = plan(quick, seeds, len(text.tokenizer))
-    say(f"Training {sum(len(study.changes) for study in STUDIES.values())} models, {seeds} seeds each, and one for "
-        f"{what.steps} steps.\nInterrupt when you like: the same command goes on from there.\n")
-
-    def finished(study, label, config, training):
-        name = f"{study}, {label}, seed {training.seed}"
-        return runs.finish(what.path(study, label, training.seed), name, config, training, text, fresh, say, threads)
-
-    long = replace(what.training, n_steps=what.steps, warmup_steps=min(100, what.steps // 2))
-    _keep_model(finished("model", "moe", what.base, long), what.archive / "moe/checkpoint.npz")
-    for name, study in STUDIES.items():
-        kept = {}
-        for label, changes in study.changes.items():
-            config = replace(what.base, **changes)
-            states = [finished(name, label, config, replace(what.training, seed=seed)) for seed in range(seeds)]
-            kept[label] = archive.by_seed([study.measure(state, text) for state in states])
-        archive.write(what.archive / f"{name}.npz", kept)
-        say(f"{study.question} {what.archive / name}.npz")
+    corpus = data.embedded_corpus()
+    model_alone, *studies = experiments(quick, seeds, len(corpus.tokenizer))
+    say(f"Training {sum(len(study.variants) for study in studies)} models, {seeds} seeds each, and one for "
+        f"{model_alone.variants[MODEL].train.n_steps} steps.\nInterrupt when you like: the same command goes on from "
+        "there.\n")
+    engine.run(model_alone, corpus, fresh, threads, say).require_all()
+    _keep_model(model_alone.states(MODEL)[0], model_alone.archive)
+    for study in studies:
+        found = engine.run(study, corpus, fresh, threads, lambda line, study=study: say(f"{study.name}, {line}"))
+        found.require_all()
+        archive.write(study.archive, found.measured)
+        say(f"{study.question} {study.archive}")
 
 
 def _keep_model(state, path):
@@ -148,4 +130,4 @@ def figure(say=print):
 
 def model(folder=archive.FOLDER):
     """The TrainState of the trained model that the lessons look into.  Raises CheckpointError if it is not there."""
-    return checkpoint.load(Path(folder) / "moe/checkpoint.npz")
+    return checkpoint.load(runs.checkpoint_path(Path(folder) / MODEL))

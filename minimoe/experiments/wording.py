@@ -1,4 +1,6 @@
-"""Numbers over seeds in words."""
+"""Numbers over seeds in words, and verdicts as lists."""
+
+from minimoe import terminal
 
 
 def mean_and_spread(values, digits=3):
@@ -12,3 +14,8 @@ def on_seeds(n):
     if n == 1:
         return "One seed is an anecdote: repeat with --seeds 3."
     return f"Means of {n} seeds: a comparison on which the seeds do not agree shows nothing."
+
+
+def bullets(title, lines):
+    """A title, and below it each line as a paragraph with a dash."""
+    return "\n".join([title, *(terminal.fill(line, "- ", "  ") for line in lines)])

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe.config import TrainConfig
+from minimoe.training import corpus
 from minimoe.training.tokenizer import Tokenizer
 
 TRAIN_SHARE = 0.9
@@ -54,6 +56,11 @@ def build(texts, sequence, tokenizer=None):
         train.append(tokens_S[:cut])
         held_out.append(tokens_S[cut:])
     return Corpus(tokenizer, tuple(texts), tuple(train), tuple(held_out))
+
+
+def embedded_corpus():
+    """The Corpus of the embedded texts, on which every experiment trains: for sequences of the default length."""
+    return build(corpus.embedded(), TrainConfig().sequence)
 
 
 def random_text(model_config, train_config):

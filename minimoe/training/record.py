@@ -6,7 +6,7 @@ router, and can be 0.
 
 import numpy as np
 
-from minimoe import model
+from minimoe import model, terminal
 from minimoe.moe import experts, routers, telemetry
 
 PROBE = 256
@@ -119,8 +119,9 @@ def describe_routers(history, layers=None):
     entropy, margin, dead = (history[f"router_{name}"][-1] for name in ("entropy", "margin", "dead"))
     if len(entropy) == 0:
         return "No layer has a router that assigns tokens."
-    head = (f"The router at step {history['router_step'][-1]} (entropy: nats, 0 is sure; margin: probability by which "
-            "the last chosen expert is ahead; dead: experts without a token)")
+    head = terminal.fill(
+        f"The router at step {history['router_step'][-1]} (entropy: nats, 0 is sure; margin: probability by which the "
+        "last chosen expert is ahead; dead: experts without a token)")
     rows = zip(layers or range(len(entropy)), entropy, margin, dead, strict=True)
     return "\n".join([head, *(f"  layer {i}: entropy {h:.2f}, margin {m:.3f}, dead {d}" for i, h, m, d in rows)])
 

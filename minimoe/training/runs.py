@@ -1,61 +1,105 @@
-"""A run in a folder: trained if it is not there, gone on with if it is not finished, taken as it is if it is."""
+"""How runs lie on disk: one folder per run with its checkpoint in it, and one folder per seed where there are several.
+
+A run is trained if it is not there, resumed if it is not finished, and taken as it is if it is.
+"""
 
 from dataclasses import replace
+from pathlib import Path
 
 from minimoe.training import checkpoint, loop, progress
 
+CHECKPOINT, SEED = "checkpoint.npz", "seed"
 
-def finish(path, label, model_config, train_config, text, fresh, say, threads=1):
+
+def checkpoint_path(folder):
+    """The checkpoint of the run in a folder."""
+    return Path(folder) / CHECKPOINT
+
+
+def seed_folder(folder, seed):
+    """The folder of one of several runs that differ in their seed."""
+    return Path(folder) / f"{SEED}{seed}"
+
+
+def count_seeds(folder):
+    """How many seeds were begun in a folder."""
+    return sum(checkpoint_path(path).exists() for path in Path(folder).glob(f"{SEED}*"))
+
+
+def find(root="runs"):
+    """The folders below `root` that hold a run, in alphabetical order."""
+    return sorted(path.parent for path in Path(root).rglob(CHECKPOINT))
+
+
+def finish(folder, label, model_config, train_config, corpus, fresh=False, say=None, threads=1):
     """The finished TrainState of a run, trained as far as it is not yet.
 
-    path: of its checkpoint.  label: what to call it while it trains.  fresh: train again what is there.  say: prints.
-    threads: see `loop.train`.
-    Raises ValueError if the checkpoint is of another configuration or text, KeyboardInterrupt after Ctrl-C.
+    Args:
+        folder: where the run is, or will be.
+        label: what to call it while it trains.
+        model_config, train_config: what it must be a run of.
+        corpus: the Corpus that it trains on.
+        fresh: whether to train again what is there.
+        say: prints a line, and has a progress bar drawn; None is silent.
+        threads: see `loop.train`.
+
+    Raises ValueError if the checkpoint is of another configuration or corpus, KeyboardInterrupt after Ctrl-C.
     """
+    path = checkpoint_path(folder)
     if path.exists() and not fresh:
-        state = _load(path)
-        check_kind(path, state, model_config, train_config, text)
-        say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
+        state = load(folder)
+        check_kind(folder, state, model_config, train_config, corpus)
+        if say is not None:
+            say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
     else:
-        state = loop.new_state(model_config, train_config, text)
+        state = loop.new_state(model_config, train_config, corpus)
     if not state.finished:
-        checkpoint.check_folder(path)
-        try:
-            with progress.bar(state, label) as on_step:
-                loop.train(state, text, path, on_step, threads)
-        except loop.Interrupted as error:
-            again = "the same command without --fresh" if fresh else "the same command"
-            raise KeyboardInterrupt(f"{label}: {error}; {again} goes on from there") from error
+        _train(state, path, label, corpus, fresh, say is not None, threads)
     return state
 
 
-def _load(path):
+def _train(state, path, label, corpus, fresh, with_bar, threads):
+    checkpoint.check_folder(path)
     try:
-        return checkpoint.load(path)
+        if with_bar:
+            with progress.bar(state, label) as on_step:
+                loop.train(state, corpus, path, on_step, threads)
+        else:
+            loop.train(state, corpus, path, threads=threads)
+    except loop.Interrupted as error:
+        again = "the same command without --fresh" if fresh else "the same command"
+        raise KeyboardInterrupt(f"{label}: {error}; {again} goes on from there") from error
+
+
+def load(folder):
+    """The TrainState of the run in a folder.  Raises CheckpointError, which says how to train it again."""
+    try:
+        return checkpoint.load(checkpoint_path(folder))
     except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"{error}; delete {path.parent} and repeat the command, to train it anew"
+        raise checkpoint.CheckpointError(f"{error}; delete {folder} and repeat the command, to train it anew"
                                          ) from error
 
 
-def finished(path, model_config, train_config, text, command):
+def load_finished(folder, model_config, train_config, corpus, command):
     """The TrainState of a run that is there and finished.  command: what trains it, for a message.
 
-    Raises ValueError if the checkpoint is of another configuration or text, or not finished.
+    Raises ValueError if the checkpoint is of another configuration or corpus, or not finished.
     """
-    state = _load(path)
-    check_kind(path, state, model_config, train_config, text)
+    state = load(folder)
+    check_kind(folder, state, model_config, train_config, corpus)
     if not state.finished:
-        raise ValueError(f"{path} is at step {state.step} of {train_config.n_steps}: `{command}` goes on with it")
+        raise ValueError(f"{checkpoint_path(folder)} is at step {state.step} of {train_config.n_steps}: `{command}` "
+                         "goes on with it")
     return state
 
 
-def check_kind(path, state, model_config, train_config, text):
-    """Raise ValueError unless the state is a run of this configuration on this text."""
-    have, want = (_with_weights_said(config) for config in (state.model_config, model_config))
-    if (have, state.train_config, state.data_digest) != (want, train_config, text.digest):
-        raise ValueError(f"{path} is a run of another kind; train anew with --fresh")
+def check_kind(folder, state, model_config, train_config, corpus):
+    """Raise ValueError unless the state is a run of this configuration on this corpus."""
+    found, wanted = (_with_loss_weights(config) for config in (state.model_config, model_config))
+    if (found, state.train_config, state.data_digest) != (wanted, train_config, corpus.digest):
+        raise ValueError(f"{checkpoint_path(folder)} is a run of another kind; train anew with --fresh")
 
 
-def _with_weights_said(config):
-    """The configuration with the weights of its losses filled in: said or not, they are the same."""
+def _with_loss_weights(config):
+    """The configuration with the weights of its losses filled in: given or by default, they are the same."""
     return replace(config, **{f"{name}_coef": coef for name, coef in config.loss_coefs.items()})

@@ -1,224 +1,229 @@
-"""MoE and dense at equal steps, FLOPs and time: a fair plan, and budgets by arithmetic."""
+"""MoE and dense at equal steps, FLOPs and time: budgets by arithmetic, and a verdict that says what the numbers say."""
 
+import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minimoe import cost, model, parameters
+from minimoe import cost
+from minimoe.analysis import bench
 from minimoe.config import ModelConfig, TrainConfig
-from minimoe.experiments import compare
+from minimoe.experiments import archive, compare
+from minimoe.plots import figures
+from minimoe.training import loop, runs
+from tests import small
 
-PLANS = {"full": compare.plan(False, 3, 95), "quick": compare.plan(True, 3, 95)}
-each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-
-MOE = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_hidden=4, n_experts=8, top_k=2, max_sequence=6)
-HALF_ACTIVE, ACTIVE, HALF_TOTAL, TOTAL, TWICE = ("dense, half of active", "dense, same active", "dense, half of total",
-                                                 "dense, same total", "dense, twice total")
-NAMES = [HALF_ACTIVE, ACTIVE, HALF_TOTAL, TOTAL, TWICE, "MoE, 2 of 4", "MoE, 2 of 8", "MoE, 2 of 16"]
-
-
-def small(seeds=2, **training):
-    """A plan of MOE.  training: fields of its TrainConfig."""
-    return compare.Plan(MOE, TrainConfig(**dict(n_steps=100, batch=6, sequence=6, warmup_steps=1) | training), seeds,
-                        Path("runs"), Path("figures/compare.png"), Path("kept/compare.npz"))
+DENSE = ["dense, half of active", "dense, same active", "dense, half of total", "dense, same total",
+         "dense, twice total"]
+MOES = ["MoE, 2 of 4", "MoE, 2 of 8", "MoE, 2 of 16"]
+ACTIVE, TOTAL, MAIN = DENSE[1], DENSE[3], MOES[1]
+FLOPS = dict(zip(DENSE + MOES, (200, 250, 400, 700, 1300, 290, 300, 310), strict=True))
+SECONDS = dict.fromkeys(DENSE + MOES, 0.02) | {ACTIVE: 0.01, TOTAL: 0.04}
+"""Made up: FLOPs of a micro-batch, and seconds of a step."""
 
 
-def experts(config):
-    """Number of parameters in all the experts."""
-    return parameters.count({name: weight for name, weight in model.weights(config).items()
-                             if name.endswith(("EDF", "EFD"))})
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_family_of_widths_and_the_moes_around_the_main_one(quick):
+    compared = compare.models(quick, 95)
+    moe, dense = compared.moe, compared.dense
+    F, E = moe[MAIN].d_hidden, moe[MAIN].n_experts
+    assert compared.main == MAIN and list(compared.all) == DENSE + MOES
+    assert [config.d_hidden for config in dense.values()] == [F, 2 * F, E * F // 2, E * F, 2 * E * F]
+    assert {(config.n_experts, config.top_k) for config in dense.values()} == {(1, 1)}
+    assert [config.n_experts for config in moe.values()] == [E // 2, E, 2 * E]
+    assert {replace(config, n_experts=E) for config in moe.values()} == {moe[MAIN]}
+    assert [compared.twin(name) for name in moe] == [DENSE[2], DENSE[3], DENSE[4]]
 
 
-@each_plan
-def test_dense_models_have_a_share_of_the_experts_of_the_moe(plan):
-    dense, whole, active = plan.dense(), experts(plan.moe), experts(plan.moe) * plan.moe.top_k // plan.moe.n_experts
-    assert list(dense) == NAMES[:5]
-    assert [experts(config) for config in dense.values()] == [active // 2, active, whole // 2, whole, 2 * whole]
-    assert all((config.n_experts, config.top_k) == (1, 1) for config in dense.values())
+def test_an_expert_more_costs_a_column_of_the_router_and_no_other_work():
+    """A column is 2 * tokens * L * D FLOPs forward."""
+    compared = compare.models(True, 95)
+    config = compared.moe[MAIN]
+    few, main, many = (cost.count(moe, 2, 16).forward_flops for moe in compared.moe.values())
+    column = 2 * 2 * 16 * config.n_layers * config.d_model
+    assert (main - few, many - main) == (4 * column, 8 * column)
+    assert main - cost.count(compared.dense[ACTIVE], 2, 16).forward_flops == 7 * column
 
 
-@each_plan
-def test_same_active_and_same_total_differ_from_the_moe_by_the_router_alone(plan):
-    """The MoE's router has L * D * E weights, a dense model's L * D."""
-    moe, active, total = (cost.count_parameters(config) for config in (
-        plan.moe, plan.dense()[ACTIVE], plan.dense()[TOTAL]))
-    routers = plan.moe.n_layers * plan.moe.d_model * (plan.moe.n_experts - 1)
-    assert moe.active - active.total == moe.total - total.total == routers
+@pytest.fixture
+def budgets(monkeypatch):
+    """The steps of each label for a number of steps and seconds of a step, with made-up FLOPs; and the Experiment."""
+    compared = compare.models(True, 50)
+    by_config = {config: name for name, config in compared.all.items()}
+    monkeypatch.setattr(cost, "count", lambda config, *_: SimpleNamespace(
+        training_flops=FLOPS[by_config[config]], parameters=(1, 2, 3, 4)))
+
+    def steps(n_steps=100, **seconds):
+        at = compared._replace(training=replace(compared.training, n_steps=n_steps))
+        experiment = compare.experiment(True, 2, at, SECONDS | seconds)
+        return {label: variant.train.n_steps for label, variant in experiment.variants.items()}, experiment
+
+    return steps
 
 
-@each_plan
-def test_the_twin_of_a_moe_has_as_many_parameters_in_its_block_as_all_experts_have(plan):
-    dense, sparse = plan.dense(), plan.sparse()
-    assert [plan.twin(name) for name in sparse] == [HALF_TOTAL, TOTAL, TWICE]
-    assert [experts(dense[plan.twin(name)]) for name in sparse] == [experts(config) for config in sparse.values()]
+def test_budgets_by_hand(budgets):
+    """100 steps of 300 FLOPs are 120 of 250 and 42.9 of 700; 100 of 0.02 s are 200 of 0.01 s and 50 of 0.04 s."""
+    steps, experiment = budgets()
+    assert steps == {f"{name}; steps": 100 for name in DENSE + MOES} | {
+        f"{ACTIVE}; FLOPs": 120, f"{TOTAL}; FLOPs": 43, f"{ACTIVE}; time": 200, f"{TOTAL}; time": 50}
+    assert len({replace(variant.train, n_steps=1) for variant in experiment.variants.values()}) == 1
+    folders = {label: variant.folder for label, variant in experiment.variants.items()}
+    assert folders[f"{ACTIVE}; time"] == "dense-same-active-200-steps" and len(set(folders.values())) == 12
 
 
-@each_plan
-def test_the_moes_have_half_once_and_twice_the_experts_and_differ_in_nothing_else(plan):
-    E = plan.moe.n_experts
-    assert [config.n_experts for config in plan.sparse().values()] == [E // 2, E, 2 * E]
-    assert [replace(config, n_experts=E) for config in plan.sparse().values()] == [plan.moe] * 3
-    assert list(plan.sparse()) == [f"MoE, {plan.moe.top_k} of {n}" for n in (E // 2, E, 2 * E)]
-    assert plan.sparse()[plan.main] == plan.moe
+@pytest.mark.parametrize(("n_steps", "seconds", "expected"), [
+    (100, 0.02 / 1.234, 123), (100, 0.02 / 1.236, 124), (100, 0.02 / 0.004, 1), (100, 100.0, 1),
+    (1000, 0.02 / 1.0099, 1000), (1000, 0.02 / 0.9901, 1000), (1000, 0.02 / 1.0101, 1010), (1000, 0.02 / 0.9899, 990)])
+def test_budgets_are_rounded_never_to_none_and_near_ones_are_the_run_that_is_there(budgets, n_steps, seconds, expected):
+    steps, experiment = budgets(n_steps, **{TOTAL: seconds})
+    assert steps[f"{TOTAL}; time"] == expected
+    same = experiment.variants[f"{TOTAL}; time"].folder == experiment.variants[f"{TOTAL}; steps"].folder
+    assert same == (expected == n_steps)
 
 
-@each_plan
-def test_the_dense_models_differ_from_the_moe_in_their_experts_alone(plan):
-    moe = plan.moe
-    assert [replace(config, n_experts=moe.n_experts, top_k=moe.top_k, d_hidden=moe.d_hidden)
-            for config in plan.dense().values()] == [moe] * 5
+def test_an_entry_has_the_cost_of_all_steps_and_micro_batches(budgets):
+    _, experiment = budgets()
+    variant = experiment.variants[f"{MAIN}; steps"]
+    variant = variant._replace(train=replace(variant.train, accumulate=3))
+    measured = {"curve": np.array([[9.0, 2.5], [9.0, 3.5]]), "curve_step": np.array([[5, 9], [5, 9]])}
+    entry = compare._entry(f"{MAIN}; FLOPs", variant, measured, SECONDS)
+    assert (entry.name, entry.budget, entry.steps, entry.flops, entry.seconds) == (MAIN, "FLOPs", 100, 90_000, 2.0)
+    assert entry.ce.tolist() == [2.5, 3.5] and entry.curve_step.tolist() == [5, 9]
 
 
-def test_the_moes_do_the_same_work_for_a_token_up_to_the_router():
-    """An expert more is a column more of the router: 2 * tokens * L * D FLOPs forward."""
-    plan = PLANS["quick"]
-    moe = plan.moe
-    few, main, many = (cost.count(config, 2, 16) for config in plan.sparse().values())
-    column = 2 * 2 * 16 * moe.n_layers * moe.d_model
-    assert main.forward_flops - few.forward_flops == moe.n_experts // 2 * column
-    assert many.forward_flops - main.forward_flops == moe.n_experts * column
-    assert len({cost.flops("forward", "experts") for cost in (few, main, many)}) == 1
-    dense = cost.count(plan.dense()[ACTIVE], 2, 16)
-    assert main.forward_flops - dense.forward_flops == (moe.n_experts - 1) * column
+def entry(name, total, flops, *ces, active=None, seconds=10.0, budget="steps", steps=100):
+    return compare.Entry(name, budget, steps, cost.Parameters(total, active or total, 0, 0), flops, seconds,
+                         np.array(ces))
 
 
-@each_plan
-def test_each_run_has_a_folder_of_its_own_that_tells_its_steps_and_seed(plan):
-    names = [*plan.dense(), *plan.sparse()]
-    paths = {plan.path(name, steps, seed) for name in names for steps in (60, 600) for seed in range(2)}
-    assert len(paths) == 8 * 2 * 2
-    assert {path.relative_to(plan.runs).parts[1:] for path in paths} == {
-        ("seed0", "checkpoint.npz"), ("seed1", "checkpoint.npz")}
-    assert not any(set(str(path)) & set(" ,") for path in paths)
+def rows(table):
+    return [re.split("  +", line) for line in table.split("\n")]
 
 
-def test_the_quick_comparison_keeps_away_from_the_full_one():
-    assert PLANS["quick"].runs != PLANS["full"].runs and PLANS["quick"].figure != PLANS["full"].figure
-    assert PLANS["quick"].training.n_steps < PLANS["full"].training.n_steps / 10
+def test_the_table_by_hand(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    # 2.0 and 2.2: mean 2.1, sample deviation 0.2 / sqrt(2); 0.5 and -0.1: mean 0.2, one seed has the sign of the mean
+    ours = entry(MAIN, 12_345, 2e9, 2.0, 2.2, active=3_000, steps=1_200, seconds=12.4)
+    table = compare.table([ours, entry(TOTAL, 12_000, 8e9, 2.5, 2.1, steps=1_200, seconds=20.6),
+                           entry(ACTIVE, 3_000, 2e9, 1.9, 1.9, budget="FLOPs", steps=80)], ours)
+    assert rows(table)[2:] == [
+        ["steps", MAIN, "1,200", "12.3 k", "3 k", "2 G", "12.4", "2.100 ± 0.141"],
+        ["steps", TOTAL, "1,200", "12 k", "12 k", "8 G", "20.6", "2.300 ± 0.283", "+0.200", "1 of 2"],
+        ["FLOPs", ACTIVE, "80", "3 k", "3 k", "2 G", "10", "1.900 ± 0.000", "-0.200", "2 of 2"]]
 
 
-class Runs:
-    """Finished runs that are made up, and a note of each: FLOPs of a micro-batch, and seconds of a step, by model."""
-
-    flops = {HALF_ACTIVE: 200, ACTIVE: 250, HALF_TOTAL: 400, TOTAL: 700, TWICE: 1300, "MoE, 2 of 4": 290,
-             "MoE, 2 of 8": 300, "MoE, 2 of 16": 310}
-
-    def __init__(self, what, monkeypatch, **seconds):
-        self.seconds = dict.fromkeys(NAMES, 0.02) | {ACTIVE: 0.01, TOTAL: 0.04} | seconds
-        self.asked, self.counted = [], []
-        by_config = {config: name for name, config in (what.dense() | what.sparse()).items()}
-
-        def count(config, *batch):
-            self.counted.append(batch)
-            return SimpleNamespace(parameters=cost.count_parameters(config),
-                                   training_flops=self.flops[by_config[config]])
-
-        monkeypatch.setattr(cost, "count", count)
-        self.entries = compare.trained(what, self.finished, self.seconds)
-
-    def finished(self, name, config, training, seed):
-        self.asked.append((name, config, training, seed))
-        ce = 2.0 + seed + NAMES.index(name) / 8 + training.n_steps / 1e4
-        return SimpleNamespace(history={"eval_ce": [9.0, ce], "eval_step": [1, 2]})  # the last counts
-
-    def of(self, name, budget):
-        [entry] = [entry for entry in self.entries if (entry.name, entry.budget) == (name, budget)]
-        return entry
+@pytest.mark.parametrize(("ces", "told"), [
+    ((2.0, 2.5, 1.5), ["+0.000", "0 of 3"]),  # 0, 0.5, -0.5: no mean to agree with
+    ((2.0, 2.0, 2.75), ["+0.250", "1 of 3"]),  # a tie is no agreement
+    ((1.0, 1.0, 2.5), ["-0.500", "2 of 3"])])
+def test_seeds_count_that_differ_as_their_mean_does(monkeypatch, ces, told):
+    monkeypatch.setenv("COLUMNS", "140")
+    ours = entry(MAIN, 9, 9, 2.0, 2.0, 2.0)
+    assert rows(compare.table([ours, entry("dense", 1, 1, *ces)], ours))[3][-2:] == told
 
 
-def test_all_models_have_the_same_steps_and_two_of_them_other_budgets(monkeypatch):
-    runs = Runs(small(), monkeypatch)
-    assert [(entry.name, entry.budget) for entry in runs.entries] == [
-        *((name, "steps") for name in NAMES), (ACTIVE, "FLOPs"), (TOTAL, "FLOPs"), (ACTIVE, "time"), (TOTAL, "time")]
-    assert {entry.steps for entry in runs.entries if entry.budget == "steps"} == {100}
+@pytest.mark.parametrize(("active", "times", "judged"), [
+    (0.0999, 4.0, "10% active, outside of the claim. 4 times or more: FLOPs (4.00). Less: nothing."),
+    (0.10, 3.99, "10% active, one that the claim is about. 4 times or more: nothing. Less: FLOPs (3.99)."),
+    (0.25, 5.0, "25% active, one that the claim is about. 4 times or more: FLOPs (5.00). Less: nothing."),
+    (0.2501, 5.0, "25% active, outside of the claim. 4 times or more: FLOPs (5.00). Less: nothing.")])
+def test_the_claim_is_about_10_to_25_percent_active_and_4_times_less(active, times, judged):
+    text = compare.claim({"MoE": {"active": active, "FLOPs": times}})
+    assert " ".join(text.split("\n\n")[2].split()) == f"MoE, {judged}"
 
 
-def test_equal_flops_by_hand(monkeypatch):
-    """100 steps of 300: 30,000 are 120 steps of 250, and 42.9 of 700."""
-    runs = Runs(small(), monkeypatch)
-    assert (runs.of(ACTIVE, "FLOPs").steps, runs.of(TOTAL, "FLOPs").steps) == (120, 43)
-    assert (runs.of(ACTIVE, "FLOPs").flops, runs.of(TOTAL, "FLOPs").flops) == (30_000, 30_100)
+def test_savings_by_hand(monkeypatch):
+    """Numbers of float32 that a token of one sequence reads, at a batch of n and 6 tokens of context:
+
+                                                   MoE, 2 of 8                      dense, of equal size
+    norms 3 * 8, attention 4 * 8 * 8, head 8 * 10  360                              360
+    router                                         64                               8
+    experts of 3 * 8 * 4 = 96                      768 (1 - (3/4)^n)                768
+    KV cache, a sequence: 6 * 2 * 8                96 n                             96 n
+    """
+    moe = ModelConfig(vocab_size=10, d_model=8, n_layers=1, n_heads=2, d_hidden=4, n_experts=8, top_k=2, max_sequence=6)
+    twin, training = replace(moe, n_experts=1, top_k=1, d_hidden=32), TrainConfig(sequence=6)
+    monkeypatch.setattr(loop, "new_state", lambda config, training, corpus: config)
+    monkeypatch.setattr(loop, "step_once", lambda config, corpus: config)
+    monkeypatch.setattr(cost, "peak_bytes", lambda step: {moe: 100, twin: 250}[step()])
+    pair = entry(MAIN, 1000, 2e9, 2.0, active=300, seconds=6.0), entry(TOTAL, 1500, 7e9, 2.0, seconds=3.0)
+    told = compare.savings(training, (moe, twin), pair, "corpus")
+
+    def read(n):
+        return (368 + 768 + 96 * n) / (424 + 768 * (1 - 0.75 ** n) + 96 * n)
+
+    expected = {"FLOPs of the routed experts": 4, "FLOPs of the whole model": 3.5, "time of a training step": 0.5,
+                "memory of a training step": 2.5, "memory of the weights": 1.5}
+    assert list(told)[:5] == list(expected) and len(told) == 8
+    np.testing.assert_allclose(list(told.values()), [*expected.values(), read(1), read(4), read(16)])
 
 
-def test_equal_time_by_hand(monkeypatch):
-    """100 steps of 0.02 s: 2 s are 200 steps of 0.01 s, and 50 of 0.04 s."""
-    runs = Runs(small(), monkeypatch)
-    assert (runs.of(ACTIVE, "time").steps, runs.of(TOTAL, "time").steps) == (200, 50)
-    np.testing.assert_allclose([runs.of(name, "time").seconds for name in (ACTIVE, TOTAL)], 2.0)
+def test_the_verdict_tells_the_worth_of_each_moe_and_judges_the_claim(monkeypatch):
+    """A dense model of 10^(3 + p) parameters has a loss of 4 - p and takes 4^p GFLOPs; the MoEs take 4."""
+    asked = []
+    monkeypatch.setattr(compare, "savings", lambda training, configs, pair, corpus: (
+        asked.append((configs, [e.name for e in pair])), {"time": 2.0})[1])
+    dense = [entry(name, 1000 * 10 ** i, 1e9 * 4 ** i, 4.0 - i, 4.0 - i) for i, name in enumerate(DENSE)]
+    moes = [entry(name, 5000, 4e9, loss, loss, active=active)
+            for name, loss, active in zip(MOES, (2.5, 1.5, 5.0), (3000, 2000, 1000), strict=True)]
+    compared = compare.models(True, 50)
+    other = entry(TOTAL, 1_000_000, 1e9, 9.0, 9.0, budget="FLOPs")  # is in no line
+    assert max(map(len, compare.verdict(compared, [other, *moes, *dense], 2, "corpus").split("\n"))) <= 80
+    asked.clear()
+    monkeypatch.setenv("COLUMNS", "120")
+    text = compare.verdict(compared, [other, *moes, *dense], 2, "corpus")
+    words = " ".join(text.split())
+    assert "MoE, 2 of 4: worth a dense model of 31.6 k parameters" in words
+    assert "MoE, 2 of 16: worth a dense model of at most 1 k parameters" in words
+    numbers = re.findall(r"equal loss +([\d.]+) +([\d.]+) +([\d.]+)", words)
+    assert numbers == [("2.00", "8.00", "0.25")]  # 4^1.5, 4^2.5 and 4^0 over 4
+    assert words.endswith("shows nothing.")
+    assert asked == [((compared.moe[name], compared.dense[compared.twin(name)]), [name, compared.twin(name)])
+                     for name in MOES]
 
 
-def test_the_main_moe_is_the_one_that_budgets_are_equal_to(monkeypatch):
-    """Others may be faster: of 2 of 16 experts the time would be 100 steps of 1 s."""
-    runs = Runs(small(), monkeypatch, **{"MoE, 2 of 16": 1.0, "MoE, 2 of 4": 3.0})
-    assert runs.of(ACTIVE, "time").steps == 200
+def test_the_title_says_what_is_ahead_at_equal_steps(monkeypatch):
+    titles = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: titles.append(figure.get_suptitle()))
+    for losses in ((1.5, 1.25), (0.5, 0.25)):
+        compare._draw("x.png", MAIN, [entry(MAIN, 5, 1e9, *losses), entry(TOTAL, 5, 1e9, 1.0, 1.0)])
+    assert titles == ["At equal steps the MoE, 2 of 8 is 0.375 nats above a dense model of equal size",
+                      "At equal steps the MoE, 2 of 8 is 0.625 nats below a dense model of equal size"]
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [
-    (0.02 / 1.234, 123), (0.02 / 1.236, 124), (0.02 / 0.126, 13), (0.02 / 0.124, 12), (0.02 / 0.014, 1),
-    (0.02 / 0.004, 1), (100.0, 1)])
-def test_budgets_are_rounded_to_steps_and_never_to_none(monkeypatch, seconds, steps):
-    runs = Runs(small(), monkeypatch, **{TOTAL: seconds})
-    entry = runs.of(TOTAL, "time")
-    assert entry.steps == steps
-    np.testing.assert_allclose(entry.seconds, steps * seconds)
+def test_a_comparison_is_timed_once_trained_kept_and_drawn(here, monkeypatch):
+    timed = []
+    monkeypatch.setattr(bench, "step_seconds", lambda configs, *_, **__: (timed.append(list(configs)), SECONDS)[1])
+    said = small.printed(compare.main, quick=True, seeds=2)
+    assert "Far too short to compare anything" in said and "validation loss" in said
+    kept = compare.kept("runs/compare-quick")
+    assert [(e.name, e.budget) for e in kept[-4:]] == [(ACTIVE, "FLOPs"), (TOTAL, "FLOPs"), (ACTIVE, "time"),
+                                                       (TOTAL, "time")]
+    state = runs.load("runs/compare-quick/dense-same-total-10-steps/seed1")  # 20 steps of 0.02 s by 0.04 s
+    assert state.step == 10 and kept[-1].ce[1] == np.float32(state.history["eval_ce"][-1])
+    picture = (here / "runs/compare-quick/compare.png").read_bytes()
+    monkeypatch.setattr(loop, "train", None)
+    assert small.printed(compare.main, quick=True, seeds=2).endswith(said.split("\n\n\n")[-1])
+    assert (here / "runs/compare-quick/compare.png").read_bytes() == picture
+    assert timed == [DENSE + MOES]
+    monkeypatch.undo()
 
 
-@pytest.mark.parametrize(("ratio", "steps"), [
-    (1.0, 1000), (1.0099, 1000), (0.9901, 1000), (1.0101, 1010), (0.9899, 990), (1.02, 1020)])
-def test_a_budget_within_a_hundredth_is_the_run_that_is_there(monkeypatch, ratio, steps):
-    runs = Runs(small(n_steps=1000), monkeypatch, **{TOTAL: 0.02 / ratio})
-    entry, at_steps = runs.of(TOTAL, "time"), runs.of(TOTAL, "steps")
-    assert entry.steps == steps
-    asked = [training.n_steps for name, _, training, seed in runs.asked if (name, seed) == (TOTAL, 0)]
-    assert asked == [1000, 429] + [steps] * (steps != 1000)  # 1000 * 300 / 700 = 428.6
-    assert (entry.ce.tolist() == at_steps.ce.tolist()) == (steps == 1000)
+@pytest.mark.parametrize("found", [{}, dict.fromkeys(DENSE, 0.1)])
+def test_times_of_other_models_are_measured_anew(tmp_path, monkeypatch, found):
+    path = tmp_path / "seconds.json"
+    path.write_text(str(found).replace("'", '"'))
+    monkeypatch.setattr(bench, "step_seconds", lambda *_, **__: SECONDS)
+    compared = compare.models(True, 50)
+    assert compare._timed(path, compared, None, False, 1) == SECONDS
+    monkeypatch.setattr(bench, "step_seconds", None)
+    assert compare._timed(path, compared, None, False, 1) == SECONDS
 
 
-@pytest.mark.parametrize(("n_steps", "seconds"), [
-    (20, 0.02 / 1.02),  # not within a hundredth of 20 steps, and yet 20.4 rounds to them
-    (7, 0.02 / 0.44)])  # 7 * 300 / 700 = 3 by FLOPs, 7 * 0.44 = 3.1 by time
-def test_no_run_is_asked_for_twice(monkeypatch, n_steps, seconds):
-    """With --fresh it would be trained twice."""
-    runs = Runs(small(n_steps=n_steps), monkeypatch, **{TOTAL: seconds})
-    asked = [(name, training.n_steps, seed) for name, _, training, seed in runs.asked]
-    assert len(asked) == len(set(asked))
-    assert len(runs.entries) == 8 + 4
-
-
-def test_training_goes_seed_by_seed_so_that_an_interrupted_one_has_seeds_of_all_models(monkeypatch):
-    asked = [(name, seed) for name, _, _, seed in Runs(small(seeds=3), monkeypatch).asked]
-    assert asked == [(name, seed) for names in (NAMES, [ACTIVE, TOTAL], [ACTIVE, TOTAL])
-                     for seed in range(3) for name in names]
-
-
-def test_all_runs_have_one_recipe_and_their_losses_in_the_order_of_seeds(monkeypatch):
-    what = small(seeds=3)
-    runs = Runs(what, monkeypatch)
-    configs = what.dense() | what.sparse()
-    for name, config, training, _ in runs.asked:
-        assert (config, replace(training, n_steps=100)) == (configs[name], what.training)
-    # a model's loss is 2 + seed + place / 8 + steps / 10,000
-    np.testing.assert_allclose(runs.of(HALF_ACTIVE, "steps").ce, [2.01, 3.01, 4.01])
-    np.testing.assert_allclose(runs.of(ACTIVE, "time").ce, [2.145, 3.145, 4.145])
-
-
-def test_flops_are_those_of_all_micro_batches_in_their_groups(monkeypatch):
-    runs = Runs(small(accumulate=3, groups=2), monkeypatch)
-    assert set(runs.counted) == {(6, 6, 2)}
-    assert runs.of("MoE, 2 of 8", "steps").flops == 100 * 3 * 300
-    assert runs.of(ACTIVE, "FLOPs").steps == 120
-
-
-def test_flops_are_counted_on_a_real_step():
-    what = small(seeds=1, accumulate=2, groups=3)
-    state = SimpleNamespace(history={"eval_ce": [2.0], "eval_step": [1]})
-    entries = {(e.name, e.budget): e for e in compare.trained(what, lambda *_: state, dict.fromkeys(NAMES, 0.1))}
-    counted = cost.count(MOE, batch=6, sequence=6, groups=3)
-    moe = entries["MoE, 2 of 8", "steps"]
-    assert (moe.flops, moe.parameters) == (100 * 2 * counted.training_flops, counted.parameters)
-    for name in (ACTIVE, TOTAL):
-        one_step = entries[name, "steps"].flops / 100
-        assert abs(entries[name, "FLOPs"].flops - moe.flops) <= one_step / 2
+def test_what_was_kept_is_there_and_drawn(here):
+    assert {e.name for e in compare.kept()} == set(DENSE + MOES)
+    assert small.printed(compare.figure) == "wrote figures/compare.png"
+    with pytest.raises(ValueError, match="python -m minimoe compare"):
+        compare.kept(archive.FOLDER / "nowhere")

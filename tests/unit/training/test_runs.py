@@ -1,65 +1,87 @@
-"""Whether a run that is there is of the kind that is asked for."""
+"""How runs lie on disk, and whether a run that is there is of the kind that is asked for."""
 
 from dataclasses import replace
 
 import pytest
 
-from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import checkpoint, corpus, data, loop, runs
+from tests.small import MODEL, TRAINING
 
-UNSAID = ModelConfig(vocab_size=32, d_model=8, n_layers=1, n_heads=2, d_hidden=6, n_experts=4, top_k=2, max_sequence=8)
-SAID = replace(UNSAID, balance_coef=0.01, z_coef=0.001)
-"""The weights that softmax_topk has if nothing is said."""
-TRAINING = TrainConfig(n_steps=2, batch=2, sequence=8, warmup_steps=1)
-TEXT = data.build(corpus.clusters(length=300), 8)
-OTHER_TEXT = data.build(corpus.clusters(length=310), 8)
-
-
-@pytest.fixture
-def check(tmp_path):
-    """Save a run of one configuration, and ask whether it is of another."""
-    def saved_and_checked(config, asked, training=TRAINING, text=TEXT):
-        path = tmp_path / "checkpoint.npz"
-        checkpoint.save(path, loop.new_state(config, TRAINING, TEXT))
-        runs.check_kind(path, checkpoint.load(path), asked, training, text)
-    return saved_and_checked
+EXPLICIT = replace(MODEL, balance_coef=0.01, z_coef=0.001)
+"""The weights that softmax_topk has by default."""
+CORPUS = data.build(corpus.clusters(length=300), 8)
+OTHER_CORPUS = data.build(corpus.clusters(length=310), 8)
 
 
-@pytest.mark.parametrize(("saved", "asked"), [(SAID, UNSAID), (UNSAID, SAID), (SAID, SAID), (UNSAID, UNSAID)],
-                         ids=["said, unsaid", "unsaid, said", "both said", "both unsaid"])
-def test_weights_of_losses_are_the_same_whether_said_or_not(saved, asked, check):
-    check(saved, asked)
+def save(folder, config=MODEL, step=0):
+    state = loop.new_state(config, TRAINING, CORPUS)
+    state.step = step
+    checkpoint.save(runs.checkpoint_path(folder), state)
 
 
-@pytest.mark.parametrize("weights", [dict(balance_coef=0.02), dict(balance_coef=0.0), dict(z_coef=0.0),
-                                     dict(entropy_coef=0.1), dict(sequence_coef=0.0001)], ids=str)
-def test_a_run_with_other_weights_is_refused(weights, check):
-    for saved, asked in ((UNSAID, replace(UNSAID, **weights)), (replace(SAID, **weights), UNSAID)):
-        with pytest.raises(ValueError, match="checkpoint.npz is a run of another kind; train anew with --fresh"):
-            check(saved, asked)
+def test_runs_are_found_and_their_seeds_counted(tmp_path):
+    assert runs.find(tmp_path) == [] and runs.count_seeds(tmp_path / "moe") == 0
+    for seed in (1, 0):
+        save(runs.seed_folder(tmp_path / "moe", seed))
+    save(tmp_path / "alone")
+    (tmp_path / "moe/seed2").mkdir()  # holds nothing
+    assert runs.count_seeds(tmp_path / "moe") == 2
+    assert [folder.relative_to(tmp_path).as_posix() for folder in runs.find(tmp_path)] == [
+        "alone", "moe/seed0", "moe/seed1"]
 
 
-def test_the_weights_of_another_router_are_other_ones(check):
-    """softmax_topk's weights, said of a router that is used with the sequence loss."""
+def test_a_run_is_trained_resumed_and_taken(tmp_path, monkeypatch):
+    lines = []
+    whole = runs.finish(tmp_path / "whole", "it", MODEL, TRAINING, CORPUS)
+    save(tmp_path / "begun")
+    resumed = runs.finish(tmp_path / "begun", "it", MODEL, TRAINING, CORPUS, say=lines.append)
+    assert resumed.history["ce"] == whole.history["ce"] and whole.finished
+    monkeypatch.setattr(loop, "train", None)
+    taken = runs.finish(tmp_path / "begun", "it", MODEL, TRAINING, CORPUS, say=lines.append)
+    assert taken.history["ce"] == whole.history["ce"]
+    assert lines == [f"it: goes on from step 0 ({tmp_path / 'begun/checkpoint.npz'})",
+                     f"it: finished earlier ({tmp_path / 'begun/checkpoint.npz'})"]
+
+
+def test_a_fresh_run_that_is_interrupted_is_resumed_without_fresh(tmp_path, monkeypatch):
+    save(tmp_path, step=TRAINING.n_steps)
+
+    def interrupted(*_, **__):
+        raise loop.Interrupted("stopped after step 2")
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="^it: stopped after step 2; the same command without --fresh goes on"):
+        runs.finish(tmp_path, "it", MODEL, TRAINING, CORPUS, fresh=True)
+
+
+def test_a_damaged_run_is_refused_with_the_way_out(tmp_path):
+    runs.checkpoint_path(tmp_path).write_bytes(b"PK")
+    with pytest.raises(checkpoint.CheckpointError, match=f"delete {tmp_path} and repeat the command"):
+        runs.finish(tmp_path, "it", MODEL, TRAINING, CORPUS)
+
+
+@pytest.mark.parametrize("saved", [EXPLICIT, MODEL])
+@pytest.mark.parametrize("asked", [EXPLICIT, MODEL])
+def test_default_weights_of_losses_are_the_same_whether_given_or_not(tmp_path, saved, asked):
+    save(tmp_path, saved, step=TRAINING.n_steps)
+    assert runs.finish(tmp_path, "it", asked, TRAINING, CORPUS).finished
+
+
+@pytest.mark.parametrize("other", [
+    dict(model=replace(MODEL, balance_coef=0.02)), dict(model=replace(MODEL, z_coef=0.0)),
+    dict(model=replace(MODEL, d_hidden=8)), dict(training=replace(TRAINING, seed=1)), dict(corpus=OTHER_CORPUS)])
+def test_a_run_of_another_kind_is_refused(tmp_path, other):
+    save(tmp_path, step=TRAINING.n_steps)
+    with pytest.raises(ValueError, match="checkpoint.npz is a run of another kind; train anew with --fresh"):
+        runs.finish(tmp_path, "it", other.get("model", MODEL), other.get("training", TRAINING),
+                    other.get("corpus", CORPUS))
+
+
+def test_only_a_finished_run_is_loaded_as_finished(tmp_path):
+    save(tmp_path)
+    with pytest.raises(ValueError, match="at step 0 of 4: `some command` goes on with it"):
+        runs.load_finished(tmp_path, MODEL, TRAINING, CORPUS, "some command")
+    save(tmp_path, step=4)
+    assert runs.load_finished(tmp_path, MODEL, TRAINING, CORPUS, "some command").finished
     with pytest.raises(ValueError, match="another kind"):
-        check(replace(UNSAID, router="sigmoid_bias"), replace(SAID, router="sigmoid_bias"))
-
-
-@pytest.mark.parametrize("other", [dict(asked=replace(UNSAID, d_hidden=8)), dict(text=OTHER_TEXT),
-                                   dict(training=replace(TRAINING, seed=1))], ids=["model", "text", "training"])
-def test_another_model_text_or_training_is_another_kind_though_the_weights_are_the_same(other, check):
-    with pytest.raises(ValueError, match="another kind"):
-        check(SAID, **{"asked": UNSAID} | other)
-
-
-def test_only_a_finished_run_of_the_kind_that_is_asked_for_is_taken_as_finished(tmp_path):
-    path = tmp_path / "checkpoint.npz"
-    state = loop.new_state(UNSAID, TRAINING, TEXT)
-    checkpoint.save(path, state)
-    with pytest.raises(ValueError, match="at step 0 of 2: `some command` goes on with it"):
-        runs.finished(path, UNSAID, TRAINING, TEXT, "some command")
-    state.step = 2
-    checkpoint.save(path, state)
-    assert runs.finished(path, UNSAID, TRAINING, TEXT, "some command").finished
-    with pytest.raises(ValueError, match="run of another kind"):
-        runs.finished(path, replace(UNSAID, top_k=1), TRAINING, TEXT, "some command")
+        runs.load_finished(tmp_path, replace(MODEL, top_k=1), TRAINING, CORPUS, "some command")

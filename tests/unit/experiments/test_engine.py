@@ -1,0 +1,175 @@
+"""The machine that runs experiments: what is missing is run, what is there is taken, on any executor."""
+
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minimoe.experiments import engine
+from minimoe.experiments.engine import Experiment, Variant
+from minimoe.training import checkpoint, loop, runs
+from tests.small import MODEL, TRAINING
+
+
+def measure(state, corpus):
+    """Two numbers and an array of a run, and the corpus that it saw."""
+    return {"ce": state.history["eval_ce"][-1], "seed": state.train_config.seed, "loss": state.history["ce"],
+            "digest": corpus.digest}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    wide = replace(MODEL, d_hidden=10)
+    return Experiment("width", "does width pay?", {
+        "narrow": Variant(MODEL, TRAINING), "K = 1, wide": Variant(wide, TRAINING),
+        "wide; longer": Variant(wide, replace(TRAINING, n_steps=5), "long")}, 2, tmp_path / "runs", measure)
+
+
+def run(experiment, corpus, **options):
+    lines = []
+    return engine.run(experiment, corpus, say=lines.append, **options), lines
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for label in one:
+        for name, rows in one[label].items():
+            np.testing.assert_array_equal(rows, other[label][name])
+
+
+def test_each_cell_is_the_run_that_training_alone_makes_with_a_row_per_seed(experiment, clusters):
+    results, _ = run(experiment, clusters)
+    assert list(results.measured) == list(experiment.variants) and results.failures == []
+    for label, variant in experiment.variants.items():
+        alone = [loop.train(loop.new_state(variant.model, replace(variant.train, seed=seed), clusters), clusters)
+                 for seed in range(2)]
+        measured = results.measured[label]
+        np.testing.assert_array_equal(measured["loss"], [state.history["ce"] for state in alone])
+        assert measured["ce"].tolist() == [state.history["eval_ce"][-1] for state in alone]
+        assert measured["seed"].tolist() == [0, 1] and set(measured["digest"]) == {clusters.digest}
+
+
+def test_runs_lie_in_a_folder_per_variant_and_seed(experiment, clusters):
+    run(experiment, clusters)
+    found = [folder.relative_to(experiment.folder).as_posix() for folder in runs.find(experiment.folder)]
+    assert found == [f"{name}/seed{seed}" for name in ("k-1-wide", "long", "narrow") for seed in (0, 1)]
+    assert [state.train_config.seed for state in experiment.states("wide; longer")] == [0, 1]
+    assert experiment.states("wide; longer")[0].step == 5
+
+
+def test_what_is_there_is_taken_and_what_is_missing_is_run(experiment, clusters, monkeypatch):
+    first, _ = run(replace(experiment, seeds=1), clusters)
+    trained, train = [], loop.train
+    monkeypatch.setattr(loop, "train", lambda state, *rest, **more: (
+        trained.append((state.model_config.d_hidden, state.train_config.seed)), train(state, *rest, **more))[1])
+    both, lines = run(experiment, clusters)
+    assert trained == [(6, 1), (10, 1), (10, 1)]
+    assert sum("finished earlier" in line for line in lines) == 3
+    assert_same({label: {name: rows[:1] for name, rows in measured.items()}
+                 for label, measured in both.measured.items()}, first.measured)
+    run(experiment, clusters, fresh=True)
+    assert len(trained) == 3 + 6
+
+
+def test_an_unfinished_run_is_resumed_to_the_same_numbers(experiment, clusters):
+    whole, _ = run(experiment, clusters)
+    cell = experiment.cells("narrow")[1]
+    half = loop.new_state(cell.model, cell.train, clusters)
+    for _ in range(2):
+        loop.step_once(half, clusters)
+    loop._record_evaluation(half, clusters, map)
+    checkpoint.save(runs.checkpoint_path(cell.folder), half)
+    again, lines = run(experiment, clusters)
+    assert any(line.startswith("narrow, seed 1: goes on from step 2") for line in lines)
+    assert_same(again.measured, whole.measured)
+
+
+def test_labels_with_one_folder_share_their_runs(experiment, clusters, monkeypatch):
+    shared = replace(experiment, variants=dict.fromkeys(("steps", "FLOPs"), Variant(MODEL, TRAINING, "one")))
+    calls, finish = [], runs.finish
+    monkeypatch.setattr(runs, "finish", lambda folder, *rest: (calls.append(folder), finish(folder, *rest))[1])
+    results, _ = run(shared, clusters)
+    assert len(calls) == 2
+    assert_same({"x": results.measured["steps"]}, {"x": results.measured["FLOPs"]})
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment, clusters, tmp_path, pool):
+    here, _ = run(replace(experiment, folder=tmp_path / "here"), clusters)
+    with pool(2) as executor:
+        there, lines = run(experiment, clusters, executor=executor)
+    assert_same(there.measured, here.measured)
+    assert sorted(lines) == sorted(f"{label}, seed {seed}: finished" for label in experiment.variants
+                                   for seed in (0, 1))
+
+
+def test_a_cell_that_fails_is_reported_loses_no_other_and_is_tried_again(experiment, clusters):
+    bad = replace(experiment, variants=experiment.variants | {
+        "diverges": Variant(MODEL, replace(TRAINING, learning_rate=1e30, clip_norm=1e30))})
+    results, lines = run(bad, clusters)
+    assert list(results.measured) == list(experiment.variants)
+    assert [failure.cell.words for failure in results.failures] == ["diverges, seed 0", "diverges, seed 1"]
+    assert sum(line.startswith("diverges, seed ") and "FAILED: step " in line for line in lines) == 2
+    with pytest.raises(ValueError, match=r"^2 runs failed, the others are kept: diverges, seed 0: step \d.*; diverg"):
+        results.require_all()
+    mended = replace(bad, variants=bad.variants | {"diverges": Variant(MODEL, TRAINING)})
+    again, _ = run(mended, clusters)
+    again.require_all()
+    assert list(again.measured) == list(mended.variants)
+
+
+def test_a_label_of_which_one_seed_fails_is_left_out(experiment, clusters):
+    def measure_or_fail(state, corpus):
+        if (state.model_config.d_hidden, state.train_config.seed) == (6, 1):
+            raise ValueError("no number")
+        return measure(state, corpus)
+
+    results, _ = run(replace(experiment, measure=measure_or_fail), clusters)
+    assert list(results.measured) == ["K = 1, wide", "wide; longer"]
+    with pytest.raises(ValueError, match="^1 run failed, the others are kept: narrow, seed 1: no number$"):
+        results.require_all()
+
+
+def test_an_interruption_stops_at_once_and_names_the_way_on(experiment, clusters, monkeypatch):
+    def interrupted(*_, **__):
+        raise loop.Interrupted("stopped after step 3")
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="^narrow, seed 0: stopped after step 3; the same command goes on"):
+        run(experiment, clusters)
+
+
+class Later(Executor):
+    """Keeps its calls and runs none, as a queue that is full does; the last one interrupts."""
+
+    def __init__(self):
+        self.futures = []
+
+    def submit(self, function, /, *arguments, **options):
+        if len(self.futures) == 5:
+            raise KeyboardInterrupt
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+def test_what_waits_in_a_pool_is_cancelled_when_interrupted(experiment, clusters):
+    pool = Later()
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, clusters, executor=pool)
+    assert [future.cancelled() for future in pool.futures] == [True] * 5
+
+
+def test_finished_runs_are_measured_again_and_unfinished_ones_refused(experiment, clusters):
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        engine.measure_finished(experiment, clusters, "the command")
+    results, _ = run(experiment, clusters)
+    assert_same(engine.measure_finished(experiment, clusters, "the command"), results.measured)
+    longer = replace(experiment, variants={"narrow": Variant(MODEL, replace(TRAINING, n_steps=9))})
+    with pytest.raises(ValueError, match="another kind"):
+        engine.measure_finished(longer, clusters, "the command")
+
+
+def test_one_seed_needs_no_number(experiment):
+    assert [cell.words for cell in replace(experiment, seeds=1).cells("narrow")] == ["narrow"]
+    assert [cell.words for cell in experiment.cells("narrow")] == ["narrow, seed 0", "narrow, seed 1"]
