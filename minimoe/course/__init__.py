@@ -1,4 +1,5 @@
 """Teaching material.
 
-    lessons   runs the lessons in notebooks/ again, in place
+    one_page   the default model on one page: forward, backward, loss and optimiser, for reading in one sitting
+    lessons    runs the lessons in notebooks/ again, in place
 """
