@@ -4,14 +4,14 @@ import numpy as np
 
 from minimoe.config import ModelConfig
 from minimoe.moe import routers
+from minimoe.moe.routers import ROUTERS
 from minimoe.moe.routing import Tokens
-from minimoe.names import ROUTERS
 
 
 def config_for(name, logit_TE, **options):
     """A configuration of a router for so many one-hot tokens, their number made even for the heads."""
     T, E = logit_TE.shape
-    options = {"top_k": min(ROUTERS[name].top_k or 2, E)} | options
+    options = {"top_k": min(ROUTERS[name].FACTS.top_k or 2, E)} | options
     return ModelConfig(d_model=T + T % 2, n_heads=1, router=name, n_experts=E, **options)
 
 

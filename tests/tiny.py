@@ -7,13 +7,13 @@ import numpy as np
 
 from minimoe import model
 from minimoe.config import ModelConfig, TrainConfig
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 from minimoe.training import corpus, data, loop, optimizer
 
 MOE = ModelConfig(vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, d_hidden=6, n_experts=4, top_k=2,
                   max_sequence=8)
 DENSE = replace(MOE, n_experts=1, top_k=1)
-BY_ROUTER = {name: replace(MOE, router=name, top_k=router.top_k or 2) for name, router in ROUTERS.items()}
+BY_ROUTER = {name: replace(MOE, router=name, top_k=router.FACTS.top_k or 2) for name, router in ROUTERS.items()}
 RANDOM_DROPS = replace(MOE, capacity_factor=1.0, eval_capacity_factor=1.0, drop_order="random")
 TRAINING = TrainConfig(n_steps=6, batch=3, sequence=8, warmup_steps=2, learning_rate=0.02, eval_every=3, eval_batches=4,
                        record_every=2)

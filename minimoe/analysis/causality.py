@@ -19,7 +19,6 @@ from minimoe.config import ModelConfig
 from minimoe.generation import decoding
 from minimoe.moe import capacity, feed_forward, routers
 from minimoe.moe.routing import Tokens
-from minimoe.names import DROP_ORDERS, ROUTERS
 
 CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_hidden=5, n_experts=4, top_k=2, max_sequence=16)
 SAME = 1e-9
@@ -55,15 +54,16 @@ class Row:
         return self.future == 0 if self.declared else self.future > 0 or self.capacity_factor is not None
 
 
-def study(trials=50, names=tuple(ROUTERS), factors=(None, 0.75), orders=tuple(DROP_ORDERS)):
+def study(trials=50, names=tuple(routers.ROUTERS), factors=(None, 0.75), orders=tuple(capacity.ORDERS)):
     """A list of Rows, for every router x capacity x drop order, in training and in evaluation.
 
     trials: random inputs for each.  factors: capacity factors; None is dropless, where the order has no effect, so that
     one row stands for all.
     """
-    configs = [replace(CONFIG, router=name, top_k=ROUTERS[name].top_k or CONFIG.top_k, capacity_factor=factor,
+    facts = {name: routers.ROUTERS[name].FACTS for name in names}
+    configs = [replace(CONFIG, router=name, top_k=own.top_k or CONFIG.top_k, capacity_factor=factor,
                        eval_capacity_factor=factor, drop_order=order)
-               for name in names for factor in (factors if not ROUTERS[name].soft else factors[:1])
+               for name, own in facts.items() for factor in (factors if not own.soft else factors[:1])
                for order in (orders if factor is not None else orders[:1])]
     return [examine(config, training, trials) for config in configs for training in (True, False)]
 
@@ -80,15 +80,13 @@ def examine(config, training, trials):
     return Row(config.router, factor, config.drop_order, training, future=share(_future_matters),
                prefix=None if by_lot else share(_prefix_differs), batch=None if by_lot else share(_batch_order_matters),
                cached=None if training else share(_cached_differs),
-               declared=_promised(config.router, training) and (factor is None or order in capacity.CAUSAL_ORDERS))
+               declared=_promised(config.router, training) and (factor is None or capacity.ORDERS[order].causal))
 
 
 def _promised(name, training):
-    """What the router itself declares; Soft MoE promises nothing."""
-    if ROUTERS[name].soft:
-        return False
-    policy = routers.POLICIES[name]
-    return policy.CAUSAL if training else policy.CAUSAL_IN_EVALUATION
+    """What the router itself declares."""
+    facts = routers.ROUTERS[name].FACTS
+    return facts.causal if training else facts.causal_in_evaluation
 
 
 def table(rows):

@@ -3,8 +3,8 @@
 import argparse
 from dataclasses import fields
 
-from minimoe import config as configs
-from minimoe import names
+from minimoe.config import presets
+from minimoe.moe import capacity, routers
 from minimoe.training import runs
 
 DEFAULT_THREADS = 2
@@ -12,7 +12,8 @@ DEFAULT_THREADS = 2
 
 DEFAULT_RUN, DEFAULT_PRESET = runs.seed_folder("runs/tour/moe", 0).as_posix(), "shakespeare-cpu"
 
-CHOICES = {"router": {name: router.words for name, router in names.ROUTERS.items()}, "drop_order": names.DROP_ORDERS}
+CHOICES = {"router": {name: page.FACTS.summary for name, page in routers.ROUTERS.items()},
+           "drop_order": {name: order.summary for name, order in capacity.ORDERS.items()}}
 """Field -> the names that it can have, with what they mean."""
 
 
@@ -59,7 +60,7 @@ def add_run(parser):
 
 def add_preset(parser):
     """--preset."""
-    parser.add_argument("--preset", choices=configs.PRESETS,
+    parser.add_argument("--preset", choices=presets.PRESETS,
                         help=f"fields to start from (default: {DEFAULT_PRESET})")
 
 

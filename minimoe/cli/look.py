@@ -5,8 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from minimoe import names
 from minimoe.cli import arguments, train
+from minimoe.moe import capacity
 
 
 def add_generate(subparsers):
@@ -51,7 +51,7 @@ def add_route(subparsers):
     arguments.add_run(parser)
     parser.add_argument("--layer", type=int, metavar="L", help="show this layer only")
     parser.add_argument("--capacity-factor", type=float, help="limit the experts, to see who is dropped [mean loads]")
-    parser.add_argument("--drop-order", choices=names.DROP_ORDERS, help="who queues first, if they are limited")
+    parser.add_argument("--drop-order", choices=capacity.ORDERS, help="who queues first, if they are limited")
     parser.add_argument("--colour", "--color", choices=("auto", "always", "never"), default="auto",
                         help="auto: if the output is a terminal and NO_COLOR is not set")
 

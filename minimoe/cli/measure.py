@@ -3,10 +3,9 @@
 import sys
 from dataclasses import fields, replace
 
-from minimoe import config as configs
 from minimoe import gradcheck as gradchecks
 from minimoe.cli import arguments, train
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.config import ModelConfig, TrainConfig, presets
 from minimoe.cost import deployment, memory
 
 BENCH_STEPS = 40
@@ -66,7 +65,7 @@ def add_bench(subparsers):
                         help=f"rounds of measurements (default: {BENCH_STEPS})")
     parser.add_argument("--figure", default="runs/bench/bench.png", metavar="PATH",
                         help="where the figure goes (default: runs/bench/bench.png)")
-    model_config, train_config = configs.preset(arguments.DEFAULT_PRESET)
+    model_config, train_config = presets.preset(arguments.DEFAULT_PRESET)
     arguments.add_fields(parser, model_config)
     arguments.add_fields(parser, train_config, leave_out={field.name for field in fields(train_config)} - BENCH_FIELDS)
 
@@ -77,7 +76,7 @@ def run_bench(options):
     from minimoe.plots import figures, step_time
     from minimoe.training import progress
     figures.check_path(options.figure)
-    configurations = configs.preset(options.preset or arguments.DEFAULT_PRESET, arguments.given(options, ModelConfig),
+    configurations = presets.preset(options.preset or arguments.DEFAULT_PRESET, arguments.given(options, ModelConfig),
                                     arguments.given(options, TrainConfig))
     measured = bench.measure(*configurations, options.steps, options.threads, lambda n: progress.rounds(n, "bench"))
     print(bench.report(measured))
@@ -110,7 +109,7 @@ def add_cost(subparsers):
     parser.add_argument("--expert-format", choices=memory.FORMATS, help="of the experts' matrices (default: the same)")
     parser.add_argument("--ranks", type=int, metavar="R", help="devices that share the experts of --run (default: 4, "
                         "or what divides them)")
-    model_config, train_config = configs.preset(arguments.DEFAULT_PRESET)
+    model_config, train_config = presets.preset(arguments.DEFAULT_PRESET)
     arguments.add_fields(parser, model_config)
     arguments.add_fields(parser, train_config, leave_out={field.name for field in fields(train_config)} - COST_FIELDS)
 
@@ -163,7 +162,7 @@ def _priced(options, kind, answers, where):
     if kind is None:
         fields_of = (arguments.given(options, record) for record in (ModelConfig, TrainConfig))
         preset = options.preset or arguments.DEFAULT_PRESET
-        record = answers.of_ours(*configs.preset(preset, *fields_of), where)
+        record = answers.of_ours(*presets.preset(preset, *fields_of), where)
         return record | {"name": f"{record['name']} (from the preset {preset})"}
     from minimoe.training import data, loop
     state = train.load(options)

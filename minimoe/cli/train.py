@@ -4,9 +4,8 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 
-from minimoe import config as configs
 from minimoe.cli import arguments
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.config import ModelConfig, TrainConfig, presets
 
 
 def add_train(subparsers):
@@ -22,7 +21,7 @@ def add_train(subparsers):
                         "many a token: fine-grained experts, at the same cost (DeepSeekMoE)")
     parser.add_argument("--run", default="runs/train", metavar="FOLDER", help="where to save (default: runs/train)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder of --run")
-    model_config, train_config = configs.preset(arguments.DEFAULT_PRESET)
+    model_config, train_config = presets.preset(arguments.DEFAULT_PRESET)
     arguments.add_fields(parser, model_config, leave_out=("vocab_size",))
     arguments.add_fields(parser, train_config)
 
@@ -78,7 +77,7 @@ def _words_of(text):
 def _start(options):
     from minimoe.training import data, loop
     model_fields, train_fields = arguments.given(options, ModelConfig), arguments.given(options, TrainConfig)
-    model_config, train_config = configs.preset(options.preset or arguments.DEFAULT_PRESET, model_fields, train_fields)
+    model_config, train_config = presets.preset(options.preset or arguments.DEFAULT_PRESET, model_fields, train_fields)
     if options.finer is not None:
         model_config = model_config.finer(options.finer)
     text = data.build(texts(options), train_config.sequence)

@@ -10,6 +10,7 @@ import numpy as np
 
 from minimoe import model, parameters
 from minimoe.cost import ours, parts
+from minimoe.moe import losses, routers
 
 
 class Format(NamedTuple):
@@ -39,12 +40,6 @@ usual choice, one float16 for 64 numbers."""
 
 ROUTING_NUMBERS = 17
 """Of an assignment: seven whole numbers of 8 bytes (token, rank, expert twice, slot, rows twice), three of 4."""
-
-SCORES = {"sigmoid_bias": 4, "noisy_topk": 5, "base": 3}
-"""Router -> numbers that it keeps for each token and expert; others keep two, the score and the probability."""
-
-OF_LOSSES = {"sequence": 1, "entropy": 1, "load": 4}
-"""Loss -> numbers more for each token and expert, if it has a weight."""
 
 ADAM_BYTES = {"float32": 4 + 4 + 8, "mixed precision": 2 + 2 + 12}
 """Bytes a parameter: weight, gradient, and what Adam keeps: two moments, in mixed precision also a float32 copy of the
@@ -92,18 +87,17 @@ def activation_numbers(config, batch, sequence, rows=None):
             n_rows = config.top_k * T if rows is None else rows[layer]
             n_kept = min(n_rows, config.top_k * T)  # if there are empty slots
             total += n_rows * (D + 3 * config.d_hidden) + n_kept * D  # in, gate, up, sigmoid; out
-            total += _scores(config) * T * config.n_experts + ROUTING_NUMBERS * config.top_k * T
-            total += 2 * D * config.n_experts * (config.router == "noisy_topk")  # its matrices, side by side
-            if config.router == "switch" and config.jitter > 0:
-                total += (2 if config.n_shared_experts else 1) * T * D  # the factors, and the input without them
+            total += routing_numbers(config, T)
             total += 3 * T * config.n_shared_experts * config.d_hidden
     return total
 
 
-def _scores(config):
-    """Numbers that router and losses keep for each token and expert."""
-    of_losses = sum(OF_LOSSES.get(name, 0) for name, coef in config.loss_coefs.items() if coef > 0)
-    return SCORES.get(config.router, 2) + of_losses
+def routing_numbers(config, n_tokens):
+    """Those of them that the router of one layer keeps, its Routing and the auxiliary losses."""
+    facts = routers.ROUTERS[config.router].FACTS
+    of_losses = sum(losses.LOSSES[name].kept_scores for name, coef in config.loss_coefs.items() if coef > 0)
+    scores = (facts.kept_scores + of_losses) * n_tokens * config.n_experts
+    return scores + ROUTING_NUMBERS * config.top_k * n_tokens + facts.kept_more(config, n_tokens)
 
 
 class Memory(NamedTuple):

@@ -1,11 +1,10 @@
 """Our own models, described as published ones are."""
 
 from minimoe.cost.architecture import Architecture
-from minimoe.moe import soft
-from minimoe.names import ROUTERS
+from minimoe.moe import routers, soft
 
-WORDS = {"noisy_topk": "noisy", "hash": "fixed", "random": "fixed", "uniform": "fixed", "soft": "soft"}
-"""Router -> what a description says of it, where that changes the count: a second matrix, none, slots."""
+WORDS = {0: "fixed", 1: None, 2: "noisy"}
+"""Matrices of a router -> what a description says of it."""
 
 
 def architecture(config):
@@ -19,8 +18,9 @@ def architecture(config):
 
 def _experts(config):
     """What only a model with experts has."""
+    facts = routers.ROUTERS[config.router].FACTS
     return dict(
         n_routed_experts=config.n_experts, top_k=config.top_k, expert_hidden=config.d_hidden,
-        router=WORDS.get(config.router), biases="router" if config.router == "sigmoid_bias" else None,
-        soft_slots=config.n_experts * soft.slots_per_expert(config) if ROUTERS[config.router].soft else 0,
+        router="soft" if facts.soft else WORDS[facts.matrices], biases="router" if facts.has_bias else None,
+        soft_slots=config.n_experts * soft.slots_per_expert(config) if facts.soft else 0,
         n_shared_experts=config.n_shared_experts, dense_first_layers=config.first_dense_layers)

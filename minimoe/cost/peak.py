@@ -12,16 +12,7 @@ import math
 
 from minimoe import model
 from minimoe.cost import memory, ours
-
-CHOICE = {"noisy_topk": (7, 9), "sigmoid_bias": (2, 3), "expert_choice": (3, 2), "sinkhorn": (5, 2), "base": (4, 4),
-          "hash": (4, 0), "random": (2, 0), "uniform": (0, 0)}
-"""Router -> numbers for each token and expert that come and go in its forward pass, and that its backward holds."""
-
-SOFTMAX = (1, 2)
-"""The same of the other routers."""
-
-FIELD = {"balance": "prob", "sequence": "prob", "device": "prob", "entropy": "prob", "z": "logit", "load": "chance"}
-"""Loss -> the [T, E] array of a Routing that it has a gradient of; importance has one of the gates alone."""
+from minimoe.moe import losses, routers
 
 RECORD = 13
 """Of an assignment, what a Routing holds: six whole numbers of 8 bytes (token, rank, expert, slot, rows twice), the
@@ -73,8 +64,12 @@ def moments(config, batch, sequence, rows=None):
     if config.moe_layers:  # the forward pass of the last router, where experts and head have kept nothing yet
         n_rows, _ = _rows(config, T, config.moe_layers[-1], rows)
         later = 2 * T * D + T * V + n_rows * (2 * D + 3 * config.d_hidden) + 3 * T * _shared_width(config)
-        found["choice"] = CHOICE.get(config.router, SOFTMAX)[0] * T * config.n_experts + T * D - later
+        found["choice"] = _facts(config).forward_scores * T * config.n_experts + T * D - later
     return found
+
+
+def _facts(config):
+    return routers.ROUTERS[config.router].FACTS
 
 
 def _sizes(config):
@@ -87,7 +82,7 @@ def _of(sizes, prefix):
 
 def _pulls(config, T):
     """Of a RoutingGrad: an array for each kind of score that a loss pulls at, and one of zeros for all others."""
-    pulled = {FIELD[name] for name, coef in config.loss_coefs.items() if coef > 0 and name in FIELD}
+    pulled = {losses.LOSSES[name].gradient for name, coef in config.loss_coefs.items() if coef > 0} - {"dgate_A"}
     return min(len(pulled) + 1, 3) * T * config.n_experts + config.top_k * T
 
 
@@ -130,9 +125,9 @@ def _moe(config, batch, sequence, layer, rows):
     n_rows, n_kept = _rows(config, T, layer, rows)
     n_one = n_rows // E  # of an expert, and beside what it makes its rows with empty slots, and the one's before it
     working = _swiglu(n_one, config.d_hidden, D) + n_one * D * (1 + config.pad_experts)
-    fewer = n_kept < config.top_k * T or config.router == "expert_choice"  # tokens with fewer than the most experts
+    fewer = n_kept < config.top_k * T or _facts(config).k_is_mean  # tokens with fewer than the most experts
     adding = n_kept * D * fewer + 2 * T * D  # the rows with one of zeros, the sum, a choice of each token
-    choice = CHOICE.get(config.router, SOFTMAX)[1] * T * E + 2 * T * D  # what came through experts, and through router
+    choice = _facts(config).backward_scores * T * E + 2 * T * D  # what came through experts, and through router
     shared = (2 * T * D + _swiglu_and_weights(T, J, D)) * (J > 0)
     return 2 * n_kept * D + 3 * E * D * config.d_hidden + max(working, adding, choice, shared)  # rows out and in
 

@@ -15,7 +15,6 @@ from minimoe.config import ModelConfig, preset
 from minimoe.experiments import archive, engine, wording
 from minimoe.experiments.engine import Experiment, Variant
 from minimoe.moe import routers
-from minimoe.names import ROUTERS
 from minimoe.plots import figures, router_comparison
 from minimoe.training import data
 
@@ -30,9 +29,9 @@ def experiment(quick, seeds, vocab_size):
     """The comparison, or the quick one that shows the same in seconds and is far too short to compare anything."""
     base, training = preset("routers-quick" if quick else "routers", {"vocab_size": vocab_size})
     configs = {DENSE: replace(base, n_experts=1, top_k=1, capacity_factor=None)}
-    for name, router in ROUTERS.items():
-        room = {"capacity_factor": None} if router.soft else {}
-        configs[name] = replace(base if router.top_k == 1 else base.finer(2), router=name, **room)
+    for name, page in routers.ROUTERS.items():
+        room = {"capacity_factor": None} if page.FACTS.soft else {}
+        configs[name] = replace(base if page.FACTS.top_k == 1 else base.finer(2), router=name, **room)
     folder = Path("runs/routers-quick" if quick else "runs/routers")
     return Experiment("routers", "which router is best on one small budget?",
                       {name: Variant(config, training, name) for name, config in configs.items()}, seeds, folder,
@@ -111,12 +110,11 @@ def _busiest(history):
 def kinds():
     """Name -> "causal", "causal in evaluation" or "sees the future", as the routers declare."""
     words = {DENSE: "causal"}
-    for name, router in ROUTERS.items():
-        policy = routers.POLICIES.get(name)
-        if router.soft or not policy.CAUSAL_IN_EVALUATION:
+    for name, page in routers.ROUTERS.items():
+        if not page.FACTS.causal_in_evaluation:
             words[name] = "sees the future"
         else:
-            words[name] = "causal" if policy.CAUSAL else "causal in evaluation"
+            words[name] = "causal" if page.FACTS.causal else "causal in evaluation"
     return words
 
 

@@ -71,8 +71,7 @@ def sample(logit_V, temperature, top_k, top_p, rng):
 
 def causal(config):
     """Whether what becomes of a token in evaluation depends on itself and earlier tokens alone, experts' room aside."""
-    kinds = set(config.layer_kinds)
-    return "soft" not in kinds and ("moe" not in kinds or routers.POLICIES[config.router].CAUSAL_IN_EVALUATION)
+    return set(config.layer_kinds) == {"dense"} or routers.ROUTERS[config.router].FACTS.causal_in_evaluation
 
 
 def check_config(config):

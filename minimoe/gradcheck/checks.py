@@ -6,9 +6,8 @@ import numpy as np
 
 from minimoe.config import ModelConfig
 from minimoe.gradcheck import models, numeric
-from minimoe.moe import feed_forward, losses
+from minimoe.moe import capacity, feed_forward, losses, routers
 from minimoe.moe.routing import Tokens
-from minimoe.names import DROP_ORDERS, LOSSES, ROUTERS
 from minimoe.nn import attention, normal, ops
 
 
@@ -82,7 +81,7 @@ def _check_attention(rng):
 
 
 ROOM = {"dropless": dict(capacity_factor=None)} | {
-    f"drop by {order}": dict(capacity_factor=0.6, drop_order=order) for order in DROP_ORDERS}
+    f"drop by {order}": dict(capacity_factor=0.6, drop_order=order) for order in capacity.ORDERS}
 """Name -> fields of every way to limit the experts."""
 
 
@@ -91,14 +90,15 @@ def layer_cases():
     and each option of a router or a layer."""
     base = dict(vocab_size=7, d_model=10, n_heads=1, n_layers=1, d_hidden=6, n_experts=4)
     cases = {}
-    for name, router in ROUTERS.items():
+    for name, page in routers.ROUTERS.items():
+        facts = page.FACTS
         choices = {"K=1": dict(top_k=1), "K=2": dict(top_k=2), "K=E": dict(top_k=4)}
-        if router.top_k:
-            choices = {f"K={router.top_k}": dict(top_k=router.top_k)}
-        if "renormalize" in router.options:
+        if facts.top_k:
+            choices = {f"K={facts.top_k}": dict(top_k=facts.top_k)}
+        if "renormalize" in facts.options:
             choices |= {f"{k}, raw": fields | dict(renormalize=False) for k, fields in choices.items()
                         if fields["top_k"] > 1}
-        room = {"": {}} if router.soft else ROOM
+        room = {"": {}} if facts.soft else ROOM
         cases |= {", ".join(filter(None, (name, k, r))): ModelConfig(**base, router=name, **choices[k], **room[r])
                   for k in choices for r in room}
     options = {
@@ -112,8 +112,8 @@ def layer_cases():
     return cases | {name: ModelConfig(**base, **fields) for name, fields in options.items()}
 
 
-OBJECTIVES = {"task": {"task": 1.0}} | {name: {name: 1.0} for name in LOSSES} | {
-    "all together": {"task": 1.0} | {name: 0.3 + 0.1 * i for i, name in enumerate(LOSSES)}}
+OBJECTIVES = {"task": {"task": 1.0}} | {name: {name: 1.0} for name in losses.LOSSES} | {
+    "all together": {"task": 1.0} | {name: 0.3 + 0.1 * i for i, name in enumerate(losses.LOSSES)}}
 """Name -> weights of (R * y).sum(), the task, and of the auxiliary losses."""
 
 
@@ -121,7 +121,8 @@ def objectives_of(config):
     """The names of the OBJECTIVES of a layer: no auxiliary loss without a router, no load loss without noise."""
     if not config.moe_layers:
         return ["task"]
-    return [name for name in OBJECTIVES if name != "load" or config.router == "noisy_topk"]
+    noisy = routers.ROUTERS[config.router].FACTS.has_chances
+    return [name for name in OBJECTIVES if name != "load" or noisy]
 
 
 def check_layer(config, objective="all together", seed=0, n_tokens=11, one_by_one=False):
@@ -134,9 +135,9 @@ def check_layer(config, objective="all together", seed=0, n_tokens=11, one_by_on
     rng = np.random.default_rng(seed)
     kind, possible = config.layer_kinds[0], objectives_of(config)
     task = OBJECTIVES[objective].get("task", 0.0)
-    coefs = {name: coef for name, coef in OBJECTIVES[objective].items() if name in LOSSES and name in possible}
+    coefs = {name: coef for name, coef in OBJECTIVES[objective].items() if name in losses.LOSSES and name in possible}
     n_devices = 2 if config.n_experts % 2 == 0 else config.n_experts
-    config = replace(config, n_devices=n_devices, **{f"{name}_coef": coefs.get(name, 0.0) for name in LOSSES})
+    config = replace(config, n_devices=n_devices, **{f"{name}_coef": coefs.get(name, 0.0) for name in losses.LOSSES})
     tokens = Tokens.of_batch(rng.integers(0, 7, (2, n_tokens // 2)), np.arange(n_tokens // 2) < [[9], [4]])
     arrays = {"x_TD": rng.normal(size=(len(tokens.mask_T), config.d_model))}
     shapes = feed_forward.weights(config, kind, 1.0, 1.0)

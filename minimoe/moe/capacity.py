@@ -5,12 +5,14 @@ every expert drops passes by the layer on the residual stream alone.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
-from minimoe.moe.routing import require_rng as need
+from minimoe.moe.routing import require_rng
 
 
 def capacity(n_assignments, n_tokens, n_experts, factor):
@@ -36,7 +38,7 @@ def keep_forward(routing, top_k, factor, order, rng=None, replay=None):
     """Give every assignment a slot in its expert's queue, and keep those within the capacity.
 
     top_k: K, which sets the capacity, even if a router sent some tokens to fewer experts.
-    factor: capacity factor; None keeps all.  order: a name of `names.DROP_ORDERS`.  rng: for "random".
+    factor: capacity factor; None keeps all.  order: a name of ORDERS.  rng: for "random".
     replay: a Routing whose slots are taken instead.  Returns a Routing, cache.  Raises ValueError for order "random"
     without rng.
     """
@@ -59,7 +61,7 @@ def keep_backward(dgate_N, cache):
 
 def queue(routing, order, rng=None):
     """How many assignments of the same expert stand before each.  order: a name of ORDERS.  Returns slot_A."""
-    first_A = ORDERS[order](routing, rng)
+    first_A = ORDERS[order].line_up(routing, rng)
     smallest = np.min_scalar_type(routing.n_experts)  # NumPy sorts small integers by radix, three times faster
     by_expert_A = first_A[np.argsort(routing.expert_A[first_A].astype(smallest), kind="stable")]
     count_E = routing.count_E
@@ -83,11 +85,25 @@ def _by_priority(routing, rng):
 
 
 def _by_chance(routing, rng):
-    return need(rng, "drop_order = 'random'").permutation(len(routing.token_A))
+    return require_rng(rng, "drop_order = 'random'").permutation(len(routing.token_A))
 
 
-ORDERS = {"position": _by_position, "rank": _by_rank, "priority": _by_priority, "random": _by_chance}
-"""Name -> function that gives the assignments in the order in which they queue."""
+class Order(NamedTuple):
+    """Who queues first for an expert whose capacity is too small.
 
-CAUSAL_ORDERS = ("position",)
-"""Orders in which no assignment waits behind one of a later token."""
+    summary: in one line.   line_up: function of (Routing, rng) for the assignments in the order in which they queue.
+    causal: whether no assignment waits behind one of a later token.
+    """
+
+    summary: str
+    line_up: Callable
+    causal: bool = False
+
+
+ORDERS = {
+    "position": Order("earlier tokens first: causal (Switch, Mixtral ports)", _by_position, causal=True),
+    "rank": Order("all first choices, then all second choices (GShard)", _by_rank),
+    "priority": Order("first choices first, and among them the surest tokens (V-MoE)", _by_priority),
+    "random": Order("a random order in training, by position in evaluation", _by_chance),
+}
+"""Name -> Order."""

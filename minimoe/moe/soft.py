@@ -6,8 +6,16 @@ Nothing is dropped, nothing jumps, every gradient is dense; but a slot mixes in 
 import numpy as np
 
 from minimoe.moe import experts
+from minimoe.moe.facts import Facts
 from minimoe.nn import ops
 from minimoe.parameters import Weight
+
+FACTS = Facts(
+    summary="Soft MoE: experts work on weighted means of all tokens: looks into the future",
+    soft=True,
+    causal=False,
+    causal_in_evaluation=False,
+)
 
 TINY = 1e-12
 """Added to the squared length of a vector that is scaled to length 1."""

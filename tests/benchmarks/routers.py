@@ -10,8 +10,8 @@ import threadpoolctl
 
 from minimoe.config import ModelConfig
 from minimoe.moe import feed_forward, losses, routers
+from minimoe.moe.routers import ROUTERS
 from minimoe.moe.routing import Tokens, zero_gradient
-from minimoe.names import ROUTERS
 from tests.benchmarks import turns
 
 SEQUENCES, LENGTH = 32, 128
@@ -22,7 +22,7 @@ EXCEPTED = ("base", "sinkhorn", "soft")
 def case(name, n_experts=16, d_model=128):
     """A function that runs the router of a layer forward and backward (Soft MoE: the layer)."""
     config = ModelConfig(d_model=d_model, n_experts=n_experts, d_hidden=64, router=name,
-                         top_k=ROUTERS[name].top_k or 2, max_sequence=LENGTH)
+                         top_k=ROUTERS[name].FACTS.top_k or 2, max_sequence=LENGTH)
     rng = np.random.default_rng(0)
     tokens = Tokens.of_batch(rng.integers(0, 65, (SEQUENCES, LENGTH)))
     x_TD = rng.normal(size=(SEQUENCES * LENGTH, d_model)).astype(np.float32)

@@ -11,9 +11,8 @@ import contextlib
 
 import numpy as np
 
-from minimoe import config as configs
 from minimoe import model
-from minimoe.config import ModelConfig
+from minimoe.config import ModelConfig, preset
 from minimoe.moe import dense, layer
 from minimoe.moe.routing import Tokens
 from minimoe.training.threads import workers
@@ -47,7 +46,7 @@ def one_dense(width, threads):
 @contextlib.contextmanager
 def whole_model(n_experts, threads):
     """A model's forward pass, in evaluation."""
-    config, train_config = configs.preset("shakespeare-cpu", {"n_experts": n_experts})
+    config, train_config = preset("shakespeare-cpu", {"n_experts": n_experts})
     params, rng = model.init_params(config), np.random.default_rng(0)
     tokens_BS = rng.integers(0, config.vocab_size, (T // train_config.sequence, train_config.sequence))
     with in_groups(lambda part_BS: model.forward(params, part_BS, config), threads, tokens_BS) as functions:

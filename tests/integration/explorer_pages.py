@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from minimoe import gradcheck, model, names
+from minimoe import gradcheck, model
 from minimoe.analysis import explorer
 from minimoe.config import ModelConfig
+from minimoe.moe import routers
 from minimoe.training.tokenizer import Tokenizer
 
 TEXT, ODD = "the cat\nsat on the mat", "<b>&\t</script>\n😀"
@@ -20,7 +21,8 @@ def make(router="softmax_topk", dtype=np.float32, **fields):
     """A small model with random weights, as much of a TrainState as the page needs."""
     tokenizer = Tokenizer.of(TEXT, ODD)
     config = ModelConfig(**dict(vocab_size=len(tokenizer), d_model=16, n_layers=3, n_heads=2, d_hidden=6, n_experts=8,
-                                top_k=names.ROUTERS[router].top_k or 2, max_sequence=32, router=router) | fields)
+                                top_k=routers.ROUTERS[router].FACTS.top_k or 2, max_sequence=32,
+                                router=router) | fields)
     params = {name: array.astype(dtype) for name, array in gradcheck.random_params(config).items()}
     return SimpleNamespace(model_config=config, tokenizer=tokenizer, params=params)
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import names
 from minimoe.analysis import explorer
 from minimoe.analysis.explorer import recording, rules
 from minimoe.config import ModelConfig
 from minimoe.moe import capacity, routers
+from minimoe.moe.facts import RECORDED
+from minimoe.moe.routers import softmax_topk
 from minimoe.moe.routing import Tokens
 from tests.integration import browsers
 
@@ -41,8 +42,8 @@ def random_config(router, rng):
     own = dict(n_groups=groups, top_groups=int(rng.integers(1, groups + 1)),
                gate_scale=float(rng.choice([1, 2.5]))) if router == "sigmoid_bias" else {}
     room = own.get("top_groups", 1) * n_experts // own.get("n_groups", 1)
-    top_k = names.ROUTERS[router].top_k or int(rng.integers(1, room + 1))
-    if "renormalize" in names.ROUTERS[router].options:
+    top_k = routers.ROUTERS[router].FACTS.top_k or int(rng.integers(1, room + 1))
+    if "renormalize" in routers.ROUTERS[router].FACTS.options:
         own["renormalize"] = [None, False, True][rng.integers(3 if top_k > 1 else 2)]
     return ModelConfig(vocab_size=9, d_model=n_experts, n_heads=1, n_experts=n_experts, top_k=top_k, router=router,
                        **own)
@@ -53,7 +54,7 @@ def moved(config, rng):
     k = rules.choices_of_k(config)
     return replace(config, top_k=int(rng.integers(k["least"], k["most"] + 1)),
                    eval_capacity_factor=FACTORS[rng.integers(len(FACTORS))],
-                   drop_order=str(rng.choice(list(names.DROP_ORDERS))))
+                   drop_order=str(rng.choice(list(capacity.ORDERS))))
 
 
 def random_layer(config, rng):
@@ -117,7 +118,7 @@ def test_every_router_is_routed_as_the_library_does(page, router):
 
 
 def test_choices_that_were_recorded_stand(page, monkeypatch):
-    monkeypatch.delitem(rules.RULES, "softmax_topk")
+    monkeypatch.setattr(softmax_topk, "FACTS", softmax_topk.FACTS._replace(explorer=RECORDED))
     given, routings = zip(*(case("softmax_topk", np.random.default_rng(i)) for i in range(CASES)), strict=True)
     results = route(page, given)
     for (_, _, _, settings), result, routing in zip(given, results, routings, strict=True):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import batches, gradcheck, model, names, parameters
+from minimoe import batches, gradcheck, model, parameters
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.gradcheck import numeric
+from minimoe.moe import routers
 from minimoe.training import corpus, data, loop
 from minimoe.training.threads import workers
 
@@ -366,12 +367,12 @@ def objective(config, mask_BS):
 
 @pytest.mark.parametrize("mask_BS", [np.ones((6, 7), bool), UNEVEN_BS], ids=["all real", "masked"])
 @pytest.mark.parametrize("is_global", [False, True], ids=["each by itself", "global balance"])
-@pytest.mark.parametrize("router", names.ROUTERS)
+@pytest.mark.parametrize("router", routers.ROUTERS)
 def test_the_gradient_of_two_groups_is_that_of_the_complex_step(router, is_global, mask_BS):
-    room = {} if names.ROUTERS[router].soft else dict(capacity_factor=0.8)
+    room = {} if routers.ROUTERS[router].FACTS.soft else dict(capacity_factor=0.8)
     load = dict(load_coef=0.6, importance_coef=0.4) if router == "noisy_topk" else {}
-    config = replace(CONFIG, router=router, top_k=names.ROUTERS[router].top_k or 2, global_balance=is_global, **room,
-                     **load)
+    config = replace(CONFIG, router=router, top_k=routers.ROUTERS[router].FACTS.top_k or 2, global_balance=is_global,
+                     **room, **load)
     losses, grads = in_groups(config, 2, mask_BS)
     params, total = gradcheck.random_params(config), objective(config, mask_BS)
     np.testing.assert_allclose(losses.total, total(params), rtol=1e-13)

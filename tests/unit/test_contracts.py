@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import minimoe
-from minimoe import batches, gradcheck, model, names, parameters
-from minimoe import config as configs
+from minimoe import batches, gradcheck, model, parameters
+from minimoe.config import ModelConfig, TrainConfig
 from minimoe.generation import sampling
-from minimoe.moe import routers, soft, telemetry
+from minimoe.moe import capacity, losses, routers, soft, telemetry
 from minimoe.moe.routing import Tokens
 from tests import shapes
 
@@ -27,7 +27,7 @@ CORE = [name for name in TREES if name.startswith(("nn/", "moe/")) or name == "m
 FUNCTIONS = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree)
              if isinstance(node, ast.FunctionDef)]
 
-FLOORS = {"names": 0, "parameters": 0, "files": 0, "terminal": 0, "config": 0.5, "nn": 1, "moe": 2, "model": 3, "batches": 3.5,
+FLOORS = {"parameters": 0, "files": 0, "terminal": 0, "nn": 1, "moe": 2, "config": 2.5, "model": 3, "batches": 3.5,
           "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5, "cost": 5, "": 5.5, "plots": 6, "analysis": 7,
           "experiments": 8, "course": 9, "cli": 10, "__main__": 11}
 """A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""
@@ -100,7 +100,8 @@ def test_a_name_that_is_no_module_comes_from_the_face():
 
 @pytest.mark.parametrize(("file", "target", "up"), [
     ("nn/ops.py", "moe/layer.py", True), ("nn/ops.py", "nn/attention.py", False), ("model.py", "nn/ops.py", False),
-    ("parameters.py", "names.py", True), ("parameters.py", "config.py", True), ("config.py", "names.py", False),
+    ("moe/layer.py", "config/model.py", True), ("config/model.py", "moe/layer.py", False),
+    ("parameters.py", "files.py", True),
     ("model.py", "__init__.py", True), ("cli/train.py", "__init__.py", False),
     ("__init__.py", "generation/sampling.py", False), ("__init__.py", "cli.py", True)])
 def test_up_and_down_are_told_apart(file, target, up):
@@ -125,30 +126,53 @@ def test_a_backward_stands_directly_beneath_its_forward():
         assert [names[names.index(name) + 1] for name in forwards] == backwards, file
 
 
-def test_a_router_is_a_file_and_a_line_in_the_table_of_names():
-    files = {path.stem for path in (ROOT / "moe/routers").glob("[!_]*.py")}
-    assert files == {name for name, router in names.ROUTERS.items() if not router.soft} == routers.POLICIES.keys()
+def test_a_router_is_a_page_and_a_line_in_the_table():
+    pages = {f"minimoe.moe.routers.{path.stem}" for path in (ROOT / "moe/routers").glob("[!_]*.py")}
+    assert sorted(page.__name__ for page in routers.ROUTERS.values()) == sorted(pages | {"minimoe.moe.soft"})
 
 
-@pytest.mark.parametrize("policy", routers.POLICIES.values(), ids=routers.POLICIES)
-def test_a_router_says_what_it_sees_and_has_its_three_functions(policy):
-    assert {type(getattr(policy, name)) for name in ("CAUSAL", "CAUSAL_IN_EVALUATION", "NEEDS_TOKEN_IDS")} == {bool}
-    assert policy.CAUSAL_IN_EVALUATION or not policy.CAUSAL  # evaluation looks at no more than training
-    assert isinstance(policy.EVALUATION, str) and policy.EVALUATION
-    assert all(callable(getattr(policy, name)) for name in ("weights", "forward", "backward"))
+@pytest.mark.parametrize("page", routers.ROUTERS.values(), ids=routers.ROUTERS)
+def test_the_facts_of_a_router_are_complete_and_agree(page):
+    facts, fields = page.FACTS, {field.name: field for field in dataclasses.fields(ModelConfig)}
+    assert facts.causal_in_evaluation or not facts.causal  # evaluation looks at no more than training
+    assert facts.summary and facts.evaluation and facts.explorer.choice in ("best", "turn", "experts", "recorded")
+    assert facts.losses.keys() <= losses.LOSSES.keys() and min(facts.losses.values(), default=1) > 0
+    assert set(facts.options) <= fields.keys()
+    if not facts.soft:
+        assert sum(len(w.shape) == 2 for w in page.weights(CONFIG, 1.0).values()) == facts.matrices
+        assert ("bias_E" in page.weights(CONFIG, 1.0)) == facts.has_bias
+        assert all(callable(getattr(page, name)) for name in ("forward", "backward"))
+
+
+def asked(node):
+    """The names of routers that a syntax node looks up or compares with."""
+    parts = {ast.Compare: lambda: [node.left, *node.comparators], ast.Dict: lambda: node.keys}.get(type(node), list)()
+    inside = [part for whole in parts if whole for part in getattr(whole, "elts", [whole])]
+    named = {part.value for part in inside if isinstance(part, ast.Constant)}
+    return named & routers.ROUTERS.keys() - {"soft", "random"}
+
+
+@pytest.mark.parametrize("line", ["a == 'switch'", "'switch' != a", "a in ('b', 'switch')", "{'switch': 1}"])
+def test_a_question_about_one_router_is_found_however_it_is_put(line):
+    assert asked(ast.parse(line).body[0].value) == {"switch"}
+
+
+def test_only_its_own_page_knows_a_router():
+    """Others ask for its facts.  ("soft" is also a kind of layer, "random" a drop order.)"""
+    rooms = {"config", "nn", "moe", "model", "batches", "gradcheck", "generation", "training", "cost", "analysis"}
+    assert_none(f"{where}: {name}" for where, node in nodes((ast.Compare, ast.Dict)) for name in asked(node)
+                if room(where) in rooms and where.split(":")[0] != "moe/routers/__init__.py")
 
 
 MADE_UP = '''
 """Made up: the K experts with the lowest scores, their gates the probabilities."""
 
-from minimoe.moe import assign, routing
+from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the same as in training"
+FACTS = Facts(summary="the lowest scores", losses=dict(balance=0.01))
 
 weights = softmax_topk.weights
 
@@ -157,16 +181,16 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     """Returns a Routing, cache."""
     logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
     prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
-    expert_TK = routing.best(-logit_TE, config.top_k, replay)
-    assigned, assign_cache = assign.assign_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
-    return (routing.without_limit(*assigned, logit_TE, prob_TE, tokens), (linear_cache, softmax_cache, assign_cache))
+    expert_TK = gates.top_k_experts(-logit_TE, config.top_k, replay)
+    assigned, gates_cache = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens), (linear_cache, softmax_cache, gates_cache))
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights."""
     return softmax_topk.backward(grad, cache)
 '''
-MADE_UP_LINE = '    "made_up": Router("the lowest scores", dict(balance=0.01)),\n'
+MADE_UP_LINE = '    "made_up": "routers.made_up",\n'
 USE_IT = """
 from minimoe import cli, gradcheck
 from minimoe.moe import routers
@@ -185,8 +209,8 @@ assert gradcheck.check_layer(made_up[5], one_by_one=True).rows[-1].length > 0
 def test_a_new_router_needs_its_file_and_its_line_alone(tmp_path):
     shutil.copytree(ROOT, tmp_path / "minimoe", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "minimoe/moe/routers/made_up.py").write_text(MADE_UP)
-    head, table, rest = (tmp_path / "minimoe/names.py").read_text().partition("ROUTERS = {\n")
-    (tmp_path / "minimoe/names.py").write_text(head + table + MADE_UP_LINE + rest)
+    table = tmp_path / "minimoe/moe/routers/__init__.py"
+    table.write_text(table.read_text().replace("PAGES = {\n", "PAGES = {\n" + MADE_UP_LINE))
     run = subprocess.run([sys.executable, "-c", USE_IT], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
@@ -206,9 +230,9 @@ def test_every_letter_of_a_suffix_is_in_the_key():
 
 
 B, S, PAST = 3, 10, 1
-CONFIG = configs.ModelConfig(vocab_size=13, d_model=24, n_layers=1, n_heads=6, n_kv_heads=2, d_hidden=11, n_experts=7,
-                             top_k=5, max_sequence=S, capacity_factor=0.8)
-CHANGED = {f"drop by {order}": dict(drop_order=order) for order in names.DROP_ORDERS} | {
+CONFIG = ModelConfig(vocab_size=13, d_model=24, n_layers=1, n_heads=6, n_kv_heads=2, d_hidden=11, n_experts=7,
+                     top_k=5, max_sequence=S, capacity_factor=0.8)
+CHANGED = {f"drop by {order}": dict(drop_order=order) for order in capacity.ORDERS} | {
     "dropless": dict(capacity_factor=None),
     "raw gates": dict(renormalize=False),
     "one expert a token": dict(top_k=1),
@@ -226,12 +250,12 @@ CHANGED = {f"drop by {order}": dict(drop_order=order) for order in names.DROP_OR
 
 def with_all_losses(router):
     """The fields of a router with each loss that it can have."""
-    fields = {f"{name}_coef": 0.1 for name in names.LOSSES if name != "load" or router == "noisy_topk"}
-    fields |= dict(router=router, top_k=names.ROUTERS[router].top_k or CONFIG.top_k, n_devices=7)
-    return fields | (dict(capacity_factor=None, top_k=4) if names.ROUTERS[router].soft else {})
+    fields = {f"{name}_coef": 0.1 for name in losses.LOSSES if name != "load" or router == "noisy_topk"}
+    fields |= dict(router=router, top_k=routers.ROUTERS[router].FACTS.top_k or CONFIG.top_k, n_devices=7)
+    return fields | (dict(capacity_factor=None, top_k=4) if routers.ROUTERS[router].FACTS.soft else {})
 
 
-CHANGED |= {router: with_all_losses(router) for router in names.ROUTERS}
+CHANGED |= {router: with_all_losses(router) for router in routers.ROUTERS}
 CASES = {name: dataclasses.replace(CONFIG, **fields) for name, fields in CHANGED.items()}
 """Name -> ModelConfig: every router, with every loss, and every option of the layer."""
 TOKENS_BS, TARGETS_BS = np.random.default_rng(0).integers(0, 7, (2, B, S))
@@ -269,7 +293,7 @@ def widths(config):
     """The letters that have one size in a model."""
     letters = dict(D=config.d_model, H=config.n_heads, G=config.kv_heads, P=config.d_head, V=config.vocab_size,
                    E=config.n_experts, F=config.d_hidden)
-    if names.ROUTERS[config.router].soft:
+    if routers.ROUTERS[config.router].FACTS.soft:
         C = soft.slots_per_expert(config)
         letters |= dict(C=C, Z=config.n_experts * C)
     elif config.router != "expert_choice":  # where a token has as many experts as want it
@@ -294,6 +318,12 @@ def share(config, routings):
     model.losses_forward(logit_TV, routings, TARGETS_BS, config, MASK_BS, load_LE)
 
 
+def repeat(config, routing):
+    """What the explorer asks of a router, to decide again as it did."""
+    weights = parameters.scope(model.init_params(config), f"layers.{config.moe_layers[0]}.moe.")
+    return routers.ROUTERS[config.router].FACTS.explorer.numbers(routing, weights)
+
+
 def runs(config):
     """(sizes, function) of all that the core does with a configuration."""
     params, batch = model.init_params(config), dict(B=B, S=S, T=B * S, M=S)
@@ -305,8 +335,9 @@ def runs(config):
                                               rng=np.random.default_rng(0))
     trained = whole | assigned(routings[0]) if len(routings) == 1 else whole
     yield trained, lambda: (step(config), step(config, replays=routings), [read(r) for r in routings[:1]])
+    yield whole, lambda: [repeat(config, routing) for routing in routings]
     yield whole, lambda: (Tokens.anonymous(MASK_BS.ravel()), share(config, routings) if routings else None)
-    if not names.ROUTERS[config.router].soft and routers.POLICIES[config.router].CAUSAL_IN_EVALUATION:
+    if routers.ROUTERS[config.router].FACTS.causal_in_evaluation:
         yield whole | dict(S=S - PAST, T=B * (S - PAST)), decode(config)
         yield widths(config), lambda: sampling.generate(params, config, TOKENS_BS[0, :2], 4)
 
@@ -544,8 +575,8 @@ def test_no_function_writes_to_its_module():
 
 
 def test_only_the_programs_print():
-    programs = {"cli", "commands", "tour", "zoo", "budgets", "costs", "studies", "lessons", "__main__"}
-    others = {file for file in TREES if room(file) not in programs and file != "course/one_page.py"}
+    programs = {"cli", "plots", "experiments", "course", "__main__"}
+    others = {file for file in TREES if room(file) not in programs and file != "training/progress.py"}
     assert_none(where for where, node in nodes(ast.Name, others) if node.id == "print")
 
 
@@ -592,6 +623,6 @@ def test_requirements_are_floors():
     assert_none(line for line in lines if not re.fullmatch(r"[a-z]+>=[0-9.]+", line))
 
 
-@pytest.mark.parametrize("config", [configs.ModelConfig, configs.TrainConfig])
+@pytest.mark.parametrize("config", [ModelConfig, TrainConfig])
 def test_every_option_explains_itself(config):
     assert_none(field.name for field in dataclasses.fields(config) if not field.metadata.get("help"))

@@ -9,8 +9,10 @@ import pytest
 
 from minimoe import batches, gradcheck, model, parameters
 from minimoe.config import ModelConfig
+from minimoe.moe.capacity import ORDERS
+from minimoe.moe.losses import LOSSES
+from minimoe.moe.routers import ROUTERS
 from minimoe.moe.routing import Tokens, zero_gradient
-from minimoe.names import DROP_ORDERS, LOSSES, ROUTERS
 from minimoe.nn import attention, ops
 
 CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=2, n_heads=2, n_kv_heads=1, d_hidden=6, n_experts=4, top_k=2,
@@ -26,15 +28,15 @@ VARIANTS = {
     "first layer dense": replace(CONFIG, first_dense_layers=1, d_dense=5),
     "every second layer": replace(CONFIG, moe_every=2),
 } | {f"drop by {order}": replace(CONFIG, capacity_factor=0.6, eval_capacity_factor=0.6, drop_order=order)
-     for order in DROP_ORDERS}
+     for order in ORDERS}
 DROPLESS = [name for name, config in VARIANTS.items() if config.capacity_factor is None]
 
 
 def with_router(name):
     """CONFIG with another router, with little room, and with every loss that it can have."""
     coefs = {f"{loss}_coef": 0.2 for loss in LOSSES if loss != "load" or name == "noisy_topk"}
-    room = {} if ROUTERS[name].soft else dict(capacity_factor=0.6, eval_capacity_factor=0.6)
-    return replace(CONFIG, router=name, top_k=ROUTERS[name].top_k or 2, n_devices=2, **coefs, **room)
+    room = {} if ROUTERS[name].FACTS.soft else dict(capacity_factor=0.6, eval_capacity_factor=0.6)
+    return replace(CONFIG, router=name, top_k=ROUTERS[name].FACTS.top_k or 2, n_devices=2, **coefs, **room)
 
 
 VARIANTS |= {f"router {name}": with_router(name) for name in ROUTERS}

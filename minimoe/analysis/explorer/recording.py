@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimoe import model, names, parameters
+from minimoe import model, parameters
 from minimoe.analysis.explorer import rules
 from minimoe.moe import capacity, routers
 from minimoe.plots import palette
@@ -32,12 +32,13 @@ def record(params, config, tokenizer, texts, run):
     """
     _check_config(config, run)
     factor, order = capacity.rules(config, training=False)
+    facts = routers.ROUTERS[config.router].FACTS
     return {
-        "run": run, "router": config.router, "words": names.ROUTERS[config.router].words,
-        "evaluation": routers.POLICIES[config.router].EVALUATION, "dtype": str(params["embed.w_VD"].real.dtype),
+        "run": run, "router": config.router, "words": facts.summary,
+        "evaluation": facts.evaluation, "dtype": str(params["embed.w_VD"].real.dtype),
         "n_experts": config.n_experts, "shared": config.n_shared_experts, "rule": rules.as_data(config),
         "top_k": rules.choices_of_k(config), "orders": {
-            name: {"short": short, "words": names.DROP_ORDERS[name]} for name, short in ORDERS.items()},
+            name: {"short": short, "words": capacity.ORDERS[name].summary} for name, short in ORDERS.items()},
         "settings": {"topK": config.top_k, "factor": None if factor is None else str(factor), "order": order},
         "drop_order": config.drop_order,
         "colours": list(palette.EXPERT_COLOURS), "inks": [palette.ink_on(colour) for colour in palette.EXPERT_COLOURS],
@@ -69,12 +70,12 @@ def _short(text):
 
 
 def layer_data(routing, number, weights, router):
-    """The numbers of one layer, as a dict: arrays as nested lists, under the names that `rules.Rule` explains.
+    """The numbers of one layer, as a dict: arrays as nested lists, under the names that `facts.Rule` explains.
 
     number: of the layer.  weights: the router's.  router: its name.  Where the rule needs no choice_TE or gate_TE, the
     page takes logit_TE or prob_TE.  Raises ValueError for numbers that are not finite.
     """
-    rule = rules.of(router)
+    rule = routers.ROUTERS[router].FACTS.explorer
     arrays = {"logit_TE": routing.logit_TE, "prob_TE": routing.prob_TE} | rule.numbers(routing, weights)
     for name, array_TE in arrays.items():
         if not np.isfinite(array_TE).all():

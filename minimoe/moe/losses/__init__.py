@@ -21,23 +21,36 @@ from minimoe.moe.routing import RoutingGrad, zero_gradient
 
 
 class Loss(NamedTuple):
-    """A forward/backward pair, and the field of RoutingGrad that the backward gives."""
+    """An auxiliary loss; its weight in the objective is the configuration's field <name>_coef.
 
+    summary: what it is, in one line.   forward, backward: the pair.   gradient: the field of RoutingGrad that the
+    backward gives.   kept_scores: numbers per token and expert that the forward keeps beyond those of the Routing.
+    """
+
+    summary: str
     forward: Callable
     backward: Callable
-    of: str
+    gradient: str
+    kept_scores: int = 0
 
 
 LOSSES = {
-    "balance": Loss(balance_forward, balance_backward, "dprob_TE"),
-    "z": Loss(z_forward, z_backward, "dlogit_TE"),
-    "importance": Loss(importance_forward, importance_backward, "dgate_A"),
-    "load": Loss(load_forward, load_backward, "dchance_TE"),
-    "sequence": Loss(sequence_forward, sequence_backward, "dprob_TE"),
-    "device": Loss(device_forward, device_backward, "dprob_TE"),
-    "entropy": Loss(entropy_forward, entropy_backward, "dprob_TE"),
+    "balance": Loss("load-balancing loss, load times mean probability (Switch)",
+                    balance_forward, balance_backward, "dprob_TE"),
+    "z": Loss("router z-loss, the square of the logits' logsumexp (ST-MoE)",
+              z_forward, z_backward, "dlogit_TE"),
+    "importance": Loss("squared variation of the experts' summed gates (Shazeer 2017)",
+                       importance_forward, importance_backward, "dgate_A"),
+    "load": Loss("squared variation of the experts' expected loads; needs router noisy_topk (Shazeer 2017)",
+                 load_forward, load_backward, "dchance_TE", kept_scores=4),
+    "sequence": Loss("balance loss of each sequence by itself (DeepSeek-V3)",
+                     sequence_forward, sequence_backward, "dprob_TE", kept_scores=1),
+    "device": Loss("balance loss of groups of experts, one a device (DeepSeekMoE)",
+                   device_forward, device_backward, "dprob_TE"),
+    "entropy": Loss("what the router's entropy lacks of the largest possible, so that it stays unsure",
+                    entropy_forward, entropy_backward, "dprob_TE", kept_scores=1),
 }
-"""Name -> pair; the names are those of `names.LOSSES`."""
+"""Name -> Loss."""
 
 ALWAYS = ("balance", "z")
 """Reported whether or not they have a weight."""
@@ -61,6 +74,6 @@ def auxiliary_backward(dlosses, cache):
     total = zero_gradient(routing)._asdict()
     for name, dloss in dlosses.items():
         if dloss != 0:
-            of = LOSSES[name].of
-            total[of] = total[of] + LOSSES[name].backward(dloss, caches[name])
+            loss = LOSSES[name]
+            total[loss.gradient] = total[loss.gradient] + loss.backward(dloss, caches[name])
     return RoutingGrad(**total)

@@ -3,13 +3,21 @@
 import numpy as np
 
 from minimoe.moe import gates, linear_assignment, routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
-CAUSAL = False
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the best expert of each token by itself"
+FACTS = Facts(
+    summary="the best assignment of equally many tokens to each expert (BASE)",
+    top_k=1,
+    causal=False,
+    evaluation="the best expert of each token by itself",
+    kept_scores=3,
+    forward_scores=4,
+    backward_scores=4,
+    explorer=Rule(numbers=lambda routing, weights: {"gate_TE": ops.sigmoid_forward(routing.logit_TE.real)[0]},
+                  gate="the sigmoid of the score"),
+)
 
 weights = softmax_topk.weights
 

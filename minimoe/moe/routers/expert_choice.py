@@ -3,13 +3,19 @@
 import numpy as np
 
 from minimoe.moe import capacity, routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
-CAUSAL = False
-CAUSAL_IN_EVALUATION = False
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the same as in training: over all tokens of the batch"
+FACTS = Facts(
+    summary="each expert takes the tokens that it scores highest: looks into the future",
+    k_is_mean=True,
+    causal=False,
+    causal_in_evaluation=False,
+    evaluation="the same as in training: over all tokens of the batch",
+    forward_scores=3,
+    explorer=Rule("experts"),
+)
 
 weights = softmax_topk.weights
 

@@ -3,17 +3,22 @@
 import numpy as np
 
 from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
-
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the second expert always"
 
 SURE, LEAST = 0.5, -1.0
 """Share of the gates from which a second expert is always used in training; share that it must exceed in evaluation
 (any does).  ST-MoE has others."""
+
+FACTS = Facts(
+    summary="the two best, the second at random in proportion to its gate (GShard)",
+    losses=dict(balance=0.01),
+    options=("renormalize",),
+    top_k=2,
+    evaluation="the second expert always",
+    explorer=Rule(least_share=LEAST),
+)
 
 weights = softmax_topk.weights
 

@@ -3,11 +3,17 @@
 import numpy as np
 
 from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts, Rule
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = True
-EVALUATION = "the same as in training"
+FACTS = Facts(
+    summary="a fixed map from the token's number to experts: nothing to learn (Hash layers)",
+    needs_token_ids=True,
+    matrices=0,
+    forward_scores=4,
+    backward_scores=0,
+    explorer=Rule(numbers=lambda routing, weights: {"choice_TE": mixed(routing.tokens.id_T, routing.n_experts)},
+                  equal_gates=True, chosen_by="lot of the character"),
+)
 
 
 def weights(config, std):

@@ -3,13 +3,23 @@
 import numpy as np
 
 from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.nn import normal, ops
 from minimoe.parameters import Weight
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "without noise: the best clean scores"
+FACTS = Facts(
+    summary="the top_k best after trained noise has been added to the scores (Shazeer 2017)",
+    losses=dict(importance=0.1, load=0.1),
+    options=("renormalize",),
+    evaluation="without noise: the best clean scores",
+    has_chances=True,
+    matrices=2,
+    kept_scores=5,
+    kept_more=lambda config, n_tokens: 2 * config.d_model * config.n_experts,  # both matrices, side by side
+    forward_scores=7,
+    backward_scores=9,
+    explorer=Rule(),
+)
 
 LEAST_SPREAD = 0.01
 """Added to every spread, as the paper's code in Tensor2Tensor does: a spread of 0 would leave a load of 0 / 0."""

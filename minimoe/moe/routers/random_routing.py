@@ -1,12 +1,19 @@
-"""Control: experts by lot.  What a learned router adds is what it does better than this one."""
+"""Control: experts at random.  What a learned router adds is what it does better than this one."""
 
 from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import hash_layers
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "a fixed lot for each position in the sequence"
+FACTS = Facts(
+    summary="control: experts by lot",
+    evaluation="a fixed lot for each position in the sequence",
+    matrices=0,
+    forward_scores=2,
+    backward_scores=0,
+    explorer=Rule(numbers=lambda routing, weights: {
+        "choice_TE": hash_layers.mixed(routing.tokens.position_T, routing.n_experts)},
+        equal_gates=True, chosen_by="lot of the place"),
+)
 
 weights = hash_layers.weights
 
@@ -14,13 +21,13 @@ weights = hash_layers.weights
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
     """K different experts, each as likely as any other, drawn anew at every step; gates of 1/K.
 
-    Evaluation must not depend on chance, so there the lot is a fixed one for each position.  Returns a Routing, cache.
+    Evaluation must not depend on chance, so there the draw is fixed for each position.  Returns a Routing, cache.
     """
     if training:
-        lot_TE = routing.require_rng(rng, "router 'random'").random((len(x_TD), config.n_experts))
+        draw_TE = routing.require_rng(rng, "router 'random'").random((len(x_TD), config.n_experts))
     else:
-        lot_TE = hash_layers.mixed(tokens.position_T, config.n_experts)
-    expert_TK = gates.top_k_experts(lot_TE, config.top_k, replay)
+        draw_TE = hash_layers.mixed(tokens.position_T, config.n_experts)
+    expert_TK = gates.top_k_experts(draw_TE, config.top_k, replay)
     return routing.scoreless_routing(expert_TK, tokens, config.n_experts, x_TD.real.dtype), x_TD
 
 

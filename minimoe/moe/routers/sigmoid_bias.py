@@ -3,16 +3,31 @@
 import numpy as np
 
 from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.nn import ops
 from minimoe.parameters import Weight
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the same as in training; the biases stay"
-
 LEAST_SCORE = 1e-30
 """Added to every score: a token that all experts score 0 would have gates of 0 / 0."""
+
+
+def biased_scores(routing, weights):
+    """The numbers that choose and those that weigh, as the explorer shows them."""
+    score_TE = ops.sigmoid_forward(routing.logit_TE.real)[0] + LEAST_SCORE
+    return {"choice_TE": score_TE + weights["bias_E"].real, "gate_TE": score_TE}
+
+
+FACTS = Facts(
+    summary="sigmoid scores; a bias that no gradient moves balances the choice (DeepSeek-V3)",
+    losses=dict(sequence=0.0001),
+    options=("renormalize", "bias_rate", "n_groups", "top_groups", "gate_scale"),
+    evaluation="the same as in training; the biases stay",
+    has_bias=True,
+    kept_scores=4,
+    forward_scores=2,
+    backward_scores=3,
+    explorer=Rule(numbers=biased_scores, chosen_by="sigmoid + bias", gate="the sigmoid of the score"),
+)
 
 
 def weights(config, std):

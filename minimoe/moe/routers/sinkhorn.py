@@ -3,13 +3,18 @@
 import numpy as np
 
 from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
-CAUSAL = False
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the best plain scores: no plan, so no look at other tokens"
+FACTS = Facts(
+    summary="the best of a balanced plan in training, of the scores in evaluation (S-BASE)",
+    options=("renormalize",),
+    causal=False,
+    evaluation="the best plain scores: no plan, so no look at other tokens",
+    forward_scores=5,
+    explorer=Rule(),
+)
 
 TOLERANCE, MOST_ROUNDS = 1e-4, 200
 

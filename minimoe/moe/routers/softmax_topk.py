@@ -1,13 +1,16 @@
 """Softmax over all experts, then the K best: the router of Mixtral (renormalised gates) and OLMoE (raw gates)."""
 
 from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.nn import ops
 from minimoe.parameters import Weight
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the same as in training"
+FACTS = Facts(
+    summary="softmax over all experts, the top_k best take the token (Mixtral, OLMoE)",
+    losses=dict(balance=0.01, z=0.001),
+    options=("renormalize",),
+    explorer=Rule(),
+)
 
 
 def weights(config, std):

@@ -1,13 +1,19 @@
 """ST-MoE: as GShard, but a second expert is sure of its tokens from a fifth of the gates on."""
 
+from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import gshard
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the second expert if its share of the gates is above a fifth"
-
 THRESHOLD = 0.2
+"""Share of the gates from which a second expert is always used in training, and above which in evaluation."""
+
+FACTS = Facts(
+    summary="the two best, the second if its gate is large enough (ST-MoE)",
+    losses=dict(balance=0.01, z=0.001),
+    options=("renormalize",),
+    top_k=2,
+    evaluation="the second expert if its share of the gates is above a fifth",
+    explorer=Rule(least_share=THRESHOLD),
+)
 
 weights = gshard.weights
 

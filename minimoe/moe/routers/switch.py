@@ -1,12 +1,26 @@
 """Switch: the one best expert, its gate the raw probability; in training the router sees its input through jitter."""
 
 from minimoe.moe import routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import softmax_topk
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "without jitter"
+
+def jitter_numbers(config, n_tokens):
+    """Numbers that jitter makes the forward keep: the factors; and the input with them, where shared experts keep it
+    without."""
+    n_arrays = 2 if config.n_shared_experts else 1
+    return n_arrays * n_tokens * config.d_model if config.jitter > 0 else 0
+
+
+FACTS = Facts(
+    summary="the one best expert, its gate the raw probability; jitter on the router's input (Switch)",
+    losses=dict(balance=0.01),
+    options=("jitter",),
+    top_k=1,
+    evaluation="without jitter",
+    kept_more=jitter_numbers,
+    explorer=Rule(),
+)
 
 weights = softmax_topk.weights
 

@@ -1,14 +1,18 @@
-"""Control: experts in turn, by the token's position.  The load is even, and the router knows nothing."""
+"""Control: experts round-robin, by the token's position.  The load is even, and the router knows nothing."""
 
 import numpy as np
 
 from minimoe.moe import routing
+from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import hash_layers
 
-CAUSAL = True
-CAUSAL_IN_EVALUATION = True
-NEEDS_TOKEN_IDS = False
-EVALUATION = "the same as in training"
+FACTS = Facts(
+    summary="control: experts in turn, by the token's position",
+    matrices=0,
+    forward_scores=0,
+    backward_scores=0,
+    explorer=Rule("turn", equal_gates=True),
+)
 
 weights = hash_layers.weights
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from minimoe import cli, cost
-from minimoe import config as configs
 from minimoe.analysis import bench, timers
+from minimoe.config import TrainConfig, preset
 from minimoe.cost import places
 from minimoe.cost.places import Place
 from minimoe.generation import sampling
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 from minimoe.nn import ops
 from minimoe.plots import step_time
 from minimoe.training import loop
 
-TINY, TRAINING = configs.preset("tiny", train=dict(batch=4, sequence=8))
+TINY, TRAINING = preset("tiny", train=dict(batch=4, sequence=8))
 KINDS = {
     "moe": dict(), "soft": dict(router="soft"), "dense": dict(first_dense_layers=2),
     "one expert": dict(n_experts=1, top_k=1), "global balance": dict(global_balance=True),
@@ -31,7 +31,7 @@ KINDS = {
 
 
 def configured(kind):
-    return configs.preset("tiny", KINDS[kind])[0]
+    return preset("tiny", KINDS[kind])[0]
 
 
 def started(config, training=TRAINING):
@@ -116,7 +116,7 @@ def test_a_function_that_fails_is_timed_and_all_functions_come_back(made_up):
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_the_functions_of_the_model_are_as_they_were_after_an_error(router):
-    config = configs.preset("tiny", dict(router=router))[0]
+    config = preset("tiny", dict(router=router))[0]
     before = functions(config)
     with pytest.raises(KeyboardInterrupt), timers.timers(config):
         assert all(function is not before[place] for place, function in functions(config).items())
@@ -193,7 +193,7 @@ def test_the_floor_runs_every_product_each_time_and_nothing_else(monkeypatch):
 @pytest.mark.parametrize("kind", ["soft", "dense"])
 def test_the_floor_is_of_all_groups_of_all_micro_batches(kind):
     """Three micro-batches of four sequences, in two groups each, are 12 sequences."""
-    config, training = configs.preset("tiny", KINDS[kind], dict(batch=4, sequence=8, groups=2, accumulate=3))
+    config, training = preset("tiny", KINDS[kind], dict(batch=4, sequence=8, groups=2, accumulate=3))
     products = bench.measure(config, training, 1).products
     assert sum(product.flops for product in products) == cost.count(config, 12, 8).training_flops
 
@@ -256,7 +256,7 @@ PLACES = {Place(0, "attention", "forward"): 0.010, Place(0, "experts", "backward
 
 def made(**fields):
     """Two billion FLOPs for 2 * 10 * 20 = 400 tokens."""
-    training = configs.TrainConfig(batch=10, sequence=20, accumulate=2, groups=5)
+    training = TrainConfig(batch=10, sequence=20, accumulate=2, groups=5)
     product = cost.Product((1000, 1000), (1000, 1000))
     times = dict(step=[0.1, 0.2, 0.1], floor=[0.05, 0.05, 0.1], serial=[0.2, 0.2, 0.4], timed=[0.2, 0.22, 0.44],
                  generation=[0.064] * 3)

@@ -7,14 +7,15 @@ import pytest
 
 from minimoe.analysis import causality
 from minimoe.moe import routers
-from minimoe.names import DROP_ORDERS, ROUTERS
+from minimoe.moe.capacity import ORDERS
+from minimoe.moe.routers import ROUTERS, expert_choice, softmax_topk
 
 ROWS = {(row.router, row.capacity_factor, row.drop_order, row.training): row for row in causality.study(trials=12)}
 
 
 def test_every_router_with_every_order_is_examined_in_training_and_evaluation():
     """Dropless once, and every order with a capacity."""
-    assert len(ROWS) == (len(routers.POLICIES) * (1 + len(DROP_ORDERS)) + 1) * 2
+    assert len(ROWS) == (len(routers.POLICIES) * (1 + len(ORDERS)) + 1) * 2
     assert {row.router for row in ROWS.values()} == set(ROUTERS)
 
 
@@ -26,7 +27,7 @@ def test_what_is_declared_is_what_is_measured(key):
 @pytest.mark.parametrize("name", routers.POLICIES)
 def test_a_causal_dropless_evaluation_passes_all_four(name):
     row = ROWS[name, None, "position", False]
-    if routers.POLICIES[name].CAUSAL_IN_EVALUATION:
+    if routers.POLICIES[name].FACTS.causal_in_evaluation:
         assert (row.future, row.prefix, row.batch, row.cached) == (0, 0, 0, 0)
     else:
         assert min(row.future, row.prefix, row.cached) > 0
@@ -82,13 +83,13 @@ def test_training_is_not_decoded():
 
 def test_a_false_promise_is_found(monkeypatch):
     """Expert choice, declared causal."""
-    monkeypatch.setattr(routers.POLICIES["expert_choice"], "CAUSAL", True)
+    monkeypatch.setattr(expert_choice, "FACTS", expert_choice.FACTS._replace(causal=True))
     assert not all(row.as_declared for row in causality.study(12, ("expert_choice",), factors=(None,)))
 
 
 def test_false_modesty_is_found(monkeypatch):
     """Softmax top-k, declared not to be causal: it never looks ahead, so the flag is wrong."""
-    monkeypatch.setattr(routers.POLICIES["softmax_topk"], "CAUSAL_IN_EVALUATION", False)
+    monkeypatch.setattr(softmax_topk, "FACTS", softmax_topk.FACTS._replace(causal_in_evaluation=False))
     assert not all(row.as_declared for row in causality.study(12, ("softmax_topk",), factors=(None,)))
 
 
@@ -96,7 +97,7 @@ def test_a_change_of_the_last_token_of_expert_choice_by_hand():
     """Two tokens, one expert's room of one each: the second token, made surer, takes the first one's place."""
     policy, config = routers.POLICIES["expert_choice"], replace(causality.CONFIG, n_experts=2, top_k=1,
                                                                 router="expert_choice")
-    tokens = causality.token_records.nameless(np.ones(2, bool))
+    tokens = causality.Tokens.anonymous(np.ones(2, bool))
     weights = {"w_router_DE": np.eye(8)[:, :2]}
     first, second = np.eye(8)[0], np.eye(8)[1]
     before, _ = policy.forward(np.array([first, second]), weights, config, tokens)

@@ -12,7 +12,7 @@ import pytest
 from minimoe import cli
 from minimoe.analysis import doctor
 from minimoe.config import ModelConfig, TrainConfig
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 from minimoe.training import checkpoint, corpus, data, loop
 
 MODES = [mode.name for mode in doctor.MODES]
@@ -322,10 +322,10 @@ def test_without_a_choice_there_is_nothing_to_examine(config):
     assert doctor.report(state).startswith("Nothing to examine")
 
 
-@pytest.mark.parametrize("router", [name for name, router in ROUTERS.items() if not router.soft])
+@pytest.mark.parametrize("router", [name for name, router in ROUTERS.items() if not router.FACTS.soft])
 @pytest.mark.parametrize("change", [{}, dict(first_dense_layers=1, capacity_factor=1.0), dict(n_experts=2)])
 def test_every_router_can_be_examined(router, change):
-    config = replace(HEALTHY, router=router, top_k=ROUTERS[router].top_k or 2, **change)
+    config = replace(HEALTHY, router=router, top_k=ROUTERS[router].FACTS.top_k or 2, **change)
     state = loop.train(loop.new_state(config, replace(TRAINING, n_steps=2, eval_every=1), TEXT), TEXT)
     findings = found(state)
     assert list(findings) == MODES and "nan" not in doctor.report(state)

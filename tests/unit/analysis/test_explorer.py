@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimoe import gradcheck, model, names
+from minimoe import gradcheck, model
 from minimoe.analysis import explorer
-from minimoe.analysis.explorer import recording, rules
+from minimoe.analysis.explorer import recording
 from minimoe.config import ModelConfig
-from minimoe.moe import gates, routers
+from minimoe.moe import capacity, gates, routers
+from minimoe.moe.facts import RECORDED
+from minimoe.moe.routers import softmax_topk
 from minimoe.plots import palette
 from minimoe.training.tokenizer import Tokenizer
 
@@ -27,8 +29,8 @@ ODD = "a\n\t<b>&amp;</script><!--'\"\\ \u2028é😀"
 def run(text="abc ", dtype=np.float32, **fields):
     """What the page needs of a TrainState, with random weights."""
     tokenizer = Tokenizer.of(text)
-    router = names.ROUTERS[fields.get("router", "softmax_topk")]
-    config = ModelConfig(vocab_size=len(tokenizer), **SMALL | dict(top_k=router.top_k or 2) | fields)
+    facts = routers.ROUTERS[fields.get("router", "softmax_topk")].FACTS
+    config = ModelConfig(vocab_size=len(tokenizer), **SMALL | dict(top_k=facts.top_k or 2) | fields)
     params = {name: array.astype(dtype) for name, array in gradcheck.random_params(config).items()}
     return SimpleNamespace(model_config=config, tokenizer=tokenizer, params=params)
 
@@ -77,8 +79,8 @@ def test_the_page_holds_what_the_router_said(dtype):
 
 def test_the_page_has_words_for_every_order_that_leaves_nothing_to_chance():
     orders = record(run())["orders"]
-    assert set(orders) == set(names.DROP_ORDERS) - {"random"}
-    assert {name: order["words"] for name, order in orders.items()} == {n: names.DROP_ORDERS[n] for n in orders}
+    assert set(orders) == set(capacity.ORDERS) - {"random"}
+    assert {name: order["words"] for name, order in orders.items()} == {n: capacity.ORDERS[n].summary for n in orders}
     assert len({order["short"] for order in orders.values()}) == 3
 
 
@@ -89,11 +91,12 @@ def test_layers_keep_their_numbers():
 
 @pytest.mark.parametrize("router", routers.POLICIES)
 def test_every_router_has_a_rule_whose_numbers_choose_as_it_does(router):
-    assert router in rules.RULES
+    rule = routers.POLICIES[router].FACTS.explorer
+    assert rule.choice != "recorded"
     state = run(router=router)
     layers = record(state)["texts"][0]["layers"]
     for layer, routing in zip(layers, routed(state, "abcab"), strict=True):
-        if rules.of(router).choice == "best":
+        if rule.choice == "best":
             choice_TE = np.array(layer.get("choice_TE", layer["logit_TE"]))
             expert_TK = gates.top_k_experts(choice_TE, state.model_config.top_k)
             assert np.array_equal(expert_TK[routing.token_A, routing.rank_A], routing.expert_A)
@@ -109,7 +112,7 @@ def test_the_bias_chooses_and_the_score_alone_is_the_gate():
 
 
 def test_a_router_that_the_page_does_not_know_keeps_what_it_did(monkeypatch):
-    monkeypatch.delitem(rules.RULES, "softmax_topk")
+    monkeypatch.setattr(softmax_topk, "FACTS", softmax_topk.FACTS._replace(explorer=RECORDED))
     state = run()
     data, routing = record(state), routed(state, "abcab")[0]
     assert data["rule"]["choice"] == "recorded"

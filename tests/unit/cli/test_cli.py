@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from minimoe import cli, gradcheck, model, names
-from minimoe import config as configs
+from minimoe import cli, gradcheck, model
 from minimoe.cli import arguments
+from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.cost import answers
 from minimoe.course import lessons
 from minimoe.experiments import compare, routers, studies, tour
 from minimoe.generation import sampling
 from minimoe.gradcheck import checks
+from minimoe.moe import capacity, losses
+from minimoe.moe.routers import ROUTERS
 from minimoe.nn import ops
 from minimoe.training import checkpoint, corpus, data, loop
 
@@ -48,7 +50,7 @@ def made(tmp_path_factory):
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
     text = data.build(corpus.from_files([folder / "words.txt"]), sequence=32)
-    config, training = configs.preset("tiny", dict(vocab_size=len(text.tokenizer)), dict(n_steps=6, eval_batches=2))
+    config, training = preset("tiny", dict(vocab_size=len(text.tokenizer)), dict(n_steps=6, eval_batches=2))
     state = loop.new_state(config, training, text)
     for _ in range(3):
         loop.step_once(state, text)
@@ -99,9 +101,9 @@ def missing(line, words):
     return [word for word in words if word.replace("_", "-") not in line.replace("_", "-")]
 
 
-NUMBERS = [field for record in (configs.ModelConfig, configs.TrainConfig) for field in fields(record)
+NUMBERS = [field for record in (ModelConfig, TrainConfig) for field in fields(record)
            if field.name != "vocab_size" and ("int" in str(field.type) or "float" in str(field.type))]
-OPTION = {field.name: f"--{field.name.replace('_', '-')}" for record in (configs.ModelConfig, configs.TrainConfig)
+OPTION = {field.name: f"--{field.name.replace('_', '-')}" for record in (ModelConfig, TrainConfig)
           for field in fields(record)}
 
 
@@ -128,8 +130,8 @@ IMPOSSIBLE = {
     "train --d-model none": ["d-model", "none", "int"],
     "train --sequence 65": ["sequence", "65", "max-sequence = 64"],
     "train --preset huge": ["preset", "huge", "tiny", "shakespeare-cpu"],
-    "train --router magic": ["router", "magic", *names.ROUTERS],
-    "train --drop-order last": ["drop-order", "last", *names.DROP_ORDERS],
+    "train --router magic": ["router", "magic", *ROUTERS],
+    "train --drop-order last": ["drop-order", "last", *capacity.ORDERS],
     "train --text words.txt --clusters": ["text", "clusters", "not allowed"],
     "train --no-such-option 1": ["no-such-option"],
     "train --preset tiny --n-steps 1 --text words.txt --vocab-size 9": ["vocab-size"],
@@ -147,7 +149,7 @@ IMPOSSIBLE = {
     "route --run run cat --layer -1": ["layer", "-1", "with a router are 0, 1"],
     "route --run run cat --capacity-factor 0": ["capacity-factor", "0", "above 0"],
     "route --run run cat --capacity-factor nan": ["capacity-factor", "nan", "finite"],
-    "route --run run cat --drop-order last": ["drop-order", "last", *names.DROP_ORDERS],
+    "route --run run cat --drop-order last": ["drop-order", "last", *capacity.ORDERS],
     "route --run run cat --colour red": ["colour", "red", "auto", "always", "never"],
     "--seeds 0": ["seeds", "0", "1 or more"],
     "--quick train --clusters": ["quick", "belongs to the tour", "`routers`, `compare` and `studies`"],
@@ -425,7 +427,7 @@ OWN = [dict(router="softmax_topk", renormalize=False), dict(router="switch", jit
        dict(router="sigmoid_bias", bias_rate=0.5, n_groups=3, top_groups=2, gate_scale=2.5)]
 """Fields of one router each."""
 
-DEFAULTS = asdict(configs.ModelConfig()) | asdict(configs.TrainConfig())
+DEFAULTS = asdict(ModelConfig()) | asdict(TrainConfig())
 
 
 def option(name, value):
@@ -451,7 +453,7 @@ def test_every_field_has_an_option_that_changes_it():
 def test_optional_fields_take_none(run):
     """The preset has n_kv_heads = 2."""
     optional = ["n_kv_heads", "d_dense", "capacity_factor", "eval_capacity_factor", "min_learning_rate"]
-    optional += [f"{name}_coef" for name in names.LOSSES]
+    optional += [f"{name}_coef" for name in losses.LOSSES]
     nones = [f"{OPTION[name]} {none}" for name, none in zip(optional, itertools.cycle(["none", "None", "NONE"]))]
     assert run(f"train --preset tiny --n-steps 1 --text words.txt --run new {' '.join(nones)}")[0] == 0
     config = checkpoint.load("new/checkpoint.npz").model_config
@@ -462,7 +464,7 @@ def test_optional_fields_take_none(run):
 def test_options_that_are_not_given_are_those_of_the_preset(run):
     assert run("train --preset tiny --n-steps 1 --text words.txt --run new --no-tie-embeddings")[0] == 0
     state = checkpoint.load("new/checkpoint.npz")
-    config, training = configs.preset("tiny", dict(vocab_size=17), dict(n_steps=1))
+    config, training = preset("tiny", dict(vocab_size=17), dict(n_steps=1))
     assert (state.model_config, state.train_config) == (config, training)
 
 
@@ -475,7 +477,7 @@ def documented(run, command):
 
 
 @pytest.mark.parametrize(("command", "records"), [
-    ("train", [configs.ModelConfig, configs.TrainConfig]), ("gradcheck", [configs.ModelConfig])])
+    ("train", [ModelConfig, TrainConfig]), ("gradcheck", [ModelConfig])])
 def test_help_lists_every_field_with_its_explanation_and_unit(run, command, records):
     told = documented(run, command)
     for field in (field for record in records for field in fields(record)):
@@ -486,7 +488,7 @@ def test_help_lists_every_field_with_its_explanation_and_unit(run, command, reco
 
 
 @pytest.mark.parametrize(("command", "defaults"), [
-    ("train", asdict(configs.preset("shakespeare-cpu")[0]) | asdict(configs.preset("shakespeare-cpu")[1])),
+    ("train", asdict(preset("shakespeare-cpu")[0]) | asdict(preset("shakespeare-cpu")[1])),
     ("gradcheck", asdict(gradcheck.SMALL))])
 def test_help_tells_the_defaults_that_the_command_has(run, command, defaults):
     told = documented(run, command)
@@ -630,7 +632,7 @@ def test_a_model_that_looks_into_the_future_writes_nothing(run, router):
 
 def test_finer_experts_are_those_of_the_configuration(run):
     run("train --preset tiny --n-steps 1 --clusters --run new --finer 4")
-    expected = configs.preset("tiny", dict(vocab_size=32))[0].finer(4)
+    expected = preset("tiny", dict(vocab_size=32))[0].finer(4)
     assert checkpoint.load("new/checkpoint.npz").model_config == expected
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import batches, cli, names
-from minimoe import config as configs
+from minimoe import batches, cli
+from minimoe.config import preset
 from minimoe.cost import answers, deployment, memory, published
+from minimoe.moe import routers
 from minimoe.training import checkpoint, corpus, data, loop
 
 ARCH = dict(vocab=10, d_model=8, n_layers=1, n_heads=2, dense_ffn_hidden=16)
@@ -36,7 +37,7 @@ def made(tmp_path_factory):
         (folder / name).write_text(content)
     text = data.build(corpus.from_files([folder / "words.txt"]), sequence=32)
     for name, model_fields in RUNS.items():
-        config, training = configs.preset("tiny", dict(vocab_size=len(text.tokenizer)) | model_fields,
+        config, training = preset("tiny", dict(vocab_size=len(text.tokenizer)) | model_fields,
                                           dict(n_steps=1, eval_batches=2, batch=2))
         loop.train(loop.new_state(config, training, text), text, folder / name / "checkpoint.npz")
     return folder
@@ -148,9 +149,10 @@ def test_an_impossible_option_is_refused_by_name_and_value(run, line):
     assert not [word for word in IMPOSSIBLE[line] if word.replace("_", "-") not in err.replace("_", "-")], err
 
 
-@pytest.mark.parametrize("router", names.ROUTERS)
+@pytest.mark.parametrize("router", routers.ROUTERS)
 def test_what_is_counted_is_the_same_as_by_formula_with_every_router(said, router):
-    lines = said(f"--preset tiny --batch 2 --router {router} --top-k {names.ROUTERS[router].top_k or 2}").splitlines()
+    top_k = routers.ROUTERS[router].FACTS.top_k or 2
+    lines = said(f"--preset tiny --batch 2 --router {router} --top-k {top_k}").splitlines()
     first = next(i for i, line in enumerate(lines) if line.endswith("by formula") and line.startswith("part"))
     last = next(i for i, line in enumerate(lines) if line.startswith("together") and i > first)
     parts = [line for line in lines[first + 2:last]]
@@ -392,7 +394,7 @@ def test_a_run_with_capacity_says_what_it_drops(said, record):
 
 def test_a_run_that_is_not_finished_is_noted_beside_the_answer(run):
     text = data.build(corpus.from_files(["words.txt"]), sequence=32)
-    config, training = configs.preset("tiny", dict(vocab_size=len(text.tokenizer)), dict(n_steps=5, eval_batches=1))
+    config, training = preset("tiny", dict(vocab_size=len(text.tokenizer)), dict(n_steps=5, eval_batches=1))
     checkpoint.save(Path("half/checkpoint.npz"), loop.new_state(config, training, text))
     status, out, err = run("--run half --text words.txt --json")
     assert status == 0 and json.loads(out)["routing"]
@@ -404,7 +406,7 @@ def test_of_very_many_texts_each_is_looked_at(record):
     for i, name in enumerate(names_of_texts):
         Path(name).write_text(FILES["words.txt"][i:])
     text = data.build(corpus.from_files(names_of_texts), sequence=32)
-    config, training = configs.preset("tiny", dict(vocab_size=len(text.tokenizer)), dict(n_steps=1, eval_batches=1))
+    config, training = preset("tiny", dict(vocab_size=len(text.tokenizer)), dict(n_steps=1, eval_batches=1))
     loop.train(loop.new_state(config, training, text), text, Path("many/checkpoint.npz"))
     assert len(record(f"--run many --text {' '.join(names_of_texts)}")["routing"]) == 2
 

@@ -10,7 +10,7 @@ from minimoe import batches, cost, model
 from minimoe.config import ModelConfig
 from minimoe.cost import counting
 from minimoe.cost.places import Place
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=5, top_k=2,
                      max_sequence=9)
@@ -188,8 +188,8 @@ def test_a_second_expert_that_is_not_used_is_not_chosen(router):
 @pytest.mark.parametrize("fields", [
     dict(), dict(pad_experts=True, capacity_factor=0.6), dict(first_dense_layers=1, n_shared_experts=1)])
 def test_counting_changes_no_number(router, fields):
-    fields = {} if ROUTERS[router].soft else fields
-    config = replace(CONFIG, router=router, top_k=ROUTERS[router].top_k or 2, **fields)
+    fields = {} if ROUTERS[router].FACTS.soft else fields
+    config = replace(CONFIG, router=router, top_k=ROUTERS[router].FACTS.top_k or 2, **fields)
     params, rng = model.init_params(config), np.random.default_rng(0)
     of_groups, noted = batches.cut(*rng.integers(0, 13, (2, 4, 7)), 2), []
     counted = {name: cost.counted(array, noted.append) for name, array in params.items()}

@@ -11,7 +11,7 @@ from minimoe.config import ModelConfig
 from minimoe.cost import architecture, counting, deployment, ours, published
 from minimoe.cost.deployment import Machine, Step
 from minimoe.generation import decoding, sampling
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 
 TINY = architecture.Architecture(
     vocab=5, d_model=4, n_layers=2, n_heads=2, n_kv_heads=1, n_routed_experts=4, top_k=2, expert_hidden=3,
@@ -104,8 +104,8 @@ def test_of_two_stacks_the_decoder_works_and_looks_twice():
 
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=6, top_k=2,
                      max_sequence=9)
-CASES = {name: dict(router=name, top_k=router.top_k or 2) for name, router in ROUTERS.items()
-         if sampling.causal(replace(CONFIG, router=name, top_k=router.top_k or 2))}
+CASES = {name: dict(router=name, top_k=router.FACTS.top_k or 2) for name, router in ROUTERS.items()
+         if sampling.causal(replace(CONFIG, router=name, top_k=router.FACTS.top_k or 2))}
 CASES |= {
     "grouped heads": dict(n_kv_heads=1), "tied": dict(tie_embeddings=True), "shared experts": dict(n_shared_experts=2),
     "first layer dense": dict(first_dense_layers=1, d_dense=7), "dense": dict(first_dense_layers=3),

@@ -12,7 +12,8 @@ from minimoe import batches, cost, model
 from minimoe.config import ModelConfig
 from minimoe.cost import formula, ours
 from minimoe.cost.places import Place
-from minimoe.names import DROP_ORDERS, ROUTERS
+from minimoe.moe.capacity import ORDERS
+from minimoe.moe.routers import ROUTERS
 
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=5, top_k=2,
                      max_sequence=9)
@@ -20,7 +21,7 @@ TINY = ModelConfig(vocab_size=5, d_model=4, n_layers=1, n_heads=2, n_kv_heads=1,
 LIMITS = {"capacity": dict(capacity_factor=1.25), "exact capacity": dict(capacity_factor=1.0),
           "dropless, padded": dict(pad_experts=True)} | {
     f"drop by {order}{', padded' * pad}": dict(capacity_factor=0.3, drop_order=order, pad_experts=pad)
-    for order in DROP_ORDERS for pad in (False, True)}
+    for order in ORDERS for pad in (False, True)}
 """Name -> fields of every way to limit or to fill the experts."""
 SHAPES = {
     "as it is": dict(),
@@ -45,10 +46,10 @@ SHAPES = {
 
 
 NOT_SOFT = {"capacity_factor", "drop_order", "pad_experts", "n_shared_experts"}
-CASES = [pytest.param(replace(CONFIG, **dict(n_layers=1, router=name, top_k=router.top_k or 2) | fields),
+CASES = [pytest.param(replace(CONFIG, **dict(n_layers=1, router=name, top_k=router.FACTS.top_k or 2) | fields),
                       id=f"{name}, {case}")
          for name, router in ROUTERS.items() for case, fields in (SHAPES | LIMITS).items()
-         if not (router.soft and fields.keys() & NOT_SOFT) and (not router.top_k or "top_k" not in fields)]
+         if not (router.FACTS.soft and fields.keys() & NOT_SOFT) and (not router.FACTS.top_k or "top_k" not in fields)]
 OPTIONS = [
     dict(router="softmax_topk", renormalize=False), dict(router="noisy_topk", load_coef=0.0),
     dict(router="sigmoid_bias", n_experts=6, n_groups=3, top_groups=2, gate_scale=2.0),
@@ -94,8 +95,8 @@ def test_counted_flops_equal_the_formula_of_every_router_in_every_setting(config
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("batch, sequence, n_groups", [(1, 1, 1), (4, 7, 1), (4, 7, 4), (3, 2, 3)])
 def test_counted_flops_equal_the_formula_of_every_batch(router, batch, sequence, n_groups):
-    fields = {} if ROUTERS[router].soft else dict(capacity_factor=0.8, pad_experts=True)
-    config = replace(CONFIG, n_layers=1, router=router, top_k=ROUTERS[router].top_k or 2, **fields)
+    fields = {} if ROUTERS[router].FACTS.soft else dict(capacity_factor=0.8, pad_experts=True)
+    config = replace(CONFIG, n_layers=1, router=router, top_k=ROUTERS[router].FACTS.top_k or 2, **fields)
     assert_counted_equals_formula(config, batch, sequence, n_groups)
 
 
@@ -104,7 +105,7 @@ def test_counted_flops_equal_the_formula_with_the_options_of_routers(fields):
     assert_counted_equals_formula(replace(CONFIG, **fields), 4, 7, n_groups=2)
 
 
-@pytest.mark.parametrize("router", [name for name, router in ROUTERS.items() if router.top_k is None])
+@pytest.mark.parametrize("router", [name for name, router in ROUTERS.items() if router.FACTS.top_k is None])
 @pytest.mark.parametrize("finer", [2, 5])
 def test_finer_experts_do_the_work_of_the_coarse_and_their_router_more(router, finer):
     config = replace(CONFIG, router=router, n_layers=2)
@@ -112,9 +113,9 @@ def test_finer_experts_do_the_work_of_the_coarse_and_their_router_more(router, f
     assert_counted_equals_formula(config.finer(finer), 4, 9)
     changed = {place.part for place in coarse.keys() | fine.keys() if coarse.get(place) != fine.get(place)}
     assert changed <= {"router"}
-    assert changed or ROUTERS[router].words.startswith(("a fixed", "control")) or ROUTERS[router].soft
+    assert changed or ROUTERS[router].FACTS.summary.startswith(("a fixed", "control")) or ROUTERS[router].FACTS.soft
     routed = [place for place in coarse if place.part == "router"]
-    if not ROUTERS[router].soft:
+    if not ROUTERS[router].FACTS.soft:
         assert all(fine[place] == finer * coarse[place] for place in routed)
 
 
@@ -122,14 +123,14 @@ def test_finer_experts_do_the_work_of_the_coarse_and_their_router_more(router, f
 def configurations(draw):
     """Any small model of any router, and a batch for it: (config, batch, sequence, groups, seed)."""
     router = draw(st.sampled_from(list(ROUTERS)))
-    line, E = ROUTERS[router], draw(st.integers(1, 6))
+    line, E = ROUTERS[router].FACTS, draw(st.integers(1, 6))
     n_groups, per_group, sequence = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 6))
     H = draw(st.sampled_from([1, 2, 4]))
     fields = dict(n_kv_heads=draw(st.sampled_from([None] + [G for G in (1, 2, 4) if H % G == 0])))
     if not line.soft:
         fields |= dict(n_shared_experts=draw(st.integers(0, 2)), pad_experts=draw(st.booleans()),
                        capacity_factor=draw(st.sampled_from([None, 0.1, 0.3, 1.0, 1.25, 3.0])),
-                       drop_order=draw(st.sampled_from(list(DROP_ORDERS))))
+                       drop_order=draw(st.sampled_from(list(ORDERS))))
     n_layers = draw(st.integers(1, 3))
     config = ModelConfig(
         vocab_size=draw(st.integers(1, 9)), d_model=8, n_layers=n_layers, n_heads=H, d_hidden=draw(st.integers(1, 5)),
@@ -193,7 +194,7 @@ def run_rows(fields, n_groups=1):
 
 
 @pytest.mark.parametrize("fields, n_groups, rows", [
-    *((dict(router=name, top_k=ROUTERS[name].top_k or 2), 2, (ROUTERS[name].top_k or 2) * 28) for name in (
+    *((dict(router=name, top_k=ROUTERS[name].FACTS.top_k or 2), 2, (ROUTERS[name].FACTS.top_k or 2) * 28) for name in (
         "softmax_topk", "switch", "noisy_topk", "sigmoid_bias", "sinkhorn", "base", "hash", "random", "uniform")),
     (dict(router="expert_choice"), 1, 5 * 12),  # each expert takes ceil(2 * 28 / 5) of the 28 tokens
     (dict(router="expert_choice"), 2, 2 * 5 * 6),  # ceil(2 * 14 / 5), twice

@@ -10,7 +10,7 @@ from minimoe.analysis import bench
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.cost import architecture, counting, memory, ours, peak, published
 from minimoe.generation import decoding
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 from minimoe.training import loop
 
 TINY = architecture.Architecture(vocab=5, d_model=4, n_layers=2, n_heads=2, n_kv_heads=1, n_routed_experts=4, top_k=2,
@@ -104,7 +104,7 @@ def ratio(config, batch=4, sequence=64):
 
 
 def with_router(config, router, **fields):
-    return replace(config, router=router, top_k=ROUTERS[router].top_k or 2, **fields)
+    return replace(config, router=router, top_k=ROUTERS[router].FACTS.top_k or 2, **fields)
 
 
 @pytest.mark.parametrize("config", [pytest.param(MIDDLE, id="64"), pytest.param(LARGE, id="128")])

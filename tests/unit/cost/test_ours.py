@@ -9,7 +9,7 @@ from minimoe import cost, model
 from minimoe.config import ModelConfig
 from minimoe.cost import ours, parts
 from minimoe.moe import experts
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 
 CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=10, n_experts=6, top_k=2,
                      max_sequence=9)
@@ -33,9 +33,9 @@ SHAPES = {
     "padded": dict(pad_experts=True, capacity_factor=0.5),
 }
 NOT_SOFT = {"pad_experts", "n_shared_experts"}
-CASES = {f"{name}, {case}": replace(CONFIG, **dict(router=name, top_k=router.top_k or 2) | fields)
+CASES = {f"{name}, {case}": replace(CONFIG, **dict(router=name, top_k=router.FACTS.top_k or 2) | fields)
          for name, router in ROUTERS.items() for case, fields in SHAPES.items()
-         if not (router.soft and fields.keys() & NOT_SOFT) and (not router.top_k or "top_k" not in fields)}
+         if not (router.FACTS.soft and fields.keys() & NOT_SOFT) and (not router.FACTS.top_k or "top_k" not in fields)}
 CASES["sigmoid_bias, groups"] = replace(CONFIG, router="sigmoid_bias", n_groups=3, top_groups=2)
 
 each_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES)
@@ -125,6 +125,6 @@ def test_what_is_not_of_the_shape_changes_no_count():
 def test_the_layers_of_a_description_are_of_our_kinds(router):
     for fields in (dict(), dict(first_dense_layers=1), dict(moe_every=2), dict(first_dense_layers=1, moe_every=2),
                    dict(first_dense_layers=5)):
-        config = replace(CONFIG, n_layers=5, router=router, top_k=ROUTERS[router].top_k or 2, **fields)
+        config = replace(CONFIG, n_layers=5, router=router, top_k=ROUTERS[router].FACTS.top_k or 2, **fields)
         kinds = tuple("dense" if kind == "dense" else "moe" for kind in config.layer_kinds)
         assert ours.architecture(config).kinds == kinds

@@ -10,7 +10,7 @@ from minimoe.config import ModelConfig
 from minimoe.cost import places
 from minimoe.cost.places import Place
 from minimoe.moe import experts, routers
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 from minimoe.nn import attention
 
 CONFIG = ModelConfig(vocab_size=7, d_model=4, n_layers=3, n_heads=2, d_hidden=3, n_experts=2, top_k=1, max_sequence=6)
@@ -134,10 +134,10 @@ def test_what_is_watched_by_hand(made_up):
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_a_router_is_watched_under_its_name_unless_it_is_no_module_of_its_own(router):
-    config = ModelConfig(router=router, top_k=ROUTERS[router].top_k or 2)
+    config = ModelConfig(router=router, top_k=ROUTERS[router].FACTS.top_k or 2)
     found = [(module, name) for part, module, name, _ in places.functions(config, {}) if part == "router"]
     module = routers.POLICIES.get(router)
-    assert found == ([] if ROUTERS[router].soft else [(module, "forward"), (module, "backward")])
+    assert found == ([] if ROUTERS[router].FACTS.soft else [(module, "forward"), (module, "backward")])
 
 
 @pytest.mark.parametrize("n_groups, is_global", [(1, False), (2, False), (2, True)])

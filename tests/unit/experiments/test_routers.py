@@ -9,7 +9,7 @@ import pytest
 
 from minimoe import cost
 from minimoe.experiments import routers
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 from minimoe.training import loop, runs
 from tests import small
 

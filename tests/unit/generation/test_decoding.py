@@ -9,12 +9,12 @@ from minimoe import model, parameters
 from minimoe.config import ModelConfig
 from minimoe.generation import decoding
 from minimoe.moe import routers
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 
 CONFIG = ModelConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=3, d_hidden=6, n_experts=4, top_k=2,
                      max_sequence=10)
-VARIANTS = {f"router {name}": replace(CONFIG, router=name, top_k=ROUTERS[name].top_k or 2)
-            for name, policy in routers.POLICIES.items() if policy.CAUSAL_IN_EVALUATION}
+VARIANTS = {f"router {name}": replace(CONFIG, router=name, top_k=ROUTERS[name].FACTS.top_k or 2)
+            for name, policy in routers.POLICIES.items() if policy.FACTS.causal_in_evaluation}
 VARIANTS |= {
     "one expert a token": replace(CONFIG, top_k=1),
     "all experts": replace(CONFIG, top_k=4),

@@ -9,7 +9,7 @@ from minimoe import model
 from minimoe.config import ModelConfig
 from minimoe.generation import decoding, sampling
 from minimoe.moe import routers
-from minimoe.names import ROUTERS
+from minimoe.moe.routers import ROUTERS
 
 CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=6, n_experts=4, top_k=2,
                      max_sequence=7)
@@ -22,8 +22,8 @@ VARIANTS = {
     "a context of one": replace(CONFIG, max_sequence=1),
 }
 VARIANTS |= {
-    f"router {name}": replace(CONFIG, router=name, top_k=ROUTERS[name].top_k or 2)
-    for name, policy in routers.POLICIES.items() if policy.CAUSAL_IN_EVALUATION and name != "softmax_topk"}
+    f"router {name}": replace(CONFIG, router=name, top_k=ROUTERS[name].FACTS.top_k or 2)
+    for name, policy in routers.POLICIES.items() if policy.FACTS.causal_in_evaluation and name != "softmax_topk"}
 VARIANTS |= {
     "first layer dense": replace(CONFIG, first_dense_layers=1),
     "every second layer": replace(CONFIG, moe_every=2, n_shared_experts=1),

@@ -13,8 +13,10 @@ import pytest
 from minimoe import batches, gradcheck, model, moe, nn
 from minimoe.gradcheck import numeric
 from minimoe.moe import capacity, dense, dispatch, experts, feed_forward, gates, layer, losses, routing, soft
-from minimoe.moe.losses import balance, scores, variation
+from minimoe.moe.capacity import ORDERS
+from minimoe.moe.losses import LOSSES, balance, scores, variation
 from minimoe.moe.routers import (
+    ROUTERS,
     base,
     expert_choice,
     gshard,
@@ -29,7 +31,6 @@ from minimoe.moe.routers import (
     uniform,
 )
 from minimoe.moe.routing import Tokens
-from minimoe.names import DROP_ORDERS, LOSSES, ROUTERS
 from minimoe.nn import attention, ops
 
 TIED = replace(gradcheck.SMALL, tie_embeddings=True)
@@ -219,7 +220,7 @@ ALL_LOSSES = {f"{name}_coef": 0.1 * (i + 1) for i, name in enumerate(LOSSES)} | 
     dict(capacity_factor=0.7, drop_order="random"), dict(n_layers=3, first_dense_layers=1, n_shared_experts=1),
     dict(n_layers=3, moe_every=2, d_dense=3), dict(router="soft", first_dense_layers=1),
     dict(router="noisy_topk", capacity_factor=0.7) | ALL_LOSSES,
-    *(dict(router=name, top_k=router.top_k or 2) for name, router in ROUTERS.items() if name != "softmax_topk")])
+    *(dict(router=name, top_k=router.FACTS.top_k or 2) for name, router in ROUTERS.items() if name != "softmax_topk")])
 def test_other_models_are_right(fields):
     found = gradcheck.check_model(replace(gradcheck.SMALL, **fields), most=10)
     assert found.ok and found.worst < 1e-12, found
@@ -309,10 +310,10 @@ def test_the_layer_cases_have_every_router_gate_and_drop_order():
     cases = CASES.values()
     for name, router in ROUTERS.items():
         own = [config for config in cases if config.router == name]
-        orders = set() if router.soft else DROP_ORDERS.keys()
+        orders = set() if router.FACTS.soft else ORDERS.keys()
         assert {config.drop_order for config in own if config.capacity_factor is not None} == orders
-        assert {config.top_k for config in own} >= ({router.top_k} if router.top_k else {1, 2, 4})
-        gates = {True, False} if "renormalize" in router.options else {own[0].gates_sum_to_one}
+        assert {config.top_k for config in own} >= ({router.FACTS.top_k} if router.FACTS.top_k else {1, 2, 4})
+        gates = {True, False} if "renormalize" in router.FACTS.options else {own[0].gates_sum_to_one}
         assert {config.gates_sum_to_one for config in own} >= gates
     assert {config.layer_kinds[0] for config in cases} == {"moe", "soft", "dense"}
     assert any(config.n_shared_experts for config in cases)

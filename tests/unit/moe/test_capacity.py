@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from minimoe import gradcheck
 from minimoe.config import ModelConfig
 from minimoe.moe import capacity, gates, routing
+from minimoe.moe.capacity import ORDERS
 from minimoe.moe.routers import softmax_topk
 from minimoe.moe.routing import Tokens
-from minimoe.names import DROP_ORDERS
 
 PLAIN = settings(derandomize=True, deadline=None)
 SIZES = dict(T=st.integers(1, 12), E=st.integers(1, 6), K=st.integers(1, 6), seed=st.integers(0, 999))
@@ -159,7 +159,7 @@ def test_random_order_without_a_generator_is_refused():
         capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 2, 0.5, "random")
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 @PLAIN
 @given(**SIZES, factor=FACTORS)
 def test_exactly_the_smaller_of_load_and_capacity_is_kept(order, T, E, K, seed, factor):
@@ -167,7 +167,7 @@ def test_exactly_the_smaller_of_load_and_capacity_is_kept(order, T, E, K, seed, 
     np.testing.assert_array_equal(result.kept_count_E, np.minimum(result.count_E, result.capacity))
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 @PLAIN
 @given(**SIZES, factor=FACTORS)
 def test_kept_and_dropped_are_all_assignments(order, T, E, K, seed, factor):
@@ -177,7 +177,7 @@ def test_kept_and_dropped_are_all_assignments(order, T, E, K, seed, factor):
     assert result.kept_A.sum() + overflow == min(K, E) * r.mask_T.sum()
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 @PLAIN
 @given(**SIZES, factor=FACTORS)
 def test_a_slot_of_an_expert_belongs_to_one_assignment(order, T, E, K, seed, factor):
@@ -187,7 +187,7 @@ def test_a_slot_of_an_expert_belongs_to_one_assignment(order, T, E, K, seed, fac
     assert len(places) == len(result.slot_A)
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 @PLAIN
 @given(**SIZES)
 def test_a_factor_of_the_number_of_experts_keeps_everything(order, T, E, K, seed):
@@ -197,13 +197,13 @@ def test_a_factor_of_the_number_of_experts_keeps_everything(order, T, E, K, seed
     assert result.kept_A.all()
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_a_batch_that_must_overflow_does(order):
     result = keep(routing_of([[0]] * 7, [[0.9, 0.1]] * 7), 1.0, order)  # all seven want expert 0; C = ceil(7 / 2) = 4
     assert (result.capacity, result.kept_A.sum()) == (4, 4)
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_dropless_queues_by_position_and_needs_no_generator(order):
     result, _ = capacity.keep_forward(routing_of(CHOICES_TK, PROBS_TE), 2, None, order)
     assert result.capacity is None
@@ -280,7 +280,7 @@ def test_dropped_gates_get_no_gradient_by_hand():
     assert capacity.keep_backward(np.array([5.0, 7.0]), cache).tolist() == [0, 0, 7, 0, 5, 0]
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_gradient_of_the_gates(order):
     r = random_routing(9, 4, 3, seed=0)
 
@@ -299,7 +299,7 @@ def test_float32_stays_float32():
     assert capacity.keep_backward(np.ones(result.kept_A.sum(), np.float32), cache).dtype == np.float32
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_nothing_passed_in_is_changed(order):
     r = random_routing(9, 4, 2, seed=0)
     for array in (*vars(r).values(), *vars(r.tokens).values()):

@@ -9,8 +9,8 @@ import pytest
 from minimoe import gradcheck
 from minimoe.config import ModelConfig
 from minimoe.moe import capacity, layer, losses
+from minimoe.moe.capacity import ORDERS
 from minimoe.moe.routing import RoutingGrad, Tokens, zero_gradient
-from minimoe.names import DROP_ORDERS
 from minimoe.nn import ops
 
 CONFIG = ModelConfig(d_model=6, n_heads=1, d_hidden=7, n_experts=4, top_k=2)
@@ -86,7 +86,7 @@ def test_one_choice_without_room_for_the_second_token_by_hand():
     np.testing.assert_allclose(y_TD, [[-3 * 3 / 4 * math.log(3) ** 2, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_equals_a_loop_over_assignments(order):
     x_TD, weights, _ = random_layer(TIGHT)
     y_TD, r, _ = train(x_TD, weights, replace(TIGHT, drop_order=order))
@@ -158,7 +158,7 @@ def dense_router_backward(x_TD, w_router_DE, chosen_TE, renormalize, dgate_TE):
 
 
 @pytest.mark.parametrize("renormalize", [True, False])
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_output_and_gradients_equal_those_of_dense_one_hot_tensors(order, renormalize):
     x_TD, weights, dy_TD = random_layer(TIGHT)
     y_TD, r, cache = train(x_TD, weights, replace(TIGHT, drop_order=order, renormalize=renormalize))
@@ -298,7 +298,7 @@ def test_a_training_capacity_drops_nothing_in_evaluation():
     np.testing.assert_array_equal(y_TD, forward(x_TD, weights, CONFIG)[0])
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("training", [True, False])
 def test_the_drop_order_is_the_configured_one_but_never_random_in_evaluation(training, order):
     config = replace(CONFIG, capacity_factor=0.5, eval_capacity_factor=0.5, drop_order=order)
@@ -317,7 +317,7 @@ def test_random_order_needs_a_generator_in_training_alone():
         forward(x_TD, weights, config, training=True)
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_replay_reproduces_the_same_input_exactly(order):
     config = replace(TIGHT, drop_order=order)
     x_TD, weights, _ = random_layer(config)
@@ -328,7 +328,7 @@ def test_replay_reproduces_the_same_input_exactly(order):
     assert_equal(flat_again, flat)
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_replay_holds_choices_and_slots_at_another_input(order):
     config = replace(TIGHT, drop_order=order)
     x_TD, weights, _ = random_layer(config)
@@ -342,7 +342,7 @@ def test_replay_holds_choices_and_slots_at_another_input(order):
     assert (replayed.gate_A != first.gate_A).all()
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_float32_stays_float32(order):
     config = replace(TIGHT, drop_order=order)
     x_TD, weights, dy_TD = random_layer(config, dtype=np.float32)
@@ -352,7 +352,7 @@ def test_float32_stays_float32(order):
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("order", DROP_ORDERS)
+@pytest.mark.parametrize("order", ORDERS)
 def test_nothing_passed_in_is_changed_and_backward_can_be_called_twice(order):
     config = replace(TIGHT, drop_order=order)
     x_TD, weights, dy_TD = random_layer(config)

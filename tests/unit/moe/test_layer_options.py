@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import cost, model, names
+from minimoe import cost, model
 from minimoe.config import ModelConfig
-from minimoe.moe import dense, layer, routing
+from minimoe.moe import dense, layer, routers, routing
 from minimoe.moe.routing import Tokens
 from minimoe.nn import ops
 
 CONFIG = ModelConfig(vocab_size=7, d_model=6, n_layers=1, n_heads=1, d_hidden=4, n_experts=4, top_k=2, max_sequence=8)
 EXPERTS = "w_gate_EDF", "w_up_EDF", "w_down_EFD"
-ROUTERS = [name for name in names.ROUTERS if name != "soft"]
+ROUTERS = [name for name in routers.ROUTERS if name != "soft"]
 SIGMOID = "sigmoid_bias", "base"
 """Routers whose gate of a single expert is a sigmoid."""
 NOT_ONE = "switch", "st_moe", "expert_choice", "base"
@@ -25,7 +25,7 @@ each_router = pytest.mark.parametrize("router", ROUTERS)
 
 def with_router(router, **fields):
     """K is 2, or what the router insists on."""
-    fields = dict(top_k=names.ROUTERS[router].top_k or 2) | fields
+    fields = dict(top_k=routers.ROUTERS[router].FACTS.top_k or 2) | fields
     return replace(CONFIG, router=router, **fields)
 
 
@@ -82,8 +82,8 @@ def test_one_expert_whose_score_shares_1_with_no_other_keeps_its_gate(router):
 
 @pytest.mark.parametrize("router", ["softmax_topk", "noisy_topk", "sinkhorn", "expert_choice", "gshard"])
 def test_with_all_experts_and_raw_gates_it_is_the_softmax_mixture(router):
-    n_experts = names.ROUTERS[router].top_k or 4
-    raw = dict(renormalize=False) if "renormalize" in names.ROUTERS[router].options else {}
+    n_experts = routers.ROUTERS[router].FACTS.top_k or 4
+    raw = dict(renormalize=False) if "renormalize" in routers.ROUTERS[router].FACTS.options else {}
     config = with_router(router, n_experts=n_experts, top_k=n_experts, **raw)
     x_TD, weights, _ = random_layer(config)
     prob_TE = np.exp(x_TD @ weights["w_router_DE"])
@@ -123,7 +123,8 @@ def test_copies_of_a_dense_block_are_the_dense_block_where_gates_sum_to_one(rout
 @pytest.mark.parametrize("router", ["softmax_topk", "noisy_topk", "gshard", "st_moe", "sigmoid_bias", "sinkhorn",
                                     "expert_choice", "switch", "base"])
 def test_copies_of_a_dense_block_are_scaled_by_the_sum_of_raw_gates(router):
-    config = with_router(router, **dict(renormalize=False) if "renormalize" in names.ROUTERS[router].options else {})
+    raw = dict(renormalize=False) if "renormalize" in routers.ROUTERS[router].FACTS.options else {}
+    config = with_router(router, **raw)
     x_TD, weights, _ = random_layer(config)
     weights = alike(weights)
     y_TD, r, _ = forward(x_TD, weights, config)

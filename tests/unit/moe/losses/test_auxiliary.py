@@ -5,27 +5,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import batches, model, names
+from minimoe import batches, model
 from minimoe.config import ModelConfig
-from minimoe.moe import gates, layer, losses, routing
+from minimoe.moe import gates, layer, losses, routers, routing
 from minimoe.moe.routing import Tokens
 
 CONFIG = ModelConfig(vocab_size=7, d_model=8, n_layers=2, n_heads=2, d_hidden=4, n_experts=4, max_sequence=8,
                      n_devices=2)
-PAIRS = [(router, name) for router in names.ROUTERS if router not in ("hash", "random", "uniform", "soft")
-         for name in names.LOSSES if name != "load" or router == "noisy_topk"]
+PAIRS = [(router, name) for router in routers.ROUTERS if router not in ("hash", "random", "uniform", "soft")
+         for name in losses.LOSSES if name != "load" or router == "noisy_topk"]
 """Each router that learns, with each loss that it can have."""
 
-each_loss = pytest.mark.parametrize("name", names.LOSSES)
+each_loss = pytest.mark.parametrize("name", losses.LOSSES)
 
 
 def with_router(router, **fields):
-    return replace(CONFIG, router=router, top_k=names.ROUTERS[router].top_k or 2, **fields)
+    return replace(CONFIG, router=router, top_k=routers.ROUTERS[router].FACTS.top_k or 2, **fields)
 
 
 def alone(name, coef=1.0):
     """Fields that give one loss a weight and the others none."""
-    return {f"{other}_coef": coef * (other == name) for other in names.LOSSES}
+    return {f"{other}_coef": coef * (other == name) for other in losses.LOSSES}
 
 
 def noisy(**fields):
@@ -78,7 +78,7 @@ def random_model(config):
 
 
 def test_every_loss_of_the_configuration_is_computed_and_no_other():
-    assert losses.LOSSES.keys() == names.LOSSES.keys()
+    assert losses.LOSSES.keys() == losses.LOSSES.keys()
 
 
 @each_loss
@@ -86,12 +86,12 @@ def test_a_loss_moves_the_one_array_that_the_table_says(name):
     config = noisy(**alone(name))
     r, _ = routed(config)
     moved = {of for of, grad in grads(r, config, {name: 1.0}).items() if grad.any()}
-    assert moved == {losses.LOSSES[name].of}
+    assert moved == {losses.LOSSES[name].gradient}
 
 
 def test_all_losses_with_a_weight_are_returned_by_name():
-    config = noisy(**dict.fromkeys((f"{name}_coef" for name in names.LOSSES), 0.5))
-    assert values(routed(config)[0], config).keys() == names.LOSSES.keys()
+    config = noisy(**dict.fromkeys((f"{name}_coef" for name in losses.LOSSES), 0.5))
+    assert values(routed(config)[0], config).keys() == losses.LOSSES.keys()
 
 
 @each_loss
@@ -133,9 +133,9 @@ def test_a_loss_that_nobody_weighs_pulls_at_nothing():
 
 
 def test_the_pulls_of_several_losses_add_up():
-    config = noisy(**dict.fromkeys((f"{name}_coef" for name in names.LOSSES), 0.5))
+    config = noisy(**dict.fromkeys((f"{name}_coef" for name in losses.LOSSES), 0.5))
     r, _ = routed(config)
-    dlosses = {name: 0.3 + 0.1 * i for i, name in enumerate(names.LOSSES)}
+    dlosses = {name: 0.3 + 0.1 * i for i, name in enumerate(losses.LOSSES)}
     parts = [grads(r, config, {name: dloss}) for name, dloss in dlosses.items()]
     for of, grad in grads(r, config, dlosses).items():
         np.testing.assert_allclose(grad, sum(part[of] for part in parts), rtol=1e-12, atol=1e-17, err_msg=of)
@@ -200,7 +200,7 @@ def test_each_loss_alone_moves_the_router_of_its_layer_and_none_above(router, na
 
 @pytest.mark.parametrize("router", ["hash", "random", "uniform"])
 def test_a_router_that_looks_at_no_vector_is_not_moved_by_any_loss(router):
-    config = with_router(router, **{f"{name}_coef": 1.0 for name in names.LOSSES if name != "load"})
+    config = with_router(router, **{f"{name}_coef": 1.0 for name in losses.LOSSES if name != "load"})
     r, cache = routed(config)
     pull = losses.auxiliary_backward(dict.fromkeys(values(r, config), 1.0), losses.auxiliary_forward(r, config)[1])
     dx_TD, _ = layer.moe_backward(np.zeros((10, config.d_model)), pull, cache)
@@ -240,11 +240,11 @@ def test_the_reported_cross_entropy_never_contains_a_loss(name):
 
 
 def test_the_objective_is_the_cross_entropy_and_each_loss_by_its_weight():
-    coefs = {name: 0.1 * (i + 1) for i, name in enumerate(names.LOSSES)}
+    coefs = {name: 0.1 * (i + 1) for i, name in enumerate(losses.LOSSES)}
     config = noisy(**{f"{name}_coef": coef for name, coef in coefs.items()})
     params, tokens_BS, targets_BS = random_model(config)
     result, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, config, rng=np.random.default_rng(0))
-    expected = result.ce + sum(coefs[name] * result.auxiliary[name] for name in names.LOSSES)
+    expected = result.ce + sum(coefs[name] * result.auxiliary[name] for name in losses.LOSSES)
     np.testing.assert_allclose(result.total, expected, rtol=1e-12)
 
 
@@ -256,11 +256,11 @@ def test_without_routers_there_are_no_losses_but_the_cross_entropy(config):
     assert (result.auxiliary, result.balance, result.z, result.total) == ({}, 0, 0, result.ce)
 
 
-@pytest.mark.parametrize("router", names.ROUTERS)
+@pytest.mark.parametrize("router", routers.ROUTERS)
 def test_unsaid_weights_are_those_that_the_router_is_used_with(router):
-    expected = dict.fromkeys(names.LOSSES, 0.0) | names.ROUTERS[router].losses
+    expected = dict.fromkeys(losses.LOSSES, 0.0) | routers.ROUTERS[router].FACTS.losses
     if router == "soft":
-        expected = dict.fromkeys(names.LOSSES, 0.0)
+        expected = dict.fromkeys(losses.LOSSES, 0.0)
     assert with_router(router).loss_coefs == expected
 
 
@@ -284,4 +284,4 @@ def test_a_weight_that_is_said_takes_the_place_of_the_usual_one_and_of_no_other(
                          ids=["one expert", "dense"])
 def test_where_there_is_nothing_to_choose_no_loss_weighs_anything(name, fields):
     config = replace(CONFIG, router="noisy_topk", **fields | {f"{name}_coef": 0.5})
-    assert config.loss_coefs == dict.fromkeys(names.LOSSES, 0.0)
+    assert config.loss_coefs == dict.fromkeys(losses.LOSSES, 0.0)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from minimoe.config import ModelConfig
-from minimoe.moe.routers import POLICIES
+from minimoe.moe.routers import POLICIES, ROUTERS
 from minimoe.moe.routing import RoutingGrad, Tokens
-from minimoe.names import ROUTERS
 from minimoe.parameters import Weight
 
 B, S, D, E = 2, 8, 6, 5
@@ -19,11 +18,12 @@ MASK_BS = np.arange(S) < [[S], [S - 3]]
 each_router = pytest.mark.parametrize("name", POLICIES)
 each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 each_choice = pytest.mark.parametrize(("name", "top_k"), [
-    (name, top_k) for name in POLICIES for top_k in ([ROUTERS[name].top_k] if ROUTERS[name].top_k else [1, 2, E])])
+    (name, top_k) for name, policy in POLICIES.items()
+    for top_k in ([policy.FACTS.top_k] if policy.FACTS.top_k else [1, 2, E])])
 
 
 def config_for(name, **options):
-    options = {"n_experts": E, "top_k": ROUTERS[name].top_k or 2} | options
+    options = {"n_experts": E, "top_k": ROUTERS[name].FACTS.top_k or 2} | options
     return ModelConfig(vocab_size=40, d_model=D, n_heads=1, router=name, **options)
 
 
@@ -63,8 +63,6 @@ def arrays_of(r):
 @each_router
 def test_the_policy_has_what_the_layer_asks_for(name):
     policy = POLICIES[name]
-    assert all(isinstance(flag, bool) for flag in (policy.CAUSAL, policy.CAUSAL_IN_EVALUATION, policy.NEEDS_TOKEN_IDS))
-    assert isinstance(policy.EVALUATION, str) and policy.EVALUATION
     arguments = ["x_TD", "weights", "config", "tokens", "training", "rng", "replay"]
     assert list(inspect.signature(policy.forward).parameters)[:7] == arguments
     assert list(inspect.signature(policy.backward).parameters) == ["grad", "cache"]
@@ -237,7 +235,7 @@ def changes_of_the_past(name, training, seed):
 @each_router
 def test_the_flags_say_whether_the_future_decides_with(name, training):
     """The second half of a sequence is exchanged, and the noise is the same."""
-    causal = POLICIES[name].CAUSAL if training else POLICIES[name].CAUSAL_IN_EVALUATION
+    causal = POLICIES[name].FACTS.causal if training else POLICIES[name].FACTS.causal_in_evaluation
     changes = sum(changes_of_the_past(name, training, seed) for seed in range(10))
     assert (changes == 0) == causal
 
@@ -247,10 +245,10 @@ def test_the_flag_says_whether_token_numbers_matter(name):
     x_TD, weights, config, batch = case_for(name)
     renamed = replace(batch, id_T=(batch.id_T + 7) % 40)
     before, after = (decisions(forward((x_TD, weights, config, b), training=False)[0]) for b in (batch, renamed))
-    assert (before != after) == POLICIES[name].NEEDS_TOKEN_IDS
+    assert (before != after) == POLICIES[name].FACTS.needs_token_ids
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].CAUSAL_IN_EVALUATION])
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].FACTS.causal_in_evaluation])
 def test_in_evaluation_a_text_is_routed_as_it_will_be_when_it_goes_on(name):
     x_TD, weights, config, batch = case_for(name)
     ids_BS = batch.id_T[None]

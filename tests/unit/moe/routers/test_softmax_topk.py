@@ -198,7 +198,7 @@ def test_the_router_is_causal_since_a_token_is_routed_on_its_own():
     weights = {"w_router_DE": w_router_DE}
     whole, _ = softmax_topk.forward(x_TD, weights, config, everyone(7))
     part, _ = softmax_topk.forward(x_TD[:4], weights, config, everyone(4))
-    assert softmax_topk.CAUSAL and softmax_topk.CAUSAL_IN_EVALUATION
+    assert softmax_topk.FACTS.causal and softmax_topk.FACTS.causal_in_evaluation
     assert part.expert_A.tolist() == whole.expert_A[:12].tolist()
     np.testing.assert_allclose(part.gate_A, whole.gate_A[:12], rtol=1e-12)
 

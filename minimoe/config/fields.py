@@ -1,0 +1,58 @@
+"""What a field of a configuration is: a default that explains itself; and the checks that refuse impossible values."""
+
+import sys
+from dataclasses import field
+
+
+def option(default, text, unit=""):
+    """A field with its default, what it means and its unit, from which the command line makes an option."""
+    return field(default=default, metadata={"help": f"{text} [{unit}]" if unit else text})
+
+
+def require(condition, name, value, reason):
+    """Raise ValueError with the field's name, its value and the reason, unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name} = {value!r}: {reason}")
+
+
+def check(config, name, condition, reason):
+    """The same of a field of a configuration."""
+    require(condition, name, getattr(config, name), reason)
+
+
+def require_whole(config, names, least=0):
+    """Refuse what is not a whole number of at least `least`."""
+    for name in names:
+        value = getattr(config, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        check(config, name, whole and value >= least, f"must be a whole number, {least} or more")
+
+
+def require_counts(config, names, least=1):
+    """Refuse what is not a whole number of at least `least`, or counts more than any machine can hold."""
+    for name in names:
+        require_whole(config, (name,), least)
+        check(config, name, getattr(config, name) <= 10**9,
+              "is more than any machine can hold; 1,000,000,000 is the limit")
+
+
+def require_numbers(config, names, positive):
+    """Refuse what is not a finite number: above 0 if `positive`, else 0 or more."""
+    for name in names:
+        value = getattr(config, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        check(config, name, number and (value > 0 if positive else value >= 0),
+              f"must be a finite number {'above 0' if positive else 'of 0 or more'}")
+        if isinstance(value, float):
+            object.__setattr__(config, name, float(value))  # a numpy.float64 would turn float32 arrays into float64
+
+
+def require_name(config, name, known):
+    """Refuse what is not one of the known names."""
+    value = getattr(config, name)
+    check(config, name, isinstance(value, str) and value in known, f"must be one of {', '.join(known)}")
+
+
+def require_truth(config, name):
+    """Refuse what is neither True nor False."""
+    check(config, name, isinstance(getattr(config, name), bool), "must be True or False")

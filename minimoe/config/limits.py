@@ -1,0 +1,109 @@
+"""Which models are impossible, and why: the checks that every ModelConfig passes."""
+
+import dataclasses
+
+from minimoe.config import fields
+from minimoe.moe import capacity, losses, routers
+
+
+def check_model(config):
+    """Raise ValueError with the field, its value and the reason for any value that cannot work."""
+    fields.require_counts(config, ("vocab_size", "d_model", "n_layers", "n_heads", "d_hidden", "n_experts", "top_k",
+                                   "max_sequence", "moe_every", "n_groups", "top_groups", "n_devices"))
+    fields.require_counts(config, ("n_shared_experts", "first_dense_layers"), least=0)
+    fields.require_numbers(config, ("rope_theta", "norm_eps", "gate_scale"), positive=True)
+    fields.require_numbers(config, ("jitter", "bias_rate"), positive=False)
+    fields.check(config, "norm_eps", config.norm_eps <= 1, "must be at most 1: it would drown what it is added to")
+    check_attention(config)
+    check_routing(config)
+    check_options(config)
+    check_groups(config)
+    check_soft(config)
+    check_losses(config)
+
+
+def check_attention(config):
+    """Heads divide the width of the model, and key heads divide the heads."""
+    fields.check(config, "d_model", config.d_model % config.n_heads == 0,
+                 f"must be a multiple of n_heads = {config.n_heads}")
+    fields.check(config, "d_model", config.d_head % 2 == 0,
+                 f"d_model / n_heads = {config.d_head} must be even: rotary positions turn pairs of numbers")
+    if config.n_kv_heads is not None:
+        fields.require_counts(config, ("n_kv_heads",))
+        fields.check(config, "n_kv_heads", config.n_heads % config.n_kv_heads == 0,
+                     f"must divide n_heads = {config.n_heads}")
+    fields.require_truth(config, "tie_embeddings")
+
+
+def check_routing(config):
+    """A token has experts that exist, and gates from which a router can learn; capacities and layers make sense."""
+    fields.check(config, "top_k", config.top_k <= config.n_experts,
+                 f"a token cannot have more experts than there are: n_experts = {config.n_experts}")
+    fields.require_name(config, "router", routers.ROUTERS)
+    fields.require_name(config, "drop_order", capacity.ORDERS)
+    fields.check(config, "renormalize", config.renormalize is None or isinstance(config.renormalize, bool),
+                 "must be True, False or None")
+    fields.check(config, "renormalize", not (config.renormalize and config.top_k == 1),
+                 "with top_k = 1 the one gate would be p / p = 1 whatever the router says, so the task could never "
+                 "teach the router; use renormalize=False (the raw probability) or top_k >= 2")
+    for name in ("capacity_factor", "eval_capacity_factor"):
+        if getattr(config, name) is not None:
+            fields.require_numbers(config, (name,), positive=True)
+    fields.check(config, "first_dense_layers", config.first_dense_layers <= config.n_layers,
+                 f"there are only n_layers = {config.n_layers}")
+    if config.d_dense is not None:
+        fields.require_counts(config, ("d_dense",))
+
+
+def check_options(config):
+    """The router takes this K, and reads every option that is set."""
+    facts = {name: page.FACTS for name, page in routers.ROUTERS.items()}
+    own = facts[config.router]
+    fields.check(config, "top_k", own.top_k is None or config.top_k == min(own.top_k, config.n_experts),
+                 f"router {config.router!r} always takes {own.top_k}")
+    for option in dataclasses.fields(config):
+        users = [name for name, other in facts.items() if option.name in other.options]
+        useless = users and config.router not in users and getattr(config, option.name) != option.default
+        fields.check(config, option.name, not useless,
+                     f"router {config.router!r} has no use for it; {', '.join(users)} would")
+    fields.check(config, "jitter", config.jitter < 1, "must be below 1, since factors are from 1 - jitter")
+
+
+def check_groups(config):
+    """The groups of experts that a token may have experts in have enough of them."""
+    fields.check(config, "n_groups", config.n_experts % config.n_groups == 0,
+                 f"must divide n_experts = {config.n_experts}")
+    fields.check(config, "top_groups", config.top_groups <= config.n_groups,
+                 f"there are only n_groups = {config.n_groups}")
+    room = config.top_groups * config.n_experts // config.n_groups
+    fields.check(config, "top_groups", config.top_k <= room,
+                 f"so few groups have {room} experts, fewer than top_k = {config.top_k}")
+
+
+def check_soft(config):
+    """A router without assignments has none to limit, pad or share."""
+    soft = routers.ROUTERS[config.router].FACTS.soft
+    for name in ("capacity_factor", "eval_capacity_factor"):
+        fields.check(config, name, not soft or getattr(config, name) is None,
+                     f"router {config.router!r} has no assignments to limit")
+    fields.require_truth(config, "pad_experts")
+    fields.check(config, "pad_experts", not (soft and config.pad_experts),
+                 f"router {config.router!r} has no empty slots")
+    fields.check(config, "n_shared_experts", not soft or config.n_shared_experts == 0,
+                 f"router {config.router!r} lets every expert work for every token: all are shared")
+
+
+def check_losses(config):
+    """Weights are numbers, and the losses that they weigh can be had."""
+    for name in losses.LOSSES:
+        if getattr(config, f"{name}_coef") is not None:
+            fields.require_numbers(config, (f"{name}_coef",), positive=False)
+    noisy = [name for name, page in routers.ROUTERS.items() if page.FACTS.has_chances]
+    fields.check(config, "load_coef", config.router in noisy or not config.load_coef,
+                 f"the expected load is a matter of noise, which router {config.router!r} has none of; "
+                 f"{', '.join(noisy)} has")
+    fields.check(config, "n_devices", config.n_experts % config.n_devices == 0,
+                 f"must divide n_experts = {config.n_experts}")
+    fields.check(config, "n_devices", config.n_devices > 1 or not config.device_coef or config.n_experts == 1,
+                 "the device loss of one device is 1 whatever the router does; use 2 or more, or device_coef 0")
+    fields.require_truth(config, "global_balance")

@@ -1,0 +1,48 @@
+"""Configurations that have a name."""
+
+from minimoe.config import fields
+from minimoe.config.model import ModelConfig
+from minimoe.config.train import TrainConfig
+from minimoe.moe import routers
+
+PRESETS = {
+    "tiny": (
+        dict(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=32, n_experts=4, top_k=2, max_sequence=32),
+        dict(n_steps=200, batch=8, sequence=32, groups=2, warmup_steps=20, eval_every=50, eval_batches=10,
+             checkpoint_every=50)),
+    "shakespeare-cpu": (
+        dict(d_model=128, n_layers=4, n_heads=4, d_hidden=256, n_experts=8, top_k=2, max_sequence=64),
+        dict(n_steps=1000, batch=12, sequence=64, groups=2, learning_rate=2e-3, warmup_steps=50)),
+    "tour": (
+        dict(d_model=128, n_layers=4, n_heads=4, d_hidden=128, n_experts=8, top_k=2),
+        dict(n_steps=600, groups=2, eval_every=60, eval_batches=16, record_every=5)),
+    "tour-quick": (
+        dict(d_model=32, n_layers=2, n_heads=4, d_hidden=32, n_experts=8, top_k=2),
+        dict(n_steps=100, batch=8, groups=2, warmup_steps=10, eval_every=25, eval_batches=4, record_every=2)),
+    "lessons": (
+        dict(d_model=64, n_layers=3, n_heads=4, d_hidden=32, n_experts=8, top_k=2),
+        dict(n_steps=300, groups=2, warmup_steps=40, eval_every=100, eval_batches=16, record_every=5)),
+    "routers": (
+        dict(d_model=64, n_layers=2, n_heads=4, d_hidden=128, n_experts=4, top_k=1, capacity_factor=1.25),
+        dict(n_steps=400, groups=2, warmup_steps=40, eval_every=100, eval_batches=32, record_every=5)),
+    "routers-quick": (
+        dict(d_model=32, n_layers=2, n_heads=4, d_hidden=64, n_experts=4, top_k=1, capacity_factor=1.25),
+        dict(n_steps=20, batch=4, groups=2, warmup_steps=5, eval_every=10, eval_batches=2, record_every=2)),
+}
+"""Name -> (model fields, training fields) that differ from the defaults."""
+
+
+def preset(name, model=None, train=None):
+    """The named preset's (ModelConfig, TrainConfig); `model` and `train` are dicts of fields that override it.
+
+    Raises ValueError if there is no preset of this name.
+    """
+    fields.require(isinstance(name, str) and name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
+    model_fields, train_fields = PRESETS[name]
+    overrides = model or {}
+    n_experts = (model_fields | overrides).get("n_experts", ModelConfig.n_experts)
+    router = routers.ROUTERS.get(overrides.get("router"))
+    only = {}
+    if router and router.FACTS.top_k and isinstance(n_experts, int):
+        only["top_k"] = min(router.FACTS.top_k, n_experts)
+    return ModelConfig(**model_fields | only | overrides), TrainConfig(**train_fields | (train or {}))

@@ -1,0 +1,56 @@
+"""What a training run is, and which runs are impossible."""
+
+from dataclasses import dataclass
+
+from minimoe.config import fields
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run: how long, how much data a step, how the optimiser steps, when to look and to save.
+
+    Raises ValueError with the field, its value and the reason for any value that cannot work.
+    """
+
+    n_steps: int = fields.option(1000, "optimiser steps", "steps")
+    batch: int = fields.option(12, "sequences in a micro-batch", "sequences")
+    sequence: int = fields.option(64, "length of a training sequence", "tokens")
+    groups: int = fields.option(
+        1, "groups of a micro-batch, each with capacity and balance of its own; they run side by side", "groups")
+    accumulate: int = fields.option(1, "micro-batches whose gradients are averaged into one step", "micro-batches")
+    learning_rate: float = fields.option(3e-3, "peak learning rate", "1/step")
+    min_learning_rate: float | None = fields.option(
+        None, "learning rate at the last step; none: a tenth of the peak", "1/step")
+    warmup_steps: int = fields.option(100, "steps over which the learning rate rises from 0", "steps")
+    weight_decay: float = fields.option(
+        0.1, "decoupled decay of matrices; gains are left alone", "1/step per learning rate")
+    beta1: float = fields.option(0.9, "memory of AdamW's mean gradient", "1")
+    beta2: float = fields.option(0.99, "memory of AdamW's mean squared gradient", "1")
+    adam_eps: float = fields.option(1e-8, "added to the root mean square gradient", "nats per unit of the weight")
+    clip_norm: float = fields.option(
+        1.0, "longest gradient, over all parameters together", "nats per unit of the weight")
+    eval_every: int = fields.option(100, "steps between evaluations on the held-out text", "steps")
+    eval_batches: int = fields.option(40, "batches of one evaluation, the same ones every time", "batches")
+    record_every: int = fields.option(10, "steps between two records of what the router does", "steps")
+    checkpoint_every: int = fields.option(100, "steps between checkpoints", "steps")
+    seed: int = fields.option(0, "seed of the initial weights and of the order of the data")
+
+    def __post_init__(self):
+        fields.require_counts(self, ("n_steps", "batch", "sequence", "groups", "accumulate", "eval_every",
+                                     "eval_batches", "record_every", "checkpoint_every"))
+        fields.check(self, "groups", self.batch % self.groups == 0,
+                     f"must divide batch = {self.batch}; 1 is the whole batch")
+        fields.require_numbers(self, ("learning_rate", "adam_eps", "clip_norm"), positive=True)
+        fields.require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2"), positive=False)
+        fields.require_whole(self, ("warmup_steps", "seed"))
+        for name in ("beta1", "beta2"):
+            fields.check(self, name, getattr(self, name) < 1, "must be below 1")
+        if self.min_learning_rate is not None:
+            fields.require_numbers(self, ("min_learning_rate",), positive=False)
+            fields.check(self, "min_learning_rate", self.min_learning_rate <= self.learning_rate,
+                         f"must not be above learning_rate = {self.learning_rate}")
+
+    @property
+    def last_learning_rate(self):
+        """Learning rate at the last step, with the default filled in: a tenth of the peak."""
+        return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
