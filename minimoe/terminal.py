@@ -28,9 +28,9 @@ def _real_width():
 
 
 def fill(text, indent="", hanging=""):
-    """A paragraph broken to the width.  indent: before its first line.  hanging: before the others."""
-    return textwrap.fill(text, width(), initial_indent=indent, subsequent_indent=hanging or indent,
-                         break_on_hyphens=False, break_long_words=False)
+    """Paragraphs, one a line of the text, broken to the width.  indent: of their first lines.  hanging: of the others."""
+    return "\n".join(textwrap.fill(line, width(), initial_indent=indent, subsequent_indent=hanging or indent,
+                                   break_on_hyphens=False, break_long_words=False) for line in text.split("\n"))
 
 
 def table(rows, left=(0,), repeat=1):

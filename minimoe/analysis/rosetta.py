@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minimoe import terminal
 from minimoe.config import ModelConfig
 from minimoe.moe import capacity, gates, losses, routing
 from minimoe.moe.routers import softmax_topk
@@ -24,7 +25,7 @@ class Convention:
 
     source: where it says so.   capacity: (T, E, K, factor) -> slots, None for dropless.   order: who queues first, a
     name of `capacity.ORDERS`.   gates: (logit_TE, expert_TK) -> gate_TK.   balance: (logit_TE, expert_TK) -> loss.
-    top_k: the only K it has.   coef: weight of the loss as published or by default; None if there is none.
+    top_k: the only K that it has.   coef: weight of the loss as published or by default; None if there is none.
     second: of GShard's kind: share of the gates from which a second expert is always used, at random below it.
     """
 
@@ -75,28 +76,40 @@ def read(logit_TE, top_k=2, factor=1.25):
 
 
 def table(entries):
-    """The entries as text, one row a convention, with what it takes to compare their coefficients."""
-    lines = [f"{'convention':<22}{'slots':>6}{'dropped':>9}  {'queue':<10}{'gates of token 0':<18}{'second used':>12}"
-             f"{'balance':>9}{'if even':>9}{'weight':>8}{'in our units':>14}"]
+    """The entries as text: how far they are apart, then one row per convention, and how to read it."""
+    rows = [("convention", "slots", "dropped", "queue", "gates of token 0", "second\nused", "balance", "if even", "weight",
+             "in our\nunits")]
     for entry in entries:
         convention = CONVENTIONS[entry.name]
         used = "" if convention.second is None else f"{second_used(convention, entry.gates):.0%}"
-        weight = "" if convention.coef is None else f"{convention.coef:g}"
-        ours = "" if convention.coef is None else f"{convention.coef * entry.even:g}"
-        lines.append(f"{entry.name:<22}{entry.slots or '-':>6}{entry.dropped:>9}  "
-                     f"{convention.order if entry.slots else '-':<10}{' '.join(f'{g:.3f}' for g in entry.gates):<18}"
-                     f"{used:>12}{entry.balance:>9.4f}{entry.even:>9.4f}{weight:>8}{ours:>14}")
-    return "\n".join(lines + ["", NOTES])
+        weights = ("", "") if convention.coef is None else (
+            f"{convention.coef:g}", f"{convention.coef * entry.even:g}")
+        rows.append((entry.name, entry.slots or "-", entry.dropped, convention.order if entry.slots else "-",
+                     " ".join(f"{g:.3f}" for g in entry.gates), used, f"{entry.balance:.4f}", f"{entry.even:.4f}",
+                     *weights))
+    return "\n\n".join([terminal.fill(_answer(entries)), terminal.table(rows, left=(0, 3, 4)),
+                        terminal.fill(NOTES, hanging="  ")])
+
+
+def _answer(entries):
+    slots = [entry.slots for entry in entries if entry.slots]
+    dropped, balance = ([getattr(entry, name) for entry in entries] for name in ("dropped", "balance"))
+    return (f"One batch under {len(entries)} conventions: {min(slots)} to {max(slots)} slots per expert where there is a "
+            f"limit, {min(dropped)} to {max(dropped)} dropped choices, a balance loss from {min(balance):.4f} to "
+            f"{max(balance):.4f}. A weight that was tuned under one convention is a different weight under another; the "
+            "last column converts it.")
 
 
 NOTES = """\
-One batch: 48 tokens, 8 experts, 2 choices a token (Switch: 1), capacity factor 1.25 where there is one.
-slots: room in each expert, - is dropless        dropped: choices without room
-queue: position, a token's choices together; rank, all first choices before all second ones
-second used: probability that the second expert of token 0 is used at all in training, if that is left to chance
-balance: the loss before its weight              if even: the same loss when all experts have the same load
-in our units: weight times 'if even', the weight with which our loss would push as hard for an even load of one layer;
-ours is the mean over layers, so where a system adds up its layers' losses, take their number times as much"""
+The batch: 48 tokens, 8 experts, 2 choices per token (Switch: 1), capacity factor 1.25 where there is one.
+slots: room in each expert; - is dropless.
+dropped: choices without room.
+queue: by position, the choices of a token together; by rank, all first choices before all second ones.
+second used: probability that the second expert of token 0 is used at all in training, where that is random.
+balance: the loss before its weight.
+if even: the same loss when all experts have the same load.
+in our units: weight times 'if even', the weight with which our loss would push as hard for an even load of one layer. \
+Ours is the mean over layers: where a system adds up the losses of its layers, multiply by their number."""
 
 
 def second_used(convention, gate_K):
@@ -153,7 +166,7 @@ def _first_times_mean(logit_TE, expert_TK):
 
 
 def _all_times_mean(logit_TE, expert_TK):
-    """sum_e f_e P_e, f all choices a token, which sum to K."""
+    """sum_e f_e P_e, f all choices per token, which sum to K."""
     return _load(expert_TK, logit_TE.shape[1]) @ ops.softmax_forward(logit_TE)[0].mean(axis=0)
 
 

@@ -2,49 +2,64 @@
 
 from itertools import groupby
 
+from minimoe import terminal
 from minimoe.plots import palette
 
 
-def coloured(text, experts, colour=True):
-    """The text with each character on the colour of its expert; without colour, the experts' numbers beneath.
+def coloured(text, experts, colours=None):
+    """The text with each character on the colour of its expert; without colours, the experts' numbers beneath.
 
-    experts: the expert of each character, -1 for none.  Returns lines to print.
+    experts: the expert of each character, -1 for none.  colours: see `terminal.colours`.  Lines that are too long for
+    the terminal are broken, and what has no shape, such as a tab, is a space.
     """
-    lines = []
-    start = 0
+    shown, start = [], 0
     for line in text.split("\n"):
-        numbers = [int(e) for e in experts[start:start + len(line)]]
-        if colour:
-            lines.append("".join(_paint(c, e) for c, e in zip(line, numbers, strict=True)))
-        else:
-            lines += [line, "".join(_digit(e) for e in numbers)]
+        pairs = [(c if c.isprintable() else " ", int(e)) for c, e in zip(line, experts[start:], strict=False)]
         start += len(line) + 1
-    return "\n".join(lines)
+        for i in range(0, max(len(pairs), 1), terminal.width()):
+            shown += _painted(pairs[i:i + terminal.width()], colours)
+    return "\n".join(shown)
 
 
-def legend(n_experts, colour=True):
-    """One line that names the experts in their colours."""
-    names = [f" {e} " for e in range(n_experts)]
-    return "experts: " + "".join(_paint(name, e) if colour else name for e, name in enumerate(names))
+def legend(n_experts, colours=None):
+    """The experts' names in their colours, in one line if it is long enough."""
+    names = [(f" {e} ", e) for e in range(n_experts)]
+    head = "experts: "
+    lines = _packed(names, terminal.width() - len(head), length=lambda pair: len(pair[0]))
+    return "\n".join((" " * len(head) if i else head) + _painted(line, colours)[0] for i, line in enumerate(lines))
 
 
 def ledger(rows, text):
     """The ledger as a table: layer, token, its experts with their gates, and whether each kept it and why."""
-    lines = ["layer  token        experts: gate, kept or dropped and why"]
+    cells = [("layer", "token", "", "expert: gate, kept or dropped and why")]
+    room = terminal.width() - len("layer  token  '\\n'  ")
     for (layer, token), group in groupby(rows, key=lambda row: (row.layer, row.token)):
-        experts = "   ".join(f"{r.expert}: {r.gate:.2f} {'kept' if r.kept else 'DROPPED'} ({r.why})" for r in group)
-        lines.append(f"{layer:5}  {token:5} {text[token]!r:<5} {experts}")
-    return "\n".join(lines)
+        choices = [f"{r.expert}: {r.gate:.2f} {'kept' if r.kept else 'DROPPED'} ({r.why})" for r in group]
+        cells.append((layer, token, repr(text[token]), "\n".join("   ".join(line) for line in _packed(choices, room, 3))))
+    return terminal.table(cells, left=(2, 3))
 
 
-def _paint(text, expert):
-    if expert < 0:
-        return text
-    return f"\x1b[48;2;{_rgb(palette.colour(expert))};38;2;{_rgb(palette.ink(expert))}m{text}\x1b[0m"
+def _packed(words, room, gap=0, length=len):
+    """Lists of words, as many in each as a line has room for."""
+    lines, used = [], 0
+    for word in words:
+        if lines and used + gap + length(word) <= room:
+            lines[-1].append(word)
+            used += gap + length(word)
+        else:
+            lines.append([word])
+            used = length(word)
+    return lines
 
 
-def _rgb(colour):
-    return ";".join(str(int(colour[i:i + 2], 16)) for i in (1, 3, 5))
+def _painted(pairs, colours):
+    """Lines of text from pairs of characters and expert: one with colours, two without."""
+    if colours is None:
+        return ["".join(characters for characters, _ in pairs), "".join(_digit(e) for _, e in pairs)]
+    from rich.text import Text
+    styles = [f"{palette.ink(e)} on {palette.colour(e)}" if e >= 0 else "" for _, e in pairs]
+    line = Text.assemble(*((characters, style) for (characters, _), style in zip(pairs, styles, strict=True)))
+    return [terminal.rendered(line, colours)]
 
 
 def _digit(expert):

@@ -73,9 +73,9 @@ def test_no_number_is_broken_where_the_table_is_wider_than_the_terminal(monkeypa
     assert table.count("12345678") == 6 and max(map(len, table.split("\n"))) <= 40
 
 
-def test_a_paragraph_is_filled():
-    assert terminal.fill("word " * 20, "- ", "  ").split("\n") == ["- " + " ".join(["word"] * 15),
-                                                                   "  " + " ".join(["word"] * 5)]
+def test_paragraphs_are_filled():
+    assert terminal.fill("word " * 20 + "\nnext", "- ", "  ").split("\n") == [
+        "- " + " ".join(["word"] * 15), "  " + " ".join(["word"] * 5), "- next"]
 
 
 @pytest.mark.parametrize(("variables", "when", "colours"), [
