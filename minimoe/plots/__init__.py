@@ -1,7 +1,7 @@
 """Pictures: each function takes plain arrays or records and returns a matplotlib Figure.
 
     palette             every colour, once
-    figures             how a figure is written, and how its axes look
+    figures             how a figure begins, how its axes look, and how it is written
     loss_curves         validation loss against steps and FLOPs
     expert_load         where the assignments go, over time and by domain
     coloured_text       characters on the colours of their experts

@@ -1,9 +1,8 @@
 """Text on the colours of its experts."""
 
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minimoe.plots import palette
+from minimoe.plots import figures, palette
 
 
 def coloured_text(pieces, n_experts, title):
@@ -13,7 +12,7 @@ def coloured_text(pieces, n_experts, title):
     """
     width = max(len(line) for _, text, _ in pieces for line in text.split("\n")) + 1
     rows = sum(len(text.split("\n")) + 1.2 for _, text, _ in pieces) + 1.6
-    figure = Figure(figsize=(10, 0.5 + rows * 0.36))
+    figure = figures.new_figure(10, 0.5 + rows * 0.36, title, layout=None)
     axis = figure.add_axes((0.02, 0.01, 0.96, 0.99 - 0.5 / figure.get_figheight()))
     axis.set(xlim=(0, width), ylim=(rows, 0))
     axis.axis("off")
@@ -24,12 +23,11 @@ def coloured_text(pieces, n_experts, title):
     for heading, text, experts in pieces:
         axis.text(0, y, heading, fontsize=10, color=palette.INK, va="center", style="italic")
         y = _draw_lines(axis, text, experts, y + 0.9) + 0.3
-    figure.suptitle(title, color=palette.INK, fontsize=13)
     return figure
 
 
 def _draw_lines(axis, text, experts, y):
-    """One cell a character, a new row at each line break; returns the next free row."""
+    """One cell per character, a new row at each line break; returns the next free row."""
     x = 0
     for character, expert in zip(text, experts, strict=True):
         if character == "\n":

@@ -3,17 +3,9 @@
 import textwrap
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from minimoe.cost import answers, deployment
 from minimoe.cost.report import quantity
 from minimoe.plots import figures, palette
-
-SHARE_COLOURS = {"experts": "#0072B2", "shared experts": "#56B4E9", "dense": "#009E73", "attention": "#E69F00",
-                 "attention scores": "#F0E442", "keys and values": "#D55E00", "router": "#000000", "head": "#CC79A7",
-                 "embedding": "#999999", "positions": "#bbbbbb", "norms": "#dddddd"}
-"""Part of a model -> its colour in every figure of costs."""
-
 
 SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Path("figures/costs.png")
 """Published models in the README's picture."""
@@ -27,13 +19,13 @@ def figure(say=print):
 
 
 def cost_shares(records):
-    """Where parameters, FLOPs and bytes are: for each model one bar of 100 % for each of them, its whole at the end.
+    """Where parameters, FLOPs and bytes are: for each model one bar of 100 % per quantity, its whole at the end.
 
     records: of `cost.sheet`.  More than four stand in two columns, more than eight in three, line by line.
     """
     columns = 1 + (len(records) > 4) + (len(records) > 8)
     lines = -(-len(records) // columns)
-    figure = Figure(figsize=(10 if columns == 1 else 7.5 * columns, 0.9 + 2.1 * lines), layout="constrained")
+    figure = figures.new_figure(10 if columns == 1 else 7.5 * columns, 0.9 + 2.1 * lines)
     axes = list(figure.subplots(lines, columns, sharex=True, squeeze=False).flat)
     for axis in axes[len(records):]:
         axis.remove()
@@ -42,12 +34,12 @@ def cost_shares(records):
         seen = _draw_shares(axis, record) | seen
         if columns > 1:
             axis.title.set_fontsize(10.5)
-        if place % columns and _labels(axis) == _labels(axes[place - place % columns]):  # said at the left
+        if place % columns and _labels(axis) == _labels(axes[place - place % columns]):  # named at the left
             axis.tick_params(labelleft=False)
         if place + columns >= len(records):  # nothing below
             axis.set_xlabel("share (%); at the right the whole")
             axis.tick_params(labelbottom=True)
-    shown = [part for part in SHARE_COLOURS if part in seen]
+    shown = [part for part in palette.PARTS if part in seen]
     figure.legend([seen[part] for part in shown], shown, loc="outside lower center", ncols=min(len(shown), 6 * columns),
                   frameon=False)
     return figure
@@ -62,19 +54,15 @@ def _draw_shares(axis, record):
     bars, seen = _cost_bars(record), {}
     for row, (parts, _) in enumerate(bars.values()):
         left, whole = 0.0, sum(parts.values())
-        for part in (part for part in SHARE_COLOURS if parts.get(part)):
+        for part in (part for part in palette.PARTS if parts.get(part)):
             share = 100 * parts[part] / whole
-            seen[part] = axis.barh(row, share, left=left, color=SHARE_COLOURS[part], edgecolor="white", lw=0.6)
+            seen[part] = axis.barh(row, share, left=left, color=palette.PARTS[part], edgecolor="white", lw=0.6)
             if share > 7:
                 axis.text(left + share / 2, row, f"{share:.0f}", ha="center", va="center", fontsize=8,
-                          color=palette.ink_on(SHARE_COLOURS[part]))
+                          color=palette.ink_on(palette.PARTS[part]))
             left += share
-    axis.set(yticks=range(len(bars)), yticklabels=list(bars), ylim=(len(bars) - 0.4, -0.6), xlim=(0, 100))
-    axis.set_title(textwrap.fill(_title(record, bars), 80))
-    right = axis.secondary_yaxis("right")
-    right.set(yticks=range(len(bars)), yticklabels=[whole for _, whole in bars.values()])
-    right.tick_params(length=0, colors=palette.INK)
-    right.spines[:].set_visible(False)
+    axis.set(xlim=(0, 100), title=textwrap.fill(_title(record, bars), 80))
+    figures.name_rows(axis, list(bars), [whole for _, whole in bars.values()])
     figures.plain(axis)
     return seen
 

@@ -1,10 +1,64 @@
-"""What all pictures share: how they are written, and how their axes look.
+"""What all pictures share: how a figure begins, how its axes look, and how it is written.
 
 Functions that draw take plain arrays and return a matplotlib Figure; `save` writes it.
 """
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
 from minimoe import files
 from minimoe.plots import palette
+
+
+def new_figure(width, height, title=None, size=13, layout="constrained"):
+    """A Figure with its title above all panels.
+
+    Args:
+        width, height: inches.
+        title: words, or None for pictures of one panel, whose axis has the title.
+        size: of the title, points.
+        layout: matplotlib's; "constrained" shares out the room so that no words overlap.
+    """
+    figure = Figure(figsize=(width, height), layout=layout)
+    if title is not None:
+        figure.suptitle(title, color=palette.INK, fontsize=size)
+    return figure
+
+
+def plain(axis):
+    """No box, and ink that is not quite black."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=palette.INK)
+    axis.title.set_color(palette.INK)
+
+
+def frameless(axis):
+    """Words at the rows and columns of a table of cells, without a frame and without ticks."""
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, colors=palette.INK)
+    axis.title.set_color(palette.INK)
+
+
+def name_rows(axis, names, words=None):
+    """Rows 0, 1, ... from the top down: a name at the left of each, and words at the right if there are any."""
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    if words is not None:
+        right = axis.secondary_yaxis("right")
+        right.set(yticks=range(len(names)), yticklabels=words)
+        frameless(right)
+
+
+def name_powers(ticks, words, subs=(1, 2, 5)):
+    """On a logarithmic axis, words at round numbers and no small marks.
+
+    Args:
+        ticks: `axis.xaxis` or `axis.yaxis`.
+        words: number -> its words.
+        subs: multiples of each power of ten that are named.
+    """
+    ticks.set_major_locator(LogLocator(subs=subs))
+    ticks.set_major_formatter(lambda number, _: words(number))
+    ticks.set_minor_locator(NullLocator())
 
 
 def check_path(path):
@@ -20,10 +74,3 @@ def save(figure, path):
     check_path(path)
     with files.written(path, "the figure") as temporary:
         figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-
-
-def plain(axis):
-    """No box, and ink that is not quite black."""
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=palette.INK)
-    axis.title.set_color(palette.INK)

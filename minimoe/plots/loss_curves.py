@@ -3,7 +3,6 @@
 from itertools import cycle
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from minimoe.plots import figures, palette
 
@@ -11,9 +10,9 @@ from minimoe.plots import figures, palette
 def losses(curves, title):
     """Validation loss against steps, and against training FLOPs.
 
-    curves: name -> (steps, flops, ce), arrays of one length, or ce with one row a seed.
+    curves: name -> (steps, flops, ce), arrays of one length, or ce with one row per seed.
     """
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = figures.new_figure(10, 4.4, title)
     by_step, by_flops = figure.subplots(1, 2, sharey=True)
     for (name, (steps, flops, ce)), (shade, line) in zip(curves.items(), cycle(palette.MODEL_STYLES), strict=False):
         ce = np.atleast_2d(ce)
@@ -27,5 +26,4 @@ def losses(curves, title):
     by_step.legend(frameon=False, title=f"mean and range of {len(ce)} seeds" if len(ce) > 1 else None)
     for axis in (by_step, by_flops):
         figures.plain(axis)
-    figure.suptitle(title, color=palette.INK, fontsize=13)
     return figure

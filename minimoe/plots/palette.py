@@ -1,14 +1,59 @@
-"""The colours of every picture.  Colour-blind safe; experts are named by number as well as by colour.
+"""The colours of every picture, each of them once.  Colour-blind safe; experts have numbers as well as colours.
 
 No matplotlib: a terminal and a web page paint with these colours too.
 """
 
-EXPERT_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
-"""Okabe and Ito's palette, grey in place of black so that text can stand on every one."""
+ORANGE, SKY_BLUE, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILION, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
+"""Okabe and Ito's palette, by their names."""
 
-MODEL_STYLES = (("#D55E00", "-"), ("#0072B2", "--"), ("#009E73", ":"))
-DOMAIN_STYLES = (("#333333", ""), ("#aaaaaa", "///"), ("#777777", "..."), ("#cccccc", "xxx"))
-INK = "#222222"
+WHITE, PALE_VERMILION = "#ffffff", "#f3c6a5"
+
+GREY_22, GREY_33, GREY_44, GREY_66, GREY_77 = "#222222", "#333333", "#444444", "#666666", "#777777"
+GREY_88, GREY_99, GREY_AA, GREY_BB = "#888888", "#999999", "#aaaaaa", "#bbbbbb"
+GREY_CC, GREY_DD, GREY_E4, GREY_E8, GREY_EE, GREY_F4 = "#cccccc", "#dddddd", "#e4e4e4", "#e8e8e8", "#eeeeee", "#f4f4f4"
+"""Greys, named by their byte."""
+
+INK = GREY_22
+"""Of words and axes: not quite black."""
+
+GRID, PALE_GRID, LIMIT = GREY_DD, GREY_E4, GREY_77
+"""Lines of a grid, and a line that marks a limit."""
+
+EXPERT_COLOURS = (ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE, GREY_99)
+"""Okabe and Ito's palette with grey in place of black, so that text can stand on every colour."""
+
+MOE, DENSE, LARGE_DENSE = VERMILION, BLUE, GREEN
+"""An MoE and a dense model; of two dense models DENSE is the small one."""
+
+MODEL_STYLES = ((MOE, "-"), (DENSE, "--"), (LARGE_DENSE, ":"))
+"""Colour and line of the first three models of a picture."""
+
+DOMAIN_STYLES = ((GREY_33, ""), (GREY_AA, "///"), (GREY_77, "..."), (GREY_CC, "xxx"))
+"""Colour and hatch of each domain."""
+
+PARTS = {"experts": BLUE, "shared experts": SKY_BLUE, "dense": GREEN, "attention": ORANGE, "attention scores": YELLOW,
+         "keys and values": VERMILION, "router": BLACK, "head": PURPLE, "embedding": GREY_99, "positions": GREY_BB,
+         "norms": GREY_DD}
+"""Part of a model -> its colour in every picture of costs, in the order in which they are stacked."""
+
+ROUTER_STYLES = {"causal": (BLUE, "o"), "causal in evaluation": (GREEN, "s"), "sees the future": (GREY_99, "x")}
+"""Kind of router -> its colour and marker."""
+
+FORWARD, BACKWARD = GREY_77, VERMILION
+"""Numbers on their way through a model, and gradients on their way back."""
+
+DROPPED, FRAME = VERMILION, VERMILION
+"""Assignments beyond the capacity, and frames around cells to look at."""
+
+LOST = (GREY_E8, ORANGE, BLUE)
+"""None, some or all of a token's assignments lost; each darker than the one before."""
+
+ALARMS = (GREY_F4, PALE_VERMILION, VERMILION)
+"""An alarm in none, some or all of the seeds."""
+
+IDLE, SHARED = GREY_E4, GREY_44
+"""A weight that the token does not use, and one that every token uses."""
 
 
 def colour(expert):
@@ -24,4 +69,4 @@ def ink(expert):
 def ink_on(shade):
     """Black or white, whichever is easier to read on a colour, "#rrggbb"."""
     red, green, blue = (int(shade[i:i + 2], 16) for i in (1, 3, 5))
-    return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else "#ffffff"
+    return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else WHITE

@@ -2,14 +2,10 @@
 
 import numpy as np
 from matplotlib.collections import PathCollection
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from minimoe.config.variants import DENSE_ACTIVE, DENSE_TOTAL
 from minimoe.cost.report import quantity
 from minimoe.plots import figures, palette
-
-MOE_SHADE, DENSE_SHADE = "#D55E00", "#0072B2"
 
 BUDGETS = ("steps", "FLOPs", "time")
 
@@ -18,11 +14,11 @@ DENSE_MARKS = {DENSE_ACTIVE: "s", DENSE_TOTAL: "D"}
 
 
 def pareto(entries, main, title):
-    """Loss against training FLOPs at equal steps, and beside it the losses at each budget; below and left is better.
+    """Loss against training FLOPs at equal steps, and next to it the losses at each budget; below and left is better.
 
-    entries: of `worth`.   main: the name of the MoE that sets the budgets.
+    entries: of `experiments.compare`.   main: the name of the MoE that sets the budgets.
     """
-    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    figure = figures.new_figure(10, 5.4, title)
     equal_steps, budgets = figure.subplots(1, 2, width_ratios=(3, 2))
     _equal_steps(equal_steps, [entry for entry in entries if entry.budget == "steps"])
     _budgets(budgets, entries, main)
@@ -32,18 +28,17 @@ def pareto(entries, main, title):
             if isinstance(handle, PathCollection):
                 handle.set_sizes([60])
         figures.plain(axis)
-    figure.suptitle(title, color=palette.INK, fontsize=13)
     return figure
 
 
 def _equal_steps(axis, entries):
-    """MoEs as rings, which can be seen through one another: those of equal work lie at one place."""
+    """MoEs as rings, which can be seen through one another: those of equal work lie in one place."""
     largest = max(entry.parameters.total for entry in entries)
-    for kind, shade, mark, face in (("MoE", MOE_SHADE, "o", "none"), ("dense", DENSE_SHADE, "s", None)):
+    for kind, shade, mark, face in (("MoE", palette.MOE, "o", "none"), ("dense", palette.DENSE, "s", None)):
         of_kind = sorted((entry for entry in entries if entry.name.startswith(kind)), key=lambda e: e.flops)
         if not of_kind:
             continue
-        mean, low, high = (np.array([of(entry.ce) for entry in of_kind]) for of in (np.mean, np.min, np.max))
+        mean, low, high = (np.array([summary(entry.ce) for entry in of_kind]) for summary in (np.mean, np.min, np.max))
         flops, total = (np.array(column) for column in zip(*((e.flops, e.parameters.total) for e in of_kind),
                                                            strict=True))
         axis.errorbar(flops, mean, (mean - low, high - mean), color=shade, lw=1, ls="-" if kind == "dense" else "none",
@@ -54,38 +49,36 @@ def _equal_steps(axis, entries):
         _names(axis, of_kind, mean, area, shade)
     axis.set(xscale="log", xlabel="training FLOPs (matrix products, forward and backward)",
              title="equal steps (area: total parameters)")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(lambda flops, _: quantity(flops))
-    axis.xaxis.set_minor_locator(NullLocator())
+    figures.name_powers(axis.xaxis, quantity)
     axis.margins(x=0.3, y=0.25)
 
 
 def _names(axis, entries, mean, area, shade):
-    """A name beside each marker: those of MoEs in a column at the left, of dense models above right."""
+    """A name next to each marker: those of MoEs in a column at the left, of dense models above right."""
     rows = sorted(zip(mean, entries, np.sqrt(area) / 2, strict=True), key=lambda row: row[0])
-    for place, (loss, entry, beside) in enumerate(rows):  # the lowest loss has the lowest name
+    for place, (loss, entry, radius) in enumerate(rows):  # the lowest loss has the lowest name
         words = f"{entry.name.removeprefix('dense, ')}\n{quantity(entry.parameters.total)}"
         if entry.name.startswith("MoE"):
             axis.annotate(words, (entry.flops, loss), (0.02, 0.05 + 0.13 * place), textcoords="axes fraction",
                           fontsize=9, color=shade, va="center",
                           arrowprops={"arrowstyle": "-", "color": shade, "lw": 0.8})
         else:
-            axis.annotate(words, (entry.flops, loss), (5, beside + 2), textcoords="offset points", fontsize=9,
+            axis.annotate(words, (entry.flops, loss), (5, radius + 2), textcoords="offset points", fontsize=9,
                           color=shade)
 
 
 def _budgets(axis, entries, main):
-    """The MoE as a line, since it is the same run in every budget; each dense model as a dot a seed."""
-    of = {(entry.name, entry.budget): entry for entry in entries}
-    moe = of[main, "steps"]
-    axis.axhline(moe.ce.mean(), color=MOE_SHADE, lw=2, label=main)
-    axis.axhspan(moe.ce.min(), moe.ce.max(), color=MOE_SHADE, alpha=0.2, lw=0)
+    """The MoE as a line, since it is the same run in every budget; each dense model as one dot per seed."""
+    found = {(entry.name, entry.budget): entry for entry in entries}
+    moe = found[main, "steps"]
+    axis.axhline(moe.ce.mean(), color=palette.MOE, lw=2, label=main)
+    axis.axhspan(moe.ce.min(), moe.ce.max(), color=palette.MOE, alpha=0.2, lw=0)
     for (name, mark), side in zip(DENSE_MARKS.items(), (-0.15, 0.15), strict=True):
-        found = [(place, of[name, budget]) for place, budget in enumerate(BUDGETS) if (name, budget) in of]
-        for place, entry in found:
-            axis.plot(np.full(len(entry.ce), place + side), entry.ce, mark, ms=5, color=DENSE_SHADE, alpha=0.6,
-                      fillstyle="none" if mark == "D" else "full", label=name if place == found[0][0] else None)
-            axis.plot([place + side - 0.1, place + side + 0.1], [entry.ce.mean()] * 2, color=DENSE_SHADE, lw=2.5)
+        runs = [(place, found[name, budget]) for place, budget in enumerate(BUDGETS) if (name, budget) in found]
+        for place, entry in runs:
+            axis.plot(np.full(len(entry.ce), place + side), entry.ce, mark, ms=5, color=palette.DENSE, alpha=0.6,
+                      fillstyle="none" if mark == "D" else "full", label=name if place == runs[0][0] else None)
+            axis.plot([place + side - 0.1, place + side + 0.1], [entry.ce.mean()] * 2, color=palette.DENSE, lw=2.5)
             axis.annotate(f"{entry.steps:,}", (place + side, entry.ce.max()), (0, 5), textcoords="offset points",
                           ha="center", fontsize=8, color=palette.INK)
     axis.set(xticks=range(len(BUDGETS)), xticklabels=[f"equal\n{budget}" for budget in BUDGETS], xlim=(-0.5, 2.5),

@@ -1,7 +1,6 @@
 """Where the time of a training step goes."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from minimoe.plots import figures, palette
 
@@ -13,7 +12,7 @@ def time_by_part(seconds, parts, title):
     parts: their names, in the order in which they are stacked.
     """
     layers, total = sorted({layer for layer, _, _ in seconds} - {None}), sum(seconds.values())
-    figure = Figure(figsize=(10, 0.4 * len(layers) + 3.6), layout="constrained")
+    figure = figures.new_figure(10, 0.4 * len(layers) + 3.6, title)
     axes = figure.subplot_mosaic([["step"] * 2, ["forward", "backward"]], height_ratios=(1, 0.8 + 0.3 * len(layers)))
     ends = {"step": np.zeros(1), "forward": np.zeros(len(layers)), "backward": np.zeros(len(layers))}
     for i, name in enumerate(parts):
@@ -38,5 +37,4 @@ def time_by_part(seconds, parts, title):
         figures.plain(axis)
     figure.legend(*axes["step"].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts),
                   frameon=False, fontsize=9, columnspacing=1.2, handlelength=1.5)
-    figure.suptitle(title, color=palette.INK, fontsize=13)
     return figure

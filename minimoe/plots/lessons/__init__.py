@@ -1,11 +1,11 @@
 """Pictures that one lesson needs: what is longer than a cell, or shows an idea that lasts.
 
     sparse_models    01: which weights a token uses
-    paths            02: paths of tokens through the layers
     gradients        03: gradients on their way back
-    load_balancing   04: who gets the work, and what the loss does about it
-    dropping         05: the room in each expert, and who is dropped
+    load_balancing   04: how even the work is, and what that does to the loss
+    dropping         05: the slots of each expert, and what is dropped
     races            06: a comparison at several budgets
+    paths            07: paths of tokens through the layers
     choices          08: what each router decides
     downsides        09: what an MoE costs, and how runs fail
     machines         09: an MoE on machines

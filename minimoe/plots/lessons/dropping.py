@@ -1,27 +1,26 @@
-"""Pictures of capacity: the room in each expert, who was turned away, and training against evaluation."""
+"""Pictures of capacity: the room in each expert, which tokens lost an expert, and training against evaluation."""
 
 import numpy as np
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from minimoe.plots import figures, palette
 
-LOST_COLOURS = ("#e8e8e8", "#E69F00", "#0072B2")
-"""None, some, all of a token's assignments lost; each darker than the one before."""
 
+def slots(count_E, capacity, title):
+    """One bar per expert: filled up to the capacity, hatched what is dropped above it, dotted the slots left empty.
 
-def rooms(count_E, capacity, title):
-    """A bar an expert: filled up to the capacity, hatched what is dropped above it, dotted the slots left empty.
-
-    count_E: assignments that want each expert.   capacity: slots of each.
+    Args:
+        count_E: assignments that want each expert.
+        capacity: slots of each.
+        title: words.
     """
-    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    figure = figures.new_figure(7.5, 3.4)
     axis, kept_E = figure.subplots(), np.minimum(count_E, capacity)
     for e, (wanted, kept) in enumerate(zip(count_E, kept_E, strict=True)):
         axis.bar(e, kept, color=palette.colour(e), edgecolor="white")
-        axis.bar(e, wanted - kept, bottom=kept, color="white", edgecolor="#D55E00", hatch="////")
-        axis.bar(e, capacity - kept, bottom=kept, color="white", edgecolor="#777777", ls=":")
+        axis.bar(e, wanted - kept, bottom=kept, color="white", edgecolor=palette.DROPPED, hatch="////")
+        axis.bar(e, capacity - kept, bottom=kept, color="white", edgecolor=palette.LIMIT, ls=":")
         if wanted != capacity:
             words = f"{wanted - capacity}\ndropped" if wanted > capacity else f"{capacity - wanted}\nempty"
             axis.annotate(words, (e, max(wanted, capacity)), (0, 3), textcoords="offset points", ha="center",
@@ -36,16 +35,16 @@ def rooms(count_E, capacity, title):
     return figure
 
 
-def fates(lost, title):
-    """Who lost what: one panel a name, a row a sequence, a column a place in it; light: nothing, dark: everything.
+def lost_assignments(lost, title):
+    """Which tokens lost what: one panel per name, one row per sequence, one column per position; dark: everything.
 
     lost: name -> array [sequences, places] of 0 (nothing), 1 (some) or 2 (all assignments of the token lost).
     """
     rows = -(-len(lost) // 2)
-    figure = Figure(figsize=(7.8, 1.9 * rows + 0.8), layout="constrained")
+    figure = figures.new_figure(7.8, 1.9 * rows + 0.8, title, 12)
     axes = np.atleast_2d(figure.subplots(rows, 2, sharex=True, sharey=True))
     for axis, (name, lost_BS) in zip(axes.flat, lost.items(), strict=False):
-        axis.imshow(lost_BS, cmap=ListedColormap(LOST_COLOURS), vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+        axis.imshow(lost_BS, cmap=ListedColormap(palette.LOST), vmin=0, vmax=2, aspect="auto", interpolation="nearest")
         axis.set(title=f"{name}: {(lost_BS == 2).sum()} lost all", yticks=range(0, len(lost_BS), 3))
         axis.title.set(color=palette.INK, fontsize=11)
         axis.tick_params(colors=palette.INK)
@@ -55,20 +54,23 @@ def fates(lost, title):
         axis.set_xlabel("place in the text (characters)")
     for axis in axes[:, 0]:
         axis.set_ylabel("text of the batch")
-    figure.legend(handles=[Patch(facecolor=shade, label=f"lost {words}", edgecolor="#777777") for shade, words in
-                           zip(LOST_COLOURS, ("nothing", "one of two", "both"), strict=True)],
+    figure.legend(handles=[Patch(facecolor=shade, label=f"lost {words}", edgecolor=palette.LIMIT) for shade, words in
+                           zip(palette.LOST, ("nothing", "one of two", "both"), strict=True)],
                   loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title, color=palette.INK, fontsize=12)
     return figure
 
 
-def matrix(ce_ntf, trained, evaluated, title):
+def loss_matrix(ce_ntf, trained, evaluated, title):
     """Loss of models trained with one capacity and evaluated with another: mean over seeds, and their range.
 
-    ce_ntf: [seeds, trained, evaluated], nats.   trained, evaluated: labels.   A frame: the same capacity in both; a
-    star: the lowest mean of a column, the best training for that evaluation.
+    A frame: the same capacity in both.  A star: the lowest mean of a column, the best training for that evaluation.
+
+    Args:
+        ce_ntf: [seeds, trained, evaluated], nats.
+        trained, evaluated: labels.
+        title: words.
     """
-    figure = Figure(figsize=(7.8, 0.62 * len(trained) + 1.5), layout="constrained")
+    figure = figures.new_figure(7.8, 0.62 * len(trained) + 1.5)
     axis, mean, low, high = figure.subplots(), ce_ntf.mean(axis=0), ce_ntf.min(axis=0), ce_ntf.max(axis=0)
     shown = axis.imshow(mean, cmap="cividis_r", aspect="auto")
     best = mean.argmin(axis=0)
@@ -79,11 +81,10 @@ def matrix(ce_ntf, trained, evaluated, title):
             axis.text(f, t, f"{mean[t, f]:.2f}{star}\n±{(high[t, f] - low[t, f]) / 2:.2f}", ha="center", va="center",
                       fontsize=9, color=palette.ink_on(f"#{red:02x}{green:02x}{blue:02x}"))
             if of_training == of_evaluation:
-                axis.add_patch(Rectangle((f - 0.47, t - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2.5))
+                axis.add_patch(Rectangle((f - 0.47, t - 0.47), 0.94, 0.94, fill=False, edgecolor=palette.FRAME, lw=2.5))
     axis.set(xticks=range(len(evaluated)), xticklabels=evaluated, xlabel="capacity factor in evaluation",
              yticks=range(len(trained)), yticklabels=trained, ylabel="capacity factor in training", title=title)
-    axis.title.set(color=palette.INK, fontsize=11)
-    axis.tick_params(colors=palette.INK, length=0)
-    axis.spines[:].set_visible(False)
+    axis.title.set_fontsize(11)
+    figures.frameless(axis)
     figure.colorbar(shown, label="validation loss (nats per token)")
     return figure

@@ -1,14 +1,11 @@
-"""Gradients on their way back: a map of the layer with both directions, and who gets how much of them."""
+"""Gradients on their way back: a map of the layer with both directions, and how much of them each weight gets."""
 
 import math
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from minimoe.plots import figures, palette
-
-FORWARD, BACK = "#777777", "#D55E00"
 
 BOXES = {
     "x": (0.6, 1.9, "x\ntokens"),
@@ -37,24 +34,26 @@ ONE_WAY = [("softmax", "choice"), ("choice", "gates"), ("choice", "dispatch")]
 """What goes forward and has no slope, so that nothing comes back."""
 
 
-def way_back():
+def gradient_map():
     """The layer as boxes: numbers go forward along grey arrows, gradients back along orange ones, none through the
     choice.
     """
-    figure = Figure(figsize=(8, 3.6), dpi=100, layout="constrained")
+    figure = figures.new_figure(8, 3.6)
     axis = figure.subplots()
     axis.set(xlim=(-0.1, 10.3), ylim=(0, 3.85))
     axis.axis("off")
     for start, end, gradient in WAYS:
         _draw_way(axis, start, end, gradient)
     for start, end in ONE_WAY:
-        _arrow(axis, *_ends(start, end), FORWARD, "dotted")
+        _arrow(axis, *_ends(start, end), palette.FORWARD, "dotted")
     for name, (x, y, words) in BOXES.items():
+        face = palette.GREY_EE if name == "choice" else palette.WHITE
         axis.add_patch(FancyBboxPatch((x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, boxstyle="round,pad=0.04",
-                                      facecolor="#eeeeee" if name == "choice" else "white", edgecolor=palette.INK))
+                                      facecolor=face, edgecolor=palette.INK))
         axis.text(x, y, words, ha="center", va="center", fontsize=9, color=palette.INK)
     handles = [axis.plot([], [], line, color=shade, lw=2, label=words)[0] for shade, line, words in (
-        (FORWARD, "-", "forward"), (FORWARD, ":", "forward, without a slope"), (BACK, "-", "back: gradients"))]
+        (palette.FORWARD, "-", "forward"), (palette.FORWARD, ":", "forward, without a slope"),
+        (palette.BACKWARD, "-", "back: gradients"))]
     axis.legend(handles=handles, frameon=False, fontsize=9, loc="lower right")
     axis.set_title("The gradient comes back along two roads, and neither leads through the choice", fontsize=11,
                    color=palette.INK)
@@ -64,12 +63,12 @@ def way_back():
 def _draw_way(axis, start, end, gradient):
     """Two arrows side by side, and the gradient's name beside its own."""
     tail, head = _ends(start, end)
-    along = (head - tail) / np.linalg.norm(head - tail)
-    aside = 0.09 * np.array([-along[1], along[0]])
-    _arrow(axis, tail + aside, head + aside, FORWARD, "solid")
-    _arrow(axis, head - aside, tail - aside, BACK, "solid")
-    axis.text(*((tail + head) / 2 - 2.6 * aside), gradient, color=BACK, fontsize=9, ha="center", va="center",
-              fontweight="bold")
+    direction = (head - tail) / np.linalg.norm(head - tail)
+    shift = 0.09 * np.array([-direction[1], direction[0]])
+    _arrow(axis, tail + shift, head + shift, palette.FORWARD, "solid")
+    _arrow(axis, head - shift, tail - shift, palette.BACKWARD, "solid")
+    axis.text(*((tail + head) / 2 - 2.6 * shift), gradient, color=palette.BACKWARD, fontsize=9, ha="center",
+              va="center", fontweight="bold")
 
 
 def _ends(start, end):
@@ -85,25 +84,28 @@ def _arrow(axis, tail, head, shade, line):
                                               "shrinkA": 0, "shrinkB": 0})
 
 
-def to_scores(panels, chosen_TE, names, title):
-    """Gradients of a router's scores, token by expert, one panel a cause; what was chosen has a frame.
+def score_gradients(panels, chosen_TE, names, title):
+    """Gradients of a router's scores, token by expert, one panel per cause; what was chosen has a frame.
 
-    panels: heading -> dlogit_TE; each has a colour scale of its own, of roots, so that small numbers are seen too.
-    names: of the tokens.  A cell that gets exactly nothing is grey and says 0.
+    A cell that gets exactly nothing is grey and says 0.
+
+    Args:
+        panels: heading -> dlogit_TE; each has a colour scale of its own, of roots, so that small numbers show too.
+        chosen_TE: booleans.
+        names: of the tokens.
+        title: words.
     """
-    figure = Figure(figsize=(8, 0.36 * len(names) + 1.5), dpi=100, layout="constrained")
+    figure = figures.new_figure(8, 0.36 * len(names) + 1.5, title, 11)
     axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for axis, (heading, dlogit_TE) in zip(axes, panels.items(), strict=True):
         root_TE = np.ma.masked_equal(np.sign(dlogit_TE) * np.sqrt(np.abs(dlogit_TE)), 0)
         end = 2 * math.sqrt(np.abs(dlogit_TE).max() or 1)  # twice the largest: words cannot be read on the dark ends
-        axis.set_facecolor("#dddddd")
+        axis.set_facecolor(palette.GREY_DD)
         axis.imshow(root_TE, cmap="PuOr", vmin=-end, vmax=end, aspect="auto")
         _write_cells(axis, dlogit_TE, chosen_TE)
         axis.set(xticks=range(dlogit_TE.shape[1]), yticks=range(len(names)), yticklabels=names, xlabel="expert")
-        axis.set_title(heading, fontsize=10, color=palette.INK)
-        axis.spines[:].set_visible(False)
-        axis.tick_params(length=0, colors=palette.INK)
-    figure.suptitle(title, color=palette.INK, fontsize=11)
+        axis.set_title(heading, fontsize=10)
+        figures.frameless(axis)
     return figure
 
 
@@ -117,12 +119,15 @@ def _write_cells(axis, dlogit_TE, chosen_TE):
             axis.add_patch(Rectangle((e - 0.46, t - 0.46), 0.92, 0.92, fill=False, edgecolor=palette.INK, lw=1.8))
 
 
-def against_step(steps, errors, title):
+def errors_by_step(steps, errors, title):
     """Relative errors of numerical derivatives against their step, smaller steps to the right.
 
-    errors: name -> error at each step; one of exactly 0 is drawn at the bottom.
+    Args:
+        steps: h.
+        errors: name -> error at each step; one of exactly 0 is drawn at the bottom.
+        title: words.
     """
-    figure = Figure(figsize=(7.5, 3.4), dpi=100, layout="constrained")
+    figure = figures.new_figure(7.5, 3.4)
     axis = figure.subplots()
     for (name, error), (shade, line), mark in zip(errors.items(), palette.MODEL_STYLES, "os^", strict=False):
         axis.loglog(steps, np.maximum(error, BOTTOM), mark + line, color=shade, label=name, ms=5)
@@ -137,12 +142,15 @@ def against_step(steps, errors, title):
 def flips(steps, errors, flipped, title):
     """Errors of a central difference, number by number and for several steps: which of them are flips?
 
-    errors, flipped: [steps, numbers]: the error of each, and whether the two steps chose differently.
+    Args:
+        steps: h.
+        errors, flipped: [steps, numbers], the error of each, and whether the two steps chose differently.
+        title: words.
     """
-    figure = Figure(figsize=(7.5, 3.6), dpi=100, layout="constrained")
+    figure = figures.new_figure(7.5, 3.6)
     axis = figure.subplots()
-    aside = 10 ** np.linspace(-0.25, 0.25, errors.shape[1])  # so that marks do not lie on each other
-    place = np.outer(steps, aside)
+    spread = 10 ** np.linspace(-0.25, 0.25, errors.shape[1])  # so that marks do not lie on each other
+    place = np.outer(steps, spread)
     axis.loglog(place[flipped], errors[flipped], "x", color=palette.MODEL_STYLES[0][0], ms=6,
                 label="a token changed experts")
     axis.loglog(place[~flipped], errors[~flipped], "o", color=palette.MODEL_STYLES[1][0], mfc="none", ms=5,
@@ -160,12 +168,15 @@ def flips(steps, errors, flipped, title):
     return figure
 
 
-def side_by_side(panels, names, title):
-    """Curves over training steps, one panel a measure, one kind of line a name, one line a seed.
+def training_curves(panels, names, title):
+    """Curves over training steps: one panel per measure, one kind of line per name, one line per seed.
 
-    panels: label of the axis -> curves, [names, seeds, steps]; the second and later ones are on a logarithmic axis.
+    Args:
+        panels: label of the axis -> curves, [names, seeds, steps]; from the second on, the axis is logarithmic.
+        names: of the models.
+        title: words.
     """
-    figure = Figure(figsize=(7.5, 3.2), dpi=100, layout="constrained")
+    figure = figures.new_figure(7.5, 3.2, title, 11)
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for place, (axis, (label, curves)) in enumerate(zip(axes, panels.items(), strict=True)):
         for name, (shade, line), seeds in zip(names, palette.MODEL_STYLES, curves, strict=False):
@@ -175,5 +186,4 @@ def side_by_side(panels, names, title):
         axis.set(xlabel="training steps", ylabel=label, yscale="log" if place else "linear")
         figures.plain(axis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
-    figure.suptitle(title, color=palette.INK, fontsize=11)
     return figure

@@ -1,10 +1,9 @@
-"""Paths of tokens through the layers, drawn as streams: a picture of which expert follows upon which."""
+"""Paths of tokens through the layers, drawn as streams: a picture of which expert follows which."""
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minimoe.plots import palette
+from minimoe.plots import figures, palette
 
 BLOCK = 0.12
 """Width of an expert's block, where layers are 1 apart."""
@@ -14,12 +13,16 @@ RISE = STEPS ** 2 * (3 - 2 * STEPS)  # flat at both ends
 
 
 def alluvial(paths, n_experts, title):
-    """Streams of tokens from layer to layer, one panel a model.
+    """Streams of tokens from layer to layer, one panel per model.
 
-    paths: heading of a panel -> the expert of each token in each layer, whole numbers [L, T].
     An expert is a block as high as its share of the tokens; a stream has the colour of the expert that it leaves.
+
+    Args:
+        paths: heading of a panel -> the expert of each token in each layer, whole numbers [L, T].
+        n_experts: of each layer.
+        title: words.
     """
-    figure = Figure(figsize=(8, 4.4), dpi=100, layout="constrained")
+    figure = figures.new_figure(8, 4.4, title, 11)
     axes = np.atleast_1d(figure.subplots(1, len(paths), sharey=True))
     for axis, (heading, expert_LT) in zip(axes, paths.items(), strict=True):
         for layer, (before_T, after_T) in enumerate(zip(expert_LT, expert_LT[1:], strict=False)):
@@ -29,11 +32,9 @@ def alluvial(paths, n_experts, title):
         layers = range(len(expert_LT))
         axis.set(xticks=layers, xticklabels=[f"layer {layer}" for layer in layers], ylim=(1, 0), yticks=(0, 0.5, 1),
                  xlim=(-BLOCK, len(expert_LT) - 1 + BLOCK))
-        axis.set_title(heading, fontsize=10)
-        axis.spines[:].set_visible(False)
-        axis.tick_params(length=0, colors=palette.INK)
+        figures.frameless(axis)
+        axis.set_title(heading, fontsize=10, color=palette.BLACK)
     axes[0].set_ylabel("share of the tokens")
-    figure.suptitle(title, color=palette.INK, fontsize=11)
     return figure
 
 
@@ -51,10 +52,10 @@ def streams(before_T, after_T, n_experts):
 
 def _draw_streams(axis, layer, before_T, after_T, n_experts):
     share_EE, left_EE, right_EE = streams(before_T, after_T, n_experts)
-    along = layer + BLOCK / 2 + (1 - BLOCK) * STEPS
+    x = layer + BLOCK / 2 + (1 - BLOCK) * STEPS
     for a, b in zip(*share_EE.nonzero(), strict=True):
         top = left_EE[a, b] + (right_EE[a, b] - left_EE[a, b]) * RISE
-        axis.fill_between(along, top, top + share_EE[a, b], color=palette.colour(a), alpha=0.6, lw=0)
+        axis.fill_between(x, top, top + share_EE[a, b], color=palette.colour(a), alpha=0.6, lw=0)
 
 
 def _draw_blocks(axis, layer, expert_T, n_experts):

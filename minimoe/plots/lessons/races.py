@@ -1,53 +1,58 @@
-"""Pictures of a comparison at several budgets: curves to equal ends, gaps seed by seed, what a MoE is worth."""
+"""Pictures of a comparison at several budgets: curves to equal ends, gaps seed by seed, what an MoE is worth."""
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from minimoe.cost.report import quantity
 from minimoe.plots import figures, palette
-from minimoe.plots.lessons.downsides import LARGE, MOE, SIZES, SMALL
+from minimoe.plots.lessons import downsides
 
-STYLES = ((SMALL, "--", "s"), (MOE, "-", "D"), (LARGE, ":", "o"))
-"""Colour, line and marker of the small dense model, the MoE, and the large dense model."""
+LINES = ("--", "-", ":")
+"""Of the small dense model, the MoE, and the large dense model."""
 
 
 def races(panels, names, title, highest=None):
-    """Loss while training, a panel a budget: the mean of the seeds as a line, their range as a band.
+    """Loss while training, one panel per budget: the mean of the seeds as a line, their range as a band.
 
-    panels: name of a budget -> (label of the x axis, the curves of small, MoE and large, each (x, ce), ce with a row a
-    seed); where a curve ends is marked, the MoE on top.   names: of the three.   highest: upper end of the y axis.
+    Where a curve ends is marked, the MoE on top.
+
+    Args:
+        panels: name of a budget -> (label of the x axis, the curves of small, MoE and large, each (x, ce), ce with one
+            row per seed).
+        names: of the three.
+        title: words.
+        highest: upper end of the y axis, nats; or None for what the curves need.
     """
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = figures.new_figure(8, 4, title, 12)
     axes = figure.subplots(1, len(panels), sharey=True)
     for axis, (budget, (label, curves)) in zip(axes, panels.items(), strict=True):
-        for name, (x, ce), (shade, line, mark) in zip(names, curves, STYLES, strict=True):
+        for name, (x, ce), (shade, mark), line in zip(names, curves, downsides.MARKS, LINES, strict=True):
             mean = ce.mean(axis=0)
             axis.plot(x, mean, line, color=shade, lw=2, label=name)
-            axis.plot(x[-1], mean[-1], mark, color=shade, ms=SIZES[mark] * 0.7, zorder=4 if shade == MOE else 3)
+            axis.plot(x[-1], mean[-1], mark, color=shade, ms=downsides.SIZES[mark] * 0.7,
+                      zorder=4 if shade == palette.MOE else 3)
             axis.fill_between(x, ce.min(axis=0), ce.max(axis=0), color=shade, alpha=0.2, lw=0)
         axis.set(xlabel=label, title=f"equal {budget}", xlim=(0, 1.04 * max(x[-1] for x, _ in curves)))
-        axis.grid(color="#e4e4e4", lw=0.6)
+        axis.grid(color=palette.PALE_GRID, lw=0.6)
         figures.plain(axis)
     axes[0].set(ylabel="held-out loss (nats per token)")
     axes[0].set_ylim(top=highest)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title, color=palette.INK, fontsize=12)
     return figure
 
 
 def gaps(rows, title):
-    """How far a dense model is above the MoE, seed by seed: a row a comparison, a dot a seed, a bar at the mean.
+    """How far a dense model is above the MoE: one row per comparison, one dot per seed, a bar at their mean.
 
-    rows: label -> dense minus MoE, nats, one entry a seed.   At the right: the mean, and in how many seeds it has that
-    sign.
+    At the right: the mean, and in how many seeds it has that sign.
+    rows: label -> dense minus MoE, nats, one entry per seed.
     """
-    figure = Figure(figsize=(8, 0.5 * len(rows) + 1.5), layout="constrained")
+    figure = figures.new_figure(8, 0.5 * len(rows) + 1.5, title, 12)
     axis = figure.subplots()
     words = []
     for y, gap in enumerate(rows.values()):
         mean = gap.mean()
-        shade = MOE if mean > 0 else SMALL
+        shade = palette.MOE if mean > 0 else palette.DENSE
         axis.plot(gap, np.full(len(gap), y), "o", color=shade, ms=6, alpha=0.7)
         axis.plot([mean] * 2, [y - 0.3, y + 0.3], "-", color=shade, lw=2.5)
         words.append(f"{mean:+.3f}, {int((gap * mean > 0).sum())} of {len(gap)}")
@@ -55,42 +60,38 @@ def gaps(rows, title):
     axis.set_xscale("symlog", linthresh=0.05)
     ticks = [-0.3, -0.1, -0.03, 0, 0.03, 0.1, 0.3]
     reach = max(abs(gap).max() for gap in rows.values())
-    axis.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.4, -0.6), xticks=ticks,
-             xticklabels=[f"{tick:g}" for tick in ticks], xlim=(-1.3 * max(reach, 0.05), 1.3 * max(reach, 0.05)),
+    figures.name_rows(axis, list(rows), words)
+    axis.set(xticks=ticks, xticklabels=[f"{tick:g}" for tick in ticks],
+             xlim=(-1.3 * max(reach, 0.05), 1.3 * max(reach, 0.05)),
              xlabel="← the dense model is better      dense minus MoE, nats per token      the MoE is better →")
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.grid(axis="x", color="#e4e4e4", lw=0.6)
-    right = axis.secondary_yaxis("right")
-    right.set(yticks=range(len(rows)), yticklabels=words)
-    right.tick_params(length=0, colors=palette.INK)
-    right.spines[:].set_visible(False)
+    axis.grid(axis="x", color=palette.PALE_GRID, lw=0.6)
     figures.plain(axis)
-    figure.suptitle(title, color=palette.INK, fontsize=12)
     return figure
 
 
-def worths(sizes, ce, falling, moes, title):
-    """Where on the losses of a family of dense models each MoE stands.
+def effective_sizes(sizes, ce, falling, moes, title):
+    """Where on the losses of a family of dense models each MoE lies.
 
-    sizes, ce: parameters of the dense models, and their losses, a row a model and a column a seed.   falling: the line
-    through them, one entry a model.   moes: name -> (loss, size that it is worth); one at an end of the family is worth
-    that or what lies beyond it.
+    Args:
+        sizes, ce: parameters of the dense models, and their losses, one row per model and one column per seed.
+        falling: the line through them, one entry per model.
+        moes: name -> (loss, size that it is worth); one at an end of the family is worth that or what lies beyond it.
+        title: words.
     """
-    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    figure = figures.new_figure(7.6, 4.2)
     axis = figure.subplots()
     for size, of_size in zip(sizes, ce, strict=True):
-        axis.plot(np.full(len(of_size), size), of_size, "s", color=SMALL, ms=4, alpha=0.5)
-    axis.plot(sizes, ce.mean(axis=1), "s", color=SMALL, ms=9, label="dense models (small: each seed)")
-    axis.plot(sizes, falling, "-", color=SMALL, lw=1.5, label="nearest line that never rises")
+        axis.plot(np.full(len(of_size), size), of_size, "s", color=palette.DENSE, ms=4, alpha=0.5)
+    axis.plot(sizes, ce.mean(axis=1), "s", color=palette.DENSE, ms=9, label="dense models (small: each seed)")
+    axis.plot(sizes, falling, "-", color=palette.DENSE, lw=1.5, label="nearest line that never rises")
     for (name, (loss, size)), line, mark in zip(moes.items(), ("-", "--", ":"), "oD^", strict=False):
         beyond = "at most " if size < sizes[0] + 0.5 else "at least " if size > sizes[-1] - 0.5 else ""
-        axis.axhline(loss, color=MOE, ls=line, lw=1.2, zorder=1)
-        axis.plot(size, loss, mark, color=MOE, ms=10, fillstyle="none", mew=2,
+        axis.axhline(loss, color=palette.MOE, ls=line, lw=1.2, zorder=1)
+        axis.plot(size, loss, mark, color=palette.MOE, ms=10, fillstyle="none", mew=2,
                   label=f"{name}: worth {beyond}{quantity(size)}")
     axis.set(xscale="log", xlabel="parameters of a dense model", ylabel="held-out loss (nats per token)", title=title)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(lambda size, _: quantity(size))
-    axis.xaxis.set_minor_locator(NullLocator())
+    figures.name_powers(axis.xaxis, quantity)
     axis.margins(x=0.1)
     axis.legend(frameon=False)
     figures.plain(axis)
@@ -98,12 +99,15 @@ def worths(sizes, ce, falling, moes, title):
 
 
 def letters(count, groups, top_k, title):
-    """Who takes which letter: a panel a layer, a row an expert, a column a letter, dark where it takes few.
+    """Which expert takes which letter: one panel per layer, one row per expert, one column per letter; dark: few.
 
-    count: of each layer, how often each letter went to each expert, [letters, E]; letters stand group by group.
-    groups: the letters of each group, one text each.   top_k: experts of a token; one of them takes 1 / top_k at most.
+    Args:
+        count: of each layer, how often each letter went to each expert, [letters, E]; letters stand group by group.
+        groups: the letters of each group, one string each.
+        top_k: experts of a token; one of them takes 1 / top_k at most.
+        title: words.
     """
-    figure = Figure(figsize=(8, 1.7 * len(count) + 1), layout="constrained")
+    figure = figures.new_figure(8, 1.7 * len(count) + 1, title, 12)
     for layer, (axis, of_layer) in enumerate(zip(np.atleast_1d(figure.subplots(len(count), 1)), count, strict=True)):
         share = of_layer / of_layer.sum(axis=1, keepdims=True)
         shown = axis.imshow(share.T, cmap="cividis", vmin=0, vmax=1 / top_k, aspect="auto", interpolation="nearest")
@@ -111,9 +115,7 @@ def letters(count, groups, top_k, title):
             axis.axvline(edge, color="white", lw=4)
         axis.set(xticks=range(len(of_layer)), xticklabels=list("".join(groups)), yticks=range(of_layer.shape[1]),
                  ylabel=f"layer {layer}\nexpert")
-        axis.tick_params(length=0, colors=palette.INK)
-        axis.spines[:].set_visible(False)
+        figures.frameless(axis)
     figure.colorbar(shown, ax=figure.axes, label="share of the letter's assignments", aspect=15)
     figure.axes[len(count) - 1].set_xlabel("letter")
-    figure.suptitle(title, color=palette.INK, fontsize=12)
     return figure

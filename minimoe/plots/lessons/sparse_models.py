@@ -2,57 +2,54 @@
 
 import numpy as np
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
-from minimoe.plots import cost_shares, figures, palette
+from minimoe.plots import figures, palette
 
-IDLE, COMMON, NOTHING = "#e4e4e4", "#444444", "#ffffff"
-"""Colours of a weight that the token does not use, of one that every token uses, and of the ground."""
-
-SERIES = (("#0072B2", "o", 12), ("#D55E00", "s", 8.5), ("#009E73", "^", 7))
+SERIES = ((palette.BLUE, "o", 12), (palette.VERMILION, "s", 8.5), (palette.GREEN, "^", 7))
 """Colour, marker and size of each series of dots: later ones are smaller, so that one shows inside the other."""
 
 
 def used_weights(blocks, tokens, title):
-    """Every weight of feed-forward blocks as a small square, coloured where a token uses it; a row of panels a token.
+    """Every weight of feed-forward blocks as a small square, coloured where the token of its row of panels uses it.
 
-    blocks: name -> (used, E).  used: [T, 3, D, J] booleans, for each token and each of the three matrices; a column is
-    a hidden unit.  E: experts that share out the hidden units; above each stands its column of the router, which every
-    token uses.  1: a dense block, which has no router.   tokens: their names.
+    Args:
+        blocks: name -> (used, E).  used: [T, 3, D, J] booleans, for each token and each of the three matrices; a column
+            is a hidden unit.  E: experts that share out the hidden units; above each stands its column of the router,
+            which every token uses.  1: a dense block, which has no router.
+        tokens: their names.
+        title: words.
     """
-    figure = Figure(figsize=(7.6, 1.75 * len(tokens) + 1.1), layout="constrained")
+    figure = figures.new_figure(7.6, 1.75 * len(tokens) + 1.1, title, 12)
     widths = [used.shape[3] for used, _ in blocks.values()]
     axes = figure.subplots(len(tokens), len(blocks), squeeze=False, width_ratios=widths)
     for row, token in enumerate(tokens):
         for axis, (name, (used, E)) in zip(axes[row], blocks.items(), strict=True):
             D = used.shape[2]
-            axis.pcolormesh(_painted(used[row], E), edgecolors=NOTHING, linewidth=0.6)
+            axis.pcolormesh(_painted(used[row], E), edgecolors=palette.WHITE, linewidth=0.6)
             axis.set(ylim=(4 * D + 3, 0), xticks=[], yticks=[], title=name if row == 0 else "")
             if E > 1:
                 _number_experts(axis, used[row], E)
-            axis.spines[:].set_visible(False)
-            axis.tick_params(length=0, colors=palette.INK, labelsize=9)
-            axis.title.set(color=palette.INK, fontsize=10)
+            figures.frameless(axis)
+            axis.tick_params(labelsize=9)
+            axis.title.set_fontsize(10)
         middles = [D + 1 + D / 2 + matrix * (D + 1) for matrix in range(3)]
         axes[row, 0].set_yticks(middles, ["gate", "up", "down"])
         axes[row, 0].set_ylabel(f"token {token}", fontsize=11, fontweight="bold", color=palette.INK)
     figure.supxlabel("a square is a weight; dark or coloured: the token uses it; pale: it does not", fontsize=10,
                      color=palette.INK)
-    figure.suptitle(title, color=palette.INK, fontsize=12)
     return figure
 
 
 def _painted(used, E):
     """The colours of one panel: the router above the three matrices, with a row of nothing before each of these."""
     _, D, J = used.shape
-    image = np.full((4 * D + 3, J, 3), to_rgb(NOTHING))
-    shade_J3 = np.array([to_rgb(palette.colour(unit * E // J) if E > 1 else COMMON) for unit in range(J)])
+    image = np.full((4 * D + 3, J, 3), to_rgb(palette.WHITE))
+    shade_J3 = np.array([to_rgb(palette.colour(unit * E // J) if E > 1 else palette.SHARED) for unit in range(J)])
     for matrix in range(3):
         top = (D + 1) * (matrix + 1)
-        image[top:top + D] = np.where(used[matrix][:, :, None], shade_J3, to_rgb(IDLE))
+        image[top:top + D] = np.where(used[matrix][:, :, None], shade_J3, to_rgb(palette.IDLE))
     if E > 1:
-        image[:D, _middle(E, J)] = to_rgb(COMMON)
+        image[:D, _middle(E, J)] = to_rgb(palette.SHARED)
     return image
 
 
@@ -71,61 +68,64 @@ def _number_experts(axis, used, E):
 
 
 def twins(parameters, work, title):
-    """A model beside its dense twins: parameters, used by a token or idle, and FLOPs a token, part by part.
+    """A model next to its dense twins: parameters, used by a token or idle, and FLOPs per token, part by part.
 
-    parameters: name -> (active, idle).   work: name -> part -> FLOPs a token, parts as in `cost_plots.SHARE_COLOURS`.
+    Args:
+        parameters: name -> (active, idle).
+        work: name -> part -> FLOPs per token, parts as in `palette.PARTS`.
+        title: words.
     """
-    figure = Figure(figsize=(7.8, 0.45 * len(parameters) + 1.9), layout="constrained")
+    figure = figures.new_figure(7.8, 0.45 * len(parameters) + 1.9, title, 12)
     left, right = figure.subplots(1, 2, sharey=True)
     for row, (active, idle) in enumerate(parameters.values()):
-        left.barh(row, active / 1e6, color=COMMON, label="used by a token")
-        left.barh(row, idle / 1e6, left=active / 1e6, color=IDLE, edgecolor="#888888", lw=0, hatch="///", label="idle")
+        left.barh(row, active / 1e6, color=palette.SHARED, label="used by a token")
+        left.barh(row, idle / 1e6, left=active / 1e6, color=palette.IDLE, edgecolor=palette.GREY_88, lw=0, hatch="///",
+                  label="idle")
     seen = {}
     for row, of_part in enumerate(work.values()):
         start = 0.0
-        for part in (part for part in cost_shares.SHARE_COLOURS if of_part.get(part)):
-            bar = right.barh(row, of_part[part] / 1e6, left=start, color=cost_shares.SHARE_COLOURS[part],
-                             edgecolor=NOTHING, lw=0.6)
+        for part in (part for part in palette.PARTS if of_part.get(part)):
+            bar = right.barh(row, of_part[part] / 1e6, left=start, color=palette.PARTS[part],
+                             edgecolor=palette.WHITE, lw=0.6)
             seen.setdefault(part, bar)
             start += of_part[part] / 1e6
-    left.set(yticks=range(len(parameters)), yticklabels=list(parameters), ylim=(len(parameters) - 0.4, -0.6),
-             xlabel="parameters (millions)")
-    right.set(xlabel="forward FLOPs a token (millions)")
+    figures.name_rows(left, list(parameters))
+    left.set_xlabel("parameters (millions)")
+    right.set_xlabel("forward FLOPs a token (millions)")
     handles, labels = left.get_legend_handles_labels()
-    shown = [part for part in cost_shares.SHARE_COLOURS if part in seen]
-    above = dict(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1)
-    left.legend(handles[:2], labels[:2], ncols=2, **above)
-    right.legend([seen[part] for part in shown], shown, ncols=3, handlelength=1, **above)
+    shown = [part for part in palette.PARTS if part in seen]
+    style = dict(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1)
+    left.legend(handles[:2], labels[:2], ncols=2, **style)
+    right.legend([seen[part] for part in shown], shown, ncols=3, handlelength=1, **style)
     for axis in (left, right):
         figures.plain(axis)
-    figure.suptitle(title, color=palette.INK, fontsize=12)
     return figure
 
 
 def dots(rows, series, words, xlabel, title):
     """A mark for each series in each row, on a scale where equal steps are equal ratios, joined by a line.
 
-    rows: names.   series: name -> numbers, one a row, above 0, or nan for none.   words: what stands at the right of
-    each row.   Raises ValueError for more series than there are signs for.
+    Args:
+        rows: names.
+        series: name -> numbers, one per row, above 0, or nan for none.
+        words: what stands at the right of each row.
+        xlabel, title: words.
+
+    Raises ValueError for more series than there are signs for.
     """
     if not 1 <= len(series) <= len(SERIES):
         raise ValueError(f"series = {len(series)}: must be 1 to {len(SERIES)}, each with a sign of its own")
-    figure = Figure(figsize=(7.6, 0.34 * len(rows) + 1.7), layout="constrained")
+    figure = figures.new_figure(7.6, 0.34 * len(rows) + 1.7, title, 12)
     axis = figure.subplots()
     values = np.array([series[name] for name in series], float)
-    axis.hlines(range(len(rows)), np.nanmin(values, axis=0), np.nanmax(values, axis=0), color="#bbbbbb", lw=2, zorder=1)
+    ends = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    axis.hlines(range(len(rows)), *ends, color=palette.GREY_BB, lw=2, zorder=1)
     for (name, numbers), (shade, mark, size) in zip(series.items(), SERIES, strict=False):
-        axis.plot(numbers, range(len(rows)), mark, color=shade, ms=size, label=name, markeredgecolor=NOTHING)
-    axis.set(xscale="log", xlabel=xlabel, yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.4, -0.6))
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.nanmax(values) < 100 * np.nanmin(values) else (1,)))
-    axis.xaxis.set_major_formatter(lambda number, _: f"{number:g}")
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.grid(axis="x", color=IDLE, lw=0.6)
-    right = axis.secondary_yaxis("right")
-    right.set(yticks=range(len(rows)), yticklabels=words)
-    right.tick_params(length=0, colors=palette.INK)
-    right.spines[:].set_visible(False)
+        axis.plot(numbers, range(len(rows)), mark, color=shade, ms=size, label=name, markeredgecolor=palette.WHITE)
+    axis.set(xscale="log", xlabel=xlabel)
+    figures.name_rows(axis, rows, words)
+    figures.name_powers(axis.xaxis, "{:g}".format, (1, 2, 5) if np.nanmax(values) < 100 * np.nanmin(values) else (1,))
+    axis.grid(axis="x", color=palette.PALE_GRID, lw=0.6)
     figures.plain(axis)
     figure.legend(loc="outside lower center", ncols=len(series), frameon=False)
-    figure.suptitle(title, color=palette.INK, fontsize=12)
     return figure

@@ -70,7 +70,7 @@ def test_a_long_title_has_several_lines():
 def test_the_pieces_of_mixtral_by_hand():
     # experts have 32 * 8 * 3 * 4096 * 14336 of 46,702,792,704 parameters, and a quarter of that of 12,879,925,248
     axis = cost_shares.cost_shares([RECORDS["mixtral-8x7b"]]).axes[0]
-    blue, experts = cost_shares.SHARE_COLOURS["experts"].lower(), 32 * 8 * 3 * 4096 * 14336
+    blue, experts = palette.PARTS["experts"].lower(), 32 * 8 * 3 * 4096 * 14336
     widths = [next(width for _, width, colour in pieces if colour == blue) for pieces in bars_of(axis).values()]
     assert widths[:2] == pytest.approx([100 * experts / 46_702_792_704, 100 * experts / 4 / 12_879_925_248])
     work = RECORDS["mixtral-8x7b"]["forward_flops_per_token"]
@@ -106,21 +106,21 @@ def test_the_title_names_the_largest_part(key, words):
 
 
 def test_every_part_that_there_can_be_has_a_colour_of_its_own():
-    assert set(cost_shares.SHARE_COLOURS) == {*parts.NAMES, formula.SCORES, deployment.CACHE}
-    shades = [colors.to_hex(shade) for shade in cost_shares.SHARE_COLOURS.values()]
+    assert set(palette.PARTS) == {*parts.NAMES, formula.SCORES, deployment.CACHE}
+    shades = [colors.to_hex(shade) for shade in palette.PARTS.values()]
     assert len(set(shades)) == len(shades)
 
 
 def test_pieces_have_the_colours_of_the_legend_in_one_order():
     figure = cost_shares.cost_shares(list(RECORDS.values()))
-    order, seen = [shade.lower() for shade in cost_shares.SHARE_COLOURS.values()], set()
+    order, seen = [shade.lower() for shade in palette.PARTS.values()], set()
     for axis in figure.axes:
         for pieces in bars_of(axis).values():
             places = [order.index(colour) for _, _, colour in pieces]
             assert places == sorted(places)
             seen |= set(places)
     [legend] = figure.legends
-    names = list(cost_shares.SHARE_COLOURS)
+    names = list(palette.PARTS)
     assert [text.get_text() for text in legend.get_texts()] == [names[place] for place in sorted(seen)]
     shown = [colors.to_hex(handle.get_facecolor()) for handle in legend.get_patches()]
     assert shown == [order[place] for place in sorted(seen)]

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
+from minimoe.plots import palette
 from minimoe.plots.lessons import dropping
 
 COUNT_E, ROOM = np.array([5, 2, 3]), 3
@@ -16,15 +17,15 @@ CE = np.array([[[3.0, 2.0], [2.5, 2.2]], [[3.2, 2.2], [2.7, 2.2]]])
 
 
 def drawn_rooms():
-    return dropping.rooms(COUNT_E, ROOM, "rooms")
+    return dropping.slots(COUNT_E, ROOM, "rooms")
 
 
 def drawn_fates():
-    return dropping.fates(LOST, "fates")
+    return dropping.lost_assignments(LOST, "fates")
 
 
 def drawn_matrix():
-    return dropping.matrix(CE, ["0.5", "1"], ["1", "2"], "matrix")
+    return dropping.loss_matrix(CE, ["0.5", "1"], ["1", "2"], "matrix")
 
 
 def bars(figure, hatched=False, dotted=False):
@@ -68,7 +69,7 @@ def test_fates_name_their_colours():
     legend = drawn_fates().legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["lost nothing", "lost one of two", "lost both"]
     assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == [
-        shade.lower() for shade in dropping.LOST_COLOURS]
+        shade.lower() for shade in palette.LOST]
 
 
 def test_the_matrix_says_mean_and_half_the_range_of_seeds_and_stars_the_best_of_a_column():

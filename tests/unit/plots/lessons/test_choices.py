@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
+from minimoe.plots import palette
 from minimoe.plots.lessons import choices
 
 ONE_TE = np.array([[0.7, 0.3, 0], [0, 1, 0]])
@@ -14,7 +15,7 @@ MARKED = {"one": np.zeros((2, 3), bool), "two": np.array([[False, True, False], 
 
 
 def drawn(changed=None, columns=2):
-    return choices.panels({"one": ONE_TE, "two": TWO_TE, "three": TWO_TE}, "a ", "title", changed, columns)
+    return choices.weight_maps({"one": ONE_TE, "two": TWO_TE, "three": TWO_TE}, "a ", "title", changed, columns)
 
 
 def test_there_is_a_panel_a_router_in_order_and_the_empty_place_is_off():
@@ -47,7 +48,7 @@ def test_what_changed_has_a_frame():
     first, second, third = drawn(changed).axes[:3]
     assert not first.patches and not third.patches
     frames = [(patch.get_x() + 0.5, patch.get_y() + 0.5, to_hex(patch.get_edgecolor())) for patch in second.patches]
-    assert frames == [(0, 1, choices.CHANGED.lower()), (1, 2, choices.CHANGED.lower())]
+    assert frames == [(0, 1, palette.FRAME.lower()), (1, 2, palette.FRAME.lower())]
 
 
 def test_one_column_puts_the_panels_below_each_other():

@@ -15,7 +15,7 @@ RAISED = {"healthy": [(0, 3), (0, 3), (0, 0)], "sick": [(3, 3), (1, 3), (2, 2)]}
 
 
 def drawn_between():
-    return downsides.between(ROWS, ("small", "MoE", "large"), "between")
+    return downsides.relative_costs(ROWS, ("small", "MoE", "large"), "between")
 
 
 def drawn_alarms():
@@ -31,10 +31,10 @@ def marks(axis, marker, shade):
 def test_the_moe_stands_between_the_two_by_its_logarithm():
     # log(1/1) = 0;  log(8/4) / log(16/4) = 1/2;  log(32/2) / log(32/2) = 1;  means 4, 2, 1: log(2/4) / log(1/4) = 1/2
     axis = drawn_between().axes[0]
-    places = marks(axis, "D", downsides.MOE)
+    places = marks(axis, "D", palette.MOE)
     np.testing.assert_allclose(places, [(0, 0), (0.5, 1), (1, 2), (0.5, 3)], atol=1e-12)
-    assert [x for x, _ in marks(axis, "s", downsides.SMALL)] == [0, 0, 0, 0]
-    np.testing.assert_allclose([x for x, _ in marks(axis, "o", downsides.LARGE)], 1)
+    assert [x for x, _ in marks(axis, "s", palette.DENSE)] == [0, 0, 0, 0]
+    np.testing.assert_allclose([x for x, _ in marks(axis, "o", palette.LARGE_DENSE)], 1)
     assert axis.get_ylim()[0] > 3.28 and axis.get_ylim()[1] < 0  # the first row is at the top, seeds have room below
 
 
@@ -50,10 +50,10 @@ def test_the_moe_is_drawn_over_what_it_stands_on_and_smaller():
 def test_seeds_stand_below_their_mean_and_only_where_there_are_some():
     # 3 and 5 around 4, on the way to 1: log(3/4) / log(1/4) = 0.2075, log(5/4) / log(1/4) = -0.1610
     axis = drawn_between().axes[0]
-    small = marks(axis, "|", downsides.SMALL)
+    small = marks(axis, "|", palette.DENSE)
     np.testing.assert_allclose([x for x, _ in small], [0.2075, -0.1610], atol=1e-4)
     np.testing.assert_allclose([y for _, y in small], 3.28)
-    assert [round(x, 9) for x, _ in marks(axis, "|", downsides.MOE)] == [0.5, 0.5]
+    assert [round(x, 9) for x, _ in marks(axis, "|", palette.MOE)] == [0.5, 0.5]
 
 
 def test_the_three_numbers_stand_at_the_right_and_the_names_in_the_legend():
@@ -79,7 +79,7 @@ def test_alarms_differ_in_colour_from_what_is_well_and_can_be_read():
     faces = {(round(bar.get_x() + bar.get_width() / 2), round(bar.get_y() + bar.get_height() / 2)):
              to_hex(bar.get_facecolor()) for bar in axis.patches}
     assert faces[0, 0] == faces[0, 1] == faces[0, 2]
-    assert faces[1, 0] == faces[1, 2] == downsides.MOE.lower() != faces[1, 1] != faces[0, 0]
+    assert faces[1, 0] == faces[1, 2] == palette.MOE.lower() != faces[1, 1] != faces[0, 0]
     for text in axis.texts:
         assert text.get_color() == palette.ink_on(faces[text.get_position()])
 

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from minimoe.plots import figures
+from minimoe.plots import figures, palette
 from minimoe.plots.lessons import gradients
 
 ORANGE, BLUE = "#d55e00", "#0072b2"
@@ -17,11 +17,12 @@ FLIPPED = np.array([[True, False, False], [False, True, False]])
 CURVES = np.array([[[3.0, 2.0], [4.0, 1.0]], [[5.0, 4.0], [6.0, 3.0]]])
 
 FIGURES = {
-    "map": gradients.way_back,
-    "scores": lambda: gradients.to_scores({"raw": DLOGIT_TE, "balance": DLOGIT_TE / 100}, CHOSEN_TE, "ab", "title"),
-    "steps": lambda: gradients.against_step(STEPS, {"central": [1e-4, 1e-6], "complex": [1e-4, 0.0]}, "title"),
+    "map": gradients.gradient_map,
+    "scores": lambda: gradients.score_gradients({"raw": DLOGIT_TE, "balance": DLOGIT_TE / 100}, CHOSEN_TE, "ab",
+                                                "title"),
+    "steps": lambda: gradients.errors_by_step(STEPS, {"central": [1e-4, 1e-6], "complex": [1e-4, 0.0]}, "title"),
     "flips": lambda: gradients.flips(STEPS, ERRORS, FLIPPED, "title"),
-    "curves": lambda: gradients.side_by_side({"distance": CURVES, "loss": CURVES + 1}, ("dead", "raw"), "title"),
+    "curves": lambda: gradients.training_curves({"distance": CURVES, "loss": CURVES + 1}, ("dead", "raw"), "title"),
 }
 
 each_figure = pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
@@ -65,16 +66,16 @@ def test_the_same_figure_is_the_same_bytes(tmp_path, draw):
 
 
 def test_the_map_has_a_box_with_its_words_for_each_step():
-    axis = gradients.way_back().axes[0]
+    axis = gradients.gradient_map().axes[0]
     assert len(axis.patches) == len(gradients.BOXES)
     assert {name for _, _, name in gradients.BOXES.values()} <= set(words(axis))
     assert {name for _, _, name in gradients.WAYS} <= set(words(axis))
 
 
 def test_gradients_come_back_wherever_numbers_go_forward_but_not_through_the_choice():
-    axis = gradients.way_back().axes[0]
+    axis = gradients.gradient_map().axes[0]
     back = {(box_at(head), box_at(tail)) for tail, head in arrows(axis, ORANGE)}
-    forward = {(box_at(tail), box_at(head)) for tail, head in arrows(axis, gradients.FORWARD)}
+    forward = {(box_at(tail), box_at(head)) for tail, head in arrows(axis, palette.FORWARD)}
     # the five steps of layer.moe_forward: the choice is made from p, and says whose gates and whose rows
     assert back == {("x", "scores"), ("scores", "softmax"), ("softmax", "gates"), ("gates", "combine"),
                     ("x", "dispatch"), ("dispatch", "experts"), ("experts", "combine"), ("combine", "loss")}
@@ -103,7 +104,7 @@ def test_colour_is_the_root_of_the_gradient_and_nothing_has_none():
 
 
 def test_a_panel_without_any_gradient_can_be_drawn():
-    axis = gradients.to_scores({"dead": np.zeros((2, 3))}, CHOSEN_TE, "ab", "title").axes[0]
+    axis = gradients.score_gradients({"dead": np.zeros((2, 3))}, CHOSEN_TE, "ab", "title").axes[0]
     assert words(axis) == ["0"] * 6
 
 

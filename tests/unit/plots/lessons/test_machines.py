@@ -20,7 +20,7 @@ def drawn_experts():
 
 
 def drawn_devices():
-    return machines.devices(COUNT_RR, ROWS_R, "devices")
+    return machines.device_traffic(COUNT_RR, ROWS_R, "devices")
 
 
 def drawn_speeds():
@@ -28,11 +28,11 @@ def drawn_speeds():
 
 
 def drawn_travel():
-    return machines.travel(LINKS, WIDTHS, "travel")
+    return machines.travel_times(LINKS, WIDTHS, "travel")
 
 
 def drawn_steps():
-    return machines.steps(STEPS, "steps")
+    return machines.step_times(STEPS, "steps")
 
 
 def test_experts_are_drawn_beside_the_formula():

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 
+from minimoe.plots import palette
 from minimoe.plots.lessons import races
 
 X, CE = np.array([1.0, 2.0]), np.array([[3.0, 2.0], [5.0, 2.4]])
@@ -32,7 +33,7 @@ def drawn_gaps():
 
 def drawn_worths():
     moes = {"x": (2.65, 141.0), "y": (1.9, 400 - 1e-9), "z": (3.3, 100 + 1e-9)}
-    return races.worths(SIZES, FAMILY, FALLING, moes, "worth")
+    return races.effective_sizes(SIZES, FAMILY, FALLING, moes, "worth")
 
 
 def drawn_letters():
@@ -75,7 +76,7 @@ def test_gaps_say_the_mean_and_how_many_seeds_have_its_sign():
 
 def test_gaps_colour_who_is_better_and_show_every_dot():
     axis = drawn_gaps().axes[0]
-    assert [axis.lines[i].get_color() for i in (0, 2)] == [races.MOE, races.SMALL]
+    assert [axis.lines[i].get_color() for i in (0, 2)] == [palette.MOE, palette.DENSE]
     left, right = axis.get_xlim()
     assert left < -0.3 and right > 0.02
 

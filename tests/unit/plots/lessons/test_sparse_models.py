@@ -5,7 +5,7 @@ import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-from minimoe.plots import cost_shares, figures, palette
+from minimoe.plots import figures, palette
 from minimoe.plots.lessons import sparse_models
 
 T, D, E, F = 2, 3, 4, 5
@@ -50,7 +50,7 @@ def test_a_weight_is_coloured_by_its_expert_where_its_token_uses_it():
             for d in range(D):
                 for unit in range(E * F):
                     e = unit // F
-                    expected = palette.colour(e).lower() if e in chosen else sparse_models.IDLE
+                    expected = palette.colour(e).lower() if e in chosen else palette.IDLE
                     assert found[(matrix + 1) * (D + 1) + d, unit] == expected, (t, matrix, d, unit)
         bold = [e for e, label in enumerate(axis.get_xticklabels()) if label.get_fontweight() == "bold"]
         assert bold == list(chosen) and [label.get_text() for label in axis.get_xticklabels()] == ["0", "1", "2", "3"]
@@ -66,18 +66,18 @@ def test_each_matrix_is_drawn_in_its_own_place():
 def test_the_router_stands_over_each_expert_and_a_dense_block_has_none():
     dense, moe = (squares(axis) for axis in FIGURES["weights"]().axes[:2])
     columns = [2, 7, 12, 17]  # the middle of five
-    assert (moe[:D, columns] == sparse_models.COMMON).all()
-    assert (np.delete(moe[:D], columns, axis=1) == sparse_models.NOTHING).all()
-    assert (dense[:D] == sparse_models.NOTHING).all()
+    assert (moe[:D, columns] == palette.SHARED).all()
+    assert (np.delete(moe[:D], columns, axis=1) == palette.WHITE).all()
+    assert (dense[:D] == palette.WHITE).all()
     for matrix in range(3):
-        assert (dense[(matrix + 1) * (D + 1):][:D] == sparse_models.COMMON).all()
+        assert (dense[(matrix + 1) * (D + 1):][:D] == palette.SHARED).all()
 
 
 def test_twins_have_bars_of_their_parameters_and_of_their_parts():
     left, right = FIGURES["twins"]().axes
     assert sorted((bar.get_x(), bar.get_width()) for bar in left.patches) == [(0, 1), (0, 4), (1, 3), (4, 0)]
     found = {colors.to_hex(bar.get_facecolor()): (bar.get_x(), bar.get_width()) for bar in right.patches}
-    shade = {part: cost_shares.SHARE_COLOURS[part].lower() for part in ("experts", "head", "dense")}
+    shade = {part: palette.PARTS[part].lower() for part in ("experts", "head", "dense")}
     assert found == {shade["experts"]: (0, 2), shade["head"]: (2, 1), shade["dense"]: (0, 8)}
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["experts", "dense", "head"]
     assert [label.get_text() for label in left.get_yticklabels()] == ["MoE", "dense"]
