@@ -1,20 +1,21 @@
-"""Who looks into the future?  For every router, capacity and drop order: measured, and held against what is declared.
+"""Which routers look into the future?  Measured for every router, capacity and drop order, and held against what is
+declared.
 
 A language model predicts the next token, so what happens to a token must not depend on later ones.  Four questions,
 each put to the running code on many random inputs:
 
     future   does changing the last token change where an earlier token goes, whether it is kept, or its gate?
-             (of Soft MoE, which sends tokens nowhere: does it change what comes out for an earlier token?)
-    prefix   does a text cut short come out otherwise than as the beginning of the longer one: f(x[:t]) != f(x)[:t]?
-    batch    does a sequence come out otherwise if the sequences of the batch change places?
-    cached   does decoding token by token, with kept keys and values, give other logits than one pass?
+             (of Soft MoE, which sends tokens nowhere: does it change the output of an earlier token?)
+    prefix   does the beginning of a sequence have a different output alone: f(x[:t]) != f(x)[:t]?
+    batch    does a sequence have a different output if the sequences of the batch change places?
+    cached   does decoding token by token, with a KV cache, give different logits than one pass?
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from minimoe import model
+from minimoe import model, terminal
 from minimoe.config import ModelConfig
 from minimoe.generation import decoding
 from minimoe.moe import capacity, feed_forward, routers
@@ -22,7 +23,7 @@ from minimoe.moe.routing import Tokens
 
 CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_hidden=5, n_experts=4, top_k=2, max_sequence=16)
 SAME = 1e-9
-"""Outputs that differ by less are the same: matrix products of other sizes round otherwise."""
+"""Outputs that differ by less are the same: matrix products of different sizes round differently."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Row:
     """One router with one capacity and drop order, in training or in evaluation.
 
     future, prefix, batch, cached: share of the trials in which it made a difference (1).  None where the question makes
-    no sense: training does not decode, and where lots are drawn they fall otherwise for another length or order.
+    no sense: training does not decode, and random choices differ anyway for another length or order.
     declared: whether router and drop order say that they are causal.
     """
 
@@ -49,13 +50,13 @@ class Row:
         """Whether the future never mattered if they say so; and did in some trial, if the router says it may.
 
         A drop order that promises nothing need not leak: by rank there are no second choices to wait with K = 1, and
-        experts in turn do not depend on what the last token is.
+        round-robin experts do not depend on what the last token is.
         """
         return self.future == 0 if self.declared else self.future > 0 or self.capacity_factor is not None
 
 
 def study(trials=50, names=tuple(routers.ROUTERS), factors=(None, 0.75), orders=tuple(capacity.ORDERS)):
-    """A list of Rows, for every router x capacity x drop order, in training and in evaluation.
+    """A list of Rows, for every router x capacity x drop order: each in training, and then in evaluation.
 
     trials: random inputs for each.  factors: capacity factors; None is dropless, where the order has no effect, so that
     one row stands for all.
@@ -71,14 +72,14 @@ def study(trials=50, names=tuple(routers.ROUTERS), factors=(None, 0.75), orders=
 def examine(config, training, trials):
     """The Row of one configuration."""
     factor, order = capacity.rules(config, training)
-    by_lot = training and not _same(_run(config, training, *_inputs(config, 0), lot=0),
-                                    _run(config, training, *_inputs(config, 0), lot=1))
+    random = training and not _same(_run(config, training, *_inputs(config, 0), seed=0),
+                                    _run(config, training, *_inputs(config, 0), seed=1))
 
     def share(differs):
         return float(np.mean([differs(config, training, seed) for seed in range(trials)]))
 
     return Row(config.router, factor, config.drop_order, training, future=share(_future_matters),
-               prefix=None if by_lot else share(_prefix_differs), batch=None if by_lot else share(_batch_order_matters),
+               prefix=None if random else share(_prefix_differs), batch=None if random else share(_batch_order_matters),
                cached=None if training else share(_cached_differs),
                declared=_promised(config.router, training) and (factor is None or capacity.ORDERS[order].causal))
 
@@ -90,29 +91,62 @@ def _promised(name, training):
 
 
 def table(rows):
-    """The study as text: one line a configuration, training beside evaluation."""
-    head = (f"{'':38}{'in training':^27}  {'in evaluation':^36}\n{'router':<15}{'capacity, drop order':<23}"
-            f"{'future':>9}{'prefix':>9}{'batch':>9}  {'future':>9}{'prefix':>9}{'batch':>9}{'cached':>9}  as declared")
-    lines = [head]
-    for train, evaluate in zip(rows[::2], rows[1::2], strict=True):
-        room = "dropless" if train.capacity_factor is None else f"{train.capacity_factor:g}, {train.drop_order}"
-        cells = [_cell(r) for r in (train.future, train.prefix, train.batch)]
-        more = [_cell(r) for r in (evaluate.future, evaluate.prefix, evaluate.batch, evaluate.cached)]
+    """The study as text: which look into the future, one line per configuration, and how to read it."""
+    lines = [("router", "capacity,\ndrop order", "as\ndeclared", "training\nfuture", "prefix", "batch",
+              "evaluation\nfuture", "prefix", "batch", "cached")]
+    for train, evaluate in _pairs(rows):
         agrees = "yes" if train.as_declared and evaluate.as_declared else "NO"
-        lines.append(f"{train.router:<15}{room:<23}{''.join(cells)}  {''.join(more)}  {agrees}")
-    return "\n".join(lines + ["", NOTES])
+        lines.append((train.router, _room(train), agrees, *map(_cell, (train.future, train.prefix, train.batch)),
+                      *map(_cell, (evaluate.future, evaluate.prefix, evaluate.batch, evaluate.cached))))
+    return "\n\n".join([terminal.fill(_answer(rows)), terminal.table(lines, left=(0, 1, 2), repeat=2),
+                        terminal.fill(NOTES, hanging="  ")])
 
 
-NOTES = """\
-Share of random trials in which it made a difference.
-future: changing the last token changed an earlier token's experts, gates, or whether it was kept
-prefix: f(x[:t]) is not f(x)[:t]          batch: swapping sequences changed what comes out for them
-cached: decoding token by token gave other logits than one pass          lots: chance decides, so nothing to compare
-as declared: the flags CAUSAL and CAUSAL_IN_EVALUATION of the router, and its drop order, promise what was measured"""
+def _answer(rows):
+    pairs = list(_pairs(rows))
+    wrong = [f"{train.router} ({_room(train)})" for train, evaluate in pairs
+             if not (train.as_declared and evaluate.as_declared)]
+    declared = (f"{len(wrong)} of {len(pairs)} settings are NOT as declared: {', '.join(wrong)}." if wrong
+                else f"All {len(pairs)} settings are as declared.")
+    ahead = [(train, evaluate) for train, evaluate in pairs if train.capacity_factor is None]
+    leaky = {train.router for train, evaluate in ahead if max(train.future, evaluate.future) > 0}
+    queues = [(train, evaluate) for train, evaluate in pairs
+              if train.capacity_factor is not None and train.router not in leaky]
+    return "\n".join([declared, f"Routers that look into the future: {_ahead(ahead, 'router')}.",
+                      f"Drop orders that do, when experts are full: {_ahead(queues, 'drop_order')}."])
+
+
+def _ahead(pairs, name):
+    """The names of those that look ahead, in words."""
+    always = dict.fromkeys(getattr(evaluate, name) for _, evaluate in pairs if evaluate.future > 0)
+    training = dict.fromkeys(getattr(train, name) for train, _ in pairs if train.future > 0)
+    only = [found for found in training if found not in always]
+    parts = [", ".join(always)] * bool(always) + [f"in training only: {', '.join(only)}"] * bool(only)
+    return "; ".join(parts) or "none"
+
+
+def _pairs(rows):
+    """Each configuration in training and in evaluation."""
+    return zip(rows[::2], rows[1::2], strict=True)
+
+
+def _room(row):
+    return "dropless" if row.capacity_factor is None else f"{row.capacity_factor:g}, {row.drop_order}"
 
 
 def _cell(share):
-    return f"{'lots' if share is None else '-' if share == 0 else f'{share:.0%}':>9}"
+    return "random" if share is None else "-" if share == 0 else f"{share:.0%}"
+
+
+NOTES = """\
+The numbers are the shares of random trials in which it made a difference; - is none.
+future: changing the last token changed an earlier token's experts or gates, or whether it was kept.
+prefix: f(x[:t]) is not f(x)[:t].
+batch: swapping sequences changed their outputs.
+cached: decoding token by token gave different logits than one pass.
+random: chance decides, so there is nothing to compare.
+as declared: what was measured is what the facts of the router (causal, causal_in_evaluation) and of the drop order \
+promise."""
 
 
 def _inputs(config, seed, n_sequences=1):
@@ -124,11 +158,11 @@ def _inputs(config, seed, n_sequences=1):
     return rng.normal(size=(*id_BS.shape, config.d_model)), id_BS, weights
 
 
-def _run(config, training, x_BSD, id_BS, weights, lot=0):
+def _run(config, training, x_BSD, id_BS, weights, seed=0):
     """y_BSD and the Routing of one layer; Soft MoE has none."""
     (y_TD, routing), _ = feed_forward.kind_forward(
         x_BSD.reshape(-1, config.d_model), weights, config, config.layer_kinds[0], Tokens.of_batch(id_BS),
-        training=training, rng=np.random.default_rng(lot))
+        training=training, rng=np.random.default_rng(seed))
     return y_TD.reshape(x_BSD.shape), routing
 
 
@@ -137,8 +171,7 @@ def _same(one, other):
 
 
 def _decisions(y_BSD, routing, n_tokens):
-    """Gates of the first tokens by expert, all and kept ones; what comes out for them, where there are no assignments.
-    """
+    """Gates of the first tokens by expert, all and kept ones; their outputs, where there are no assignments."""
     if routing is None:
         return y_BSD[:, :n_tokens]
     gate_TE = np.zeros((2, routing.n_tokens, routing.n_experts))

@@ -2,113 +2,91 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from minimoe.analysis import causality
-from minimoe.moe import routers
-from minimoe.moe.capacity import ORDERS
-from minimoe.moe.routers import ROUTERS, expert_choice, softmax_topk
+from minimoe.moe import capacity, routers
 
-ROWS = {(row.router, row.capacity_factor, row.drop_order, row.training): row for row in causality.study(trials=12)}
-
-
-def test_every_router_with_every_order_is_examined_in_training_and_evaluation():
-    """Dropless once, and every order with a capacity."""
-    assert len(ROWS) == (len(routers.POLICIES) * (1 + len(ORDERS)) + 1) * 2
-    assert {row.router for row in ROWS.values()} == set(ROUTERS)
+STUDY = causality.study(trials=4)
+ROWS = {(row.router, row.capacity_factor, row.drop_order, row.training): row for row in STUDY}
 
 
-@pytest.mark.parametrize("key", ROWS)
-def test_what_is_declared_is_what_is_measured(key):
-    assert ROWS[key].as_declared, ROWS[key]
+def softmax(order, training=False):
+    return ROWS["softmax_topk", 0.75, order, training]
 
 
-@pytest.mark.parametrize("name", routers.POLICIES)
-def test_a_causal_dropless_evaluation_passes_all_four(name):
-    row = ROWS[name, None, "position", False]
-    if routers.POLICIES[name].FACTS.causal_in_evaluation:
-        assert (row.future, row.prefix, row.batch, row.cached) == (0, 0, 0, 0)
-    else:
-        assert min(row.future, row.prefix, row.cached) > 0
+def test_every_router_with_every_order_is_as_declared_in_training_and_evaluation():
+    """Dropless once, and every order with a capacity; Soft MoE has neither."""
+    assert len(ROWS) == len(STUDY) == (len(routers.POLICIES) * (1 + len(capacity.ORDERS)) + 1) * 2
+    assert [key for key, row in ROWS.items() if not row.as_declared] == []
+    assert all((row.cached is None) == row.training for row in STUDY)  # training is not decoded
+
+
+def test_a_causal_dropless_evaluation_passes_all_four():
+    for name in routers.POLICIES:
+        row = ROWS[name, None, "position", False]
+        if routers.POLICIES[name].FACTS.causal_in_evaluation:
+            assert (row.future, row.prefix, row.batch, row.cached) == (0, 0, 0, 0), name
+        else:
+            assert min(row.future, row.prefix, row.cached) > 0, name
 
 
 def test_soft_moe_mixes_the_future_in_but_not_other_sequences():
-    for training in (True, False):
+    for training, cached in ((True, None), (False, 1)):
         row = ROWS["soft", None, "position", training]
-        assert (row.future, row.prefix, row.batch, row.declared) == (1, 1, 0, False)
-    assert row.cached == 1
+        assert (row.future, row.prefix, row.batch, row.cached, row.declared) == (1, 1, 0, cached, False)
 
 
-@pytest.mark.parametrize("order", ["rank", "priority", "random"])
-def test_orders_other_than_by_position_let_the_future_in_while_training(order):
-    assert ROWS["softmax_topk", 0.75, order, True].future > 0
-    assert ROWS["softmax_topk", 0.75, "position", True].future == 0
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_another_last_token_has_another_number_too(training):
-    """Hash layers see nothing else of it; by rank its first choice comes before the second choices of earlier ones."""
-    assert ROWS["hash", 0.75, "rank", training].future > 0
-    assert ROWS["hash", 0.75, "position", training].future == 0
+@pytest.mark.parametrize(("name", "ahead", "evaluation"), [("position", False, False), ("rank", True, True),
+                                                           ("priority", True, True), ("random", True, False)])
+def test_orders_let_the_future_in_unless_they_are_by_position(name, ahead, evaluation):
+    assert (softmax(name, training=True).future > 0, softmax(name).future > 0) == (ahead, evaluation)
+    assert (softmax(name, training=True).declared, softmax(name).declared) == (not ahead, not evaluation)
 
 
 def test_with_a_capacity_a_prefix_has_less_room_and_a_token_alone_has_enough():
-    """8 tokens of 16 have half the slots, so other tokens are dropped; one by one nobody is."""
-    row = ROWS["softmax_topk", 0.75, "position", False]
-    assert row.future == 0
-    assert row.prefix > 0.5 and row.cached > 0.5
+    """8 tokens of 16 have half the slots, so different tokens are dropped; one by one none is.  The order of the batch
+    decides who is dropped by position, but not by priority.  In evaluation the random order is by position.
+    """
+    position = softmax("position")
+    assert position.prefix > 0.5 and position.cached > 0.5 and position.batch > 0.5
+    assert softmax("priority").batch == 0
+    assert softmax("random") == replace(position, drop_order="random")
 
 
-def test_by_position_the_order_of_the_batch_decides_who_is_dropped_and_by_priority_it_does_not():
-    assert ROWS["softmax_topk", 0.75, "position", False].batch > 0.5
-    assert ROWS["softmax_topk", 0.75, "priority", False].batch == 0
+def test_a_different_last_token_has_a_different_number_too():
+    """Hash layers see nothing else of it; by rank its first choice comes before the second choices of earlier ones."""
+    for training in (True, False):
+        assert ROWS["hash", 0.75, "rank", training].future > 0
+        assert ROWS["hash", 0.75, "position", training].future == 0
 
 
-def test_the_random_order_is_by_position_in_evaluation():
-    random, position = (ROWS["softmax_topk", 0.75, order, False] for order in ("random", "position"))
-    assert random == replace(position, drop_order="random")
+def test_chance_is_noticed_in_training_and_there_is_none_in_evaluation():
+    chance = {name for name in routers.POLICIES if ROWS[name, None, "position", True].prefix is None}
+    assert chance == {"switch", "noisy_topk", "gshard", "st_moe", "random"}
+    assert all(row.prefix is not None and row.batch is not None for row in STUDY if not row.training)
 
 
-@pytest.mark.parametrize(("name", "lots"), [("softmax_topk", False), ("switch", True), ("noisy_topk", True),
-                                            ("gshard", True), ("random", True), ("base", False), ("hash", False)])
-def test_lots_are_noticed_in_training_and_there_are_none_in_evaluation(name, lots):
-    assert (ROWS[name, None, "position", True].prefix is None) == lots
-    assert ROWS[name, None, "position", False].prefix is not None
+@pytest.mark.parametrize(("name", "flag"), [("expert_choice", "causal"),
+                                            ("softmax_topk", "causal_in_evaluation")])
+def test_a_false_declaration_is_found(monkeypatch, name, flag):
+    """One that promises too much, and one that promises too little."""
+    facts = routers.POLICIES[name].FACTS
+    monkeypatch.setattr(routers.POLICIES[name], "FACTS", facts._replace(**{flag: not getattr(facts, flag)}))
+    rows = causality.study(12, (name,), factors=(None,))
+    assert not all(row.as_declared for row in rows)
+    assert f"1 of 1 settings are NOT as declared: {name} (dropless)" in causality.table(rows)
 
 
-def test_training_is_not_decoded():
-    assert all((row.cached is None) == row.training for row in ROWS.values())
-
-
-def test_a_false_promise_is_found(monkeypatch):
-    """Expert choice, declared causal."""
-    monkeypatch.setattr(expert_choice, "FACTS", expert_choice.FACTS._replace(causal=True))
-    assert not all(row.as_declared for row in causality.study(12, ("expert_choice",), factors=(None,)))
-
-
-def test_false_modesty_is_found(monkeypatch):
-    """Softmax top-k, declared not to be causal: it never looks ahead, so the flag is wrong."""
-    monkeypatch.setattr(softmax_topk, "FACTS", softmax_topk.FACTS._replace(causal_in_evaluation=False))
-    assert not all(row.as_declared for row in causality.study(12, ("softmax_topk",), factors=(None,)))
-
-
-def test_a_change_of_the_last_token_of_expert_choice_by_hand():
-    """Two tokens, one expert's room of one each: the second token, made surer, takes the first one's place."""
-    policy, config = routers.POLICIES["expert_choice"], replace(causality.CONFIG, n_experts=2, top_k=1,
-                                                                router="expert_choice")
-    tokens = causality.Tokens.anonymous(np.ones(2, bool))
-    weights = {"w_router_DE": np.eye(8)[:, :2]}
-    first, second = np.eye(8)[0], np.eye(8)[1]
-    before, _ = policy.forward(np.array([first, second]), weights, config, tokens)
-    after, _ = policy.forward(np.array([first, 2 * first]), weights, config, tokens)
-    assert list(zip(before.token_A, before.expert_A, strict=True)) == [(0, 0), (1, 1)]
-    assert list(zip(after.token_A, after.expert_A, strict=True)) == [(0, 1), (1, 0)]
-
-
-def test_the_table_has_a_line_a_configuration():
-    rows = causality.study(3, ("softmax_topk", "random"))
-    head, columns, *lines = causality.table(rows).splitlines()
-    assert lines[0].split() == ["softmax_topk", "dropless", *"-------", "yes"]
-    assert lines[5].split() == ["random", "dropless", "-", "lots", "lots", "-", "-", "-", "-", "yes"]
-    assert len(rows) == 2 * 10 and lines[10] == ""
+def test_the_table_leads_with_which_routers_and_orders_look_ahead(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    answer, table, _ = causality.table(STUDY).split("\n\n")
+    assert answer.splitlines() == [
+        "All 61 settings are as declared.",
+        "Routers that look into the future: expert_choice, soft; in training only: sinkhorn, base.",
+        "Drop orders that do, when experts are full: rank, priority; in training only: random."]
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[3] == ["softmax_topk", "dropless", "yes", *"-------"] and len(lines) == 3 + 61
+    assert ["random", "dropless", "yes", "-", "random", "random", *"----"] in lines
+    assert ["soft", "dropless", "yes", "100%", "100%", "-", "100%", "100%", "-", "100%"] in lines
+    assert "look into the future: none." in causality.table(causality.study(2, ("softmax_topk",), factors=(None,)))
