@@ -28,7 +28,8 @@ def _real_width():
 
 
 def fill(text, indent="", hanging=""):
-    """Paragraphs, one a line of the text, broken to the width.  indent: of their first lines.  hanging: of the others."""
+    """Each line of the text as a paragraph of the width.  indent: before its first line.  hanging: before the others.
+    """
     return "\n".join(textwrap.fill(line, width(), initial_indent=indent, subsequent_indent=hanging or indent,
                                    break_on_hyphens=False, break_long_words=False) for line in text.split("\n"))
 

@@ -145,7 +145,7 @@ prefix: f(x[:t]) is not f(x)[:t].
 batch: swapping sequences changed their outputs.
 cached: decoding token by token gave different logits than one pass.
 random: chance decides, so there is nothing to compare.
-as declared: what was measured is what the facts of the router (causal, causal_in_evaluation) and of the drop order \
+as declared: what was measured is what the router (its facts causal and causal_in_evaluation) and the drop order \
 promise."""
 
 

@@ -1,9 +1,9 @@
 """The doctor: the ways in which a sparse model fails, what in the record of a run speaks for each, and what helps."""
 
-import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
+from minimoe import terminal
 from minimoe.analysis import symptoms
 from minimoe.config import describe
 
@@ -31,18 +31,19 @@ class Finding(NamedTuple):
 MODES = (
     Mode("router collapse", symptoms.collapse,
          "Nearly all tokens go to the same few experts: the memory of a large layer, the work of a small one.",
-         "a larger --balance-coef; --router sigmoid_bias, which balances without a loss; a lower --learning-rate: who "
-         "gets tokens improves, and so gets more. For base, sinkhorn, noisy_topk, which balance in training alone: a "
-         "--balance-coef above 0."),
+         "a larger --balance-coef; --router sigmoid_bias, which balances without a loss; a lower --learning-rate, "
+         "since an expert that gets tokens improves, and so gets more. For base, sinkhorn and noisy_topk, which balance "
+         "in training only: a --balance-coef above 0."),
     Mode("dead experts", symptoms.dead,
          "These experts get no tokens, so they learn nothing, so they get no tokens.",
-         "a larger --balance-coef, which also moves the scores of experts that nobody chose; --router noisy_topk, "
+         "a larger --balance-coef, which also moves the scores of experts that no token chose; --router noisy_topk, "
          "which tries them at times; fewer experts."),
     Mode("overload", symptoms.overload,
-         "One expert has several times its part. If each has a device of its own, all wait for it.",
+         "One expert has several times its share. If each has a device of its own, all wait for it.",
          "a larger --balance-coef; --router sigmoid_bias or base."),
     Mode("dropped tokens", symptoms.drops,
-         "Experts are full. Who is turned away passes by the layer unchanged: by default, what comes last in a batch.",
+         "Experts are full. A token that is turned away passes the layer unchanged: by default, the last ones of a "
+         "batch.",
          "a larger --capacity-factor (none drops nothing); a more even load, by a larger --balance-coef."),
     Mode("starved router", symptoms.starved,
          "What the router decides hardly changes the loss: its gates are constant, or 0 and 1. It cannot learn.",
@@ -51,24 +52,25 @@ MODES = (
          "The router gives nearly all weight to one expert, for nearly every token. Second choices count for nothing.",
          "a larger --z-coef; an --entropy-coef, which rewards doubt; a lower --learning-rate; --router noisy_topk."),
     Mode("unspecialised", symptoms.aimless,
-         "The load is even, but the expert tells nothing of the token: it is chosen by lot, by position or by noise.",
+         "The load is even, but the expert carries no information about the token: it is chosen at random, by position "
+         "or by noise.",
          "a router that looks at the token (not random or uniform); a smaller --balance-coef, if it drowns the task; "
          "more --n-steps."),
     Mode("late churn", symptoms.churn,
-         "Training ends while tokens still change experts, which so have learnt from tokens that they will not get.",
+         "Training ends while tokens still change experts, which have learned from tokens that they will not get.",
          "a learning rate that falls to the end (a small --min-learning-rate); a lower --learning-rate."),
     Mode("logit growth", symptoms.growth,
-         "Scores are so large that probabilities are 0 or 1, and that in numbers of few bits rounding decides.",
+         "Scores are so large that probabilities are 0 or 1, and that rounding decides in numbers of few bits.",
          "a larger --z-coef, which pulls logits to 0; a lower --learning-rate; --weight-decay."),
 )
 """All that the doctor looks for, in the order of the page."""
 
-WORDS = """\
-Words: an assignment is one token sent to one expert; load, an expert's part of the assignments; even load, its part if
-all had the same; experts in use, as many as would share this load evenly; logit, the router's score; gate, the weight
-of an expert's output; entropy, how unsure the router is; nats, natural units of information; held-out text, what is
-not trained on.  Each line tells of the layer that is worst at it, in the last quarter of training or at the last
-evaluation."""
+WORDS = (
+    "An assignment is one token sent to one expert; load, an expert's share of the assignments; even load, its share "
+    "if all had the same; experts in use, as many as would share this load evenly; logit, the router's score; gate, "
+    "the weight of an expert's output; entropy, how unsure the router is; nats, natural units of information; held-out "
+    "text, text that is not trained on. Each line is about the layer that is worst in it, in the last quarter of "
+    "training or at the last evaluation.")
 
 
 def examine(state):
@@ -83,25 +85,26 @@ def examine(state):
 
 
 def report(state):
-    """What was found, as text: each mode, then what each alarm means and what usually helps."""
+    """What was found, as text: the verdict, each mode, then what each alarm means and what usually helps."""
     config, findings = state.model_config, examine(state)
     if not findings:
-        return ("Nothing to examine: no layer of this model sends its tokens to one of several experts; it is dense "
-                "or a Soft MoE.")
-    lines = [f"router {config.router}, {config.n_experts} experts, {config.top_k} a token; auxiliary losses: "
-             f"{describe.describe_losses(config)}; step {state.step} of {state.train_config.n_steps}", ""]
-    status = {True: "ALARM", False: "ok", None: "-"}
-    lines += [textwrap.fill(f"{status[alarm]:<6} {mode.name:<17} {evidence}", 120, subsequent_indent=" " * 25)
-              for mode, alarm, evidence in findings]
-    lines += ["", WORDS, ""]
-    alarms = [mode for mode, alarm, _ in findings if alarm]
-    for mode in alarms:
-        lines += [textwrap.fill(f"{mode.name}: {mode.meaning}", 120, subsequent_indent="  "),
-                  textwrap.fill(f"  What usually helps: {mode.remedy}", 120, subsequent_indent="  ")]
-    unknown = [mode.name for mode, alarm, _ in findings if alarm is None]
-    if not alarms:
-        but = f"; nothing to judge {', '.join(unknown)} by" if unknown else ""
-        early = state.step < (1 - symptoms.LATE) * state.train_config.n_steps or state.step < FEW_STEPS
-        health = "but it is too early to call the routers healthy" if early else "the routers of this run look healthy"
-        lines.append(f"No alarm: {health}{but}.")
-    return "\n".join(lines)
+        return terminal.fill("Nothing to examine: no layer of this model sends its tokens to one of several experts; "
+                             "it is dense or a Soft MoE.")
+    run = (f"router {config.router}, {config.n_experts} experts, {config.top_k} per token; auxiliary losses: "
+           f"{describe.describe_losses(config)}; step {state.step} of {state.train_config.n_steps}")
+    verdicts = {True: "ALARM", False: "ok", None: "-"}
+    rows = [("", "failure", "evidence"), *((verdicts[alarm], mode.name, text) for mode, alarm, text in findings)]
+    paragraphs = [terminal.fill(f"{_verdict(state, findings)}\n{run}"), terminal.table(rows, left=(0, 1, 2))]
+    paragraphs += [terminal.fill(f"{mode.name}: {mode.meaning}\n  What usually helps: {mode.remedy}", hanging="  ")
+                   for mode, alarm, _ in findings if alarm]
+    return "\n\n".join([*paragraphs, terminal.fill(WORDS)])
+
+
+def _verdict(state, findings):
+    alarms, unknown = ([mode.name for mode, alarm, _ in findings if alarm is sort] for sort in (True, None))
+    if alarms:
+        return f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}: {', '.join(alarms)}."
+    but = f"; nothing to judge {', '.join(unknown)} by" if unknown else ""
+    early = state.step < (1 - symptoms.LATE) * state.train_config.n_steps or state.step < FEW_STEPS
+    health = "but it is too early to call the routers healthy" if early else "the routers of this run look healthy"
+    return f"No alarm: {health}{but}."

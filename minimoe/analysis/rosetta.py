@@ -77,8 +77,8 @@ def read(logit_TE, top_k=2, factor=1.25):
 
 def table(entries):
     """The entries as text: how far they are apart, then one row per convention, and how to read it."""
-    rows = [("convention", "slots", "dropped", "queue", "gates of token 0", "second\nused", "balance", "if even", "weight",
-             "in our\nunits")]
+    rows = [("convention", "slots", "dropped", "queue", "gates of token 0", "second\nused", "balance", "if even",
+             "weight", "in our\nunits")]
     for entry in entries:
         convention = CONVENTIONS[entry.name]
         used = "" if convention.second is None else f"{second_used(convention, entry.gates):.0%}"
@@ -94,10 +94,10 @@ def table(entries):
 def _answer(entries):
     slots = [entry.slots for entry in entries if entry.slots]
     dropped, balance = ([getattr(entry, name) for entry in entries] for name in ("dropped", "balance"))
-    return (f"One batch under {len(entries)} conventions: {min(slots)} to {max(slots)} slots per expert where there is a "
-            f"limit, {min(dropped)} to {max(dropped)} dropped choices, a balance loss from {min(balance):.4f} to "
-            f"{max(balance):.4f}. A weight that was tuned under one convention is a different weight under another; the "
-            "last column converts it.")
+    return (f"One batch under {len(entries)} conventions: {min(slots)} to {max(slots)} slots per expert where there is "
+            f"a limit, {min(dropped)} to {max(dropped)} dropped choices, a balance loss from {min(balance):.4f} to "
+            f"{max(balance):.4f}. A weight that was tuned under one convention is a different weight under another; "
+            "the last column converts it.")
 
 
 NOTES = """\

@@ -35,7 +35,8 @@ def ledger(rows, text):
     room = terminal.width() - len("layer  token  '\\n'  ")
     for (layer, token), group in groupby(rows, key=lambda row: (row.layer, row.token)):
         choices = [f"{r.expert}: {r.gate:.2f} {'kept' if r.kept else 'DROPPED'} ({r.why})" for r in group]
-        cells.append((layer, token, repr(text[token]), "\n".join("   ".join(line) for line in _packed(choices, room, 3))))
+        lines = ["   ".join(line) for line in _packed(choices, room, gap=3)]
+        cells.append((layer, token, repr(text[token]), "\n".join(lines)))
     return terminal.table(cells, left=(2, 3))
 
 

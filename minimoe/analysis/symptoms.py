@@ -2,7 +2,8 @@
 
 A sign is one function of a TrainState: it returns whether to raise the alarm, and the evidence in numbers.
 All that they read was written down in training (`training/record.py`).  Late is the last quarter of the records: one
-batch says little, and nobody fails at the start.  The worst layer is told, by its number in the model.
+batch says little, and no router fails at the start.  The evidence is that of the worst layer, by its number in the
+model.
 
 Healthy, below, is what nearly all runs of learned routers had, three seeds each, on both texts that the project has.
 """
@@ -18,7 +19,7 @@ BUSY = 3.0  # overload: times an even load; capacity factors in use are 1 to 2 (
 DROPPED = 0.1  # learned routers with room for 5/4 of the mean load: 0 to 2 %; a fixed map of characters: 14 %
 STARVED = 0.01  # the router's gradient from the task against its experts'; healthy: 0.08 to 1
 SURE = 0.1  # entropy against log E: with 8 experts, the first has a probability of about 0.96; healthy: 0.5 to 0.95
-TOLD = 0.05  # what an expert tells of its tokens, of the most it could; by lot 0.00, healthy: above 0.25
+INFORMED = 0.05  # information about the token, of the most that an expert could carry; at random 0, healthy: above 0.25
 CHURN = 0.2  # late change of assignments; healthy: below 0.15, but 0.2 to 0.7 if the learning rate stays large
 LARGE = 10.0  # logits: odds of exp(10) = 22,000 to 1, and bfloat16 has steps of 1/16 there; healthy: 1 to 4
 
@@ -42,7 +43,7 @@ def collapse(state):
     trained = _perplexity(_late(state, "load")).mean(axis=0)[place]
     evidence += f": in training {trained:.1f}, on held-out text {held_out_L[place]:.1f}"
     by_plan = alarm and trained >= _fewest(config)
-    return alarm, evidence + ("; noise or a plan balances the training batches alone" if by_plan else "")
+    return alarm, evidence + ("; balanced in training only, by noise or a plan" if by_plan else "")
 
 
 def dead(state):
@@ -60,7 +61,7 @@ def dead(state):
 def overload(state):
     """Overload: the busiest expert of a batch has far more than an even load, and the others wait for it.
 
-    The most that it can have is E / K times an even load; where that is below the limit, a collapse tells.
+    The most that it can have is E / K times an even load; where that is below the limit, look for a collapse.
     """
     busy_L = state.model_config.n_experts * _late(state, "load").max(axis=2).mean(axis=0)
     return _judge(state, busy_L, "above", BUSY, ".1f", "the busiest expert has {} times an even load")
@@ -70,12 +71,12 @@ def drops(state):
     """Dropped assignments: late in training or on held-out text, whichever is more; and whom it hits in training.
 
     An expert fills up in the order of its queue.  By default that is the order of the group (of sequences that
-    queue together, see `groups`), so that the last sequences are turned away more than the first ones, and in each the
+    queue together, see `batches`), so that the last sequences are turned away more than the first ones, and in each the
     last tokens.
     """
     config = state.model_config
     if (config.capacity_factor, config.eval_capacity_factor) == (None, None):
-        return False, "nothing is turned away: capacity_factor is none"
+        return False, "nothing is dropped: capacity_factor is none"
     drop_L = np.maximum(_late(state, "drop").mean(axis=0), _history(state, "eval_drop_position")[-1].mean(axis=1))
     alarm, evidence = _judge(state, drop_L, "above", DROPPED, ".1%", "{} of assignments dropped")
     position, sequence = (_ends(_late(state, f"drop_{place}").mean(axis=0)[drop_L.argmax()])
@@ -87,8 +88,8 @@ def starved(state):
     """Starved router gradient: the router's choices hardly move the loss, so that the task cannot teach it.
 
     A router learns from the task through its gates alone.  What comes that way to its weights is measured against the
-    gradient of its experts' weights, which is of the same tokens; the pull of its auxiliary losses is told apart.  This
-    sees gates that are constant or saturated.  It does not see weights that nobody updates.  AdamW rescales gradients,
+    gradient of its experts' weights, which is of the same tokens; the pull of its auxiliary losses is kept apart.  This
+    sees gates that are constant or saturated.  It does not see weights that never change.  AdamW rescales gradients,
     so a starved router still moves: where its auxiliary losses and the few undecided tokens push it.
     """
     _need_scores(state)
@@ -110,8 +111,9 @@ def certainty(state):
 def aimless(state):
     """Balanced but unspecialised: the load is even, but an expert's tokens have nothing in common.
 
-    The expert of an assignment tells I nats of its token, at most H(load) - log K.  I is about 0 for experts by lot or
-    by position, and for scores that are noise.  Knowing the domain counts as well.  Collapsed layers are left out.
+    The expert of an assignment carries I nats of information about its token, at most H(load) - log K.  I is about 0
+    for experts at random or by position, and for scores that are noise.  Knowing the domain counts as well.  Collapsed
+    layers are left out.
     """
     config = state.model_config
     token_L, position_L, domain_L = (np.maximum(_history(state, f"eval_information_{label}")[-1], 0)
@@ -120,19 +122,19 @@ def aimless(state):
     balanced_L = (_experts_in_use(state) >= _fewest(config)) & (config.top_k < config.n_experts)
     if not balanced_L.any():
         raise NoEvidence("the load is not balanced, or every token has all experts")
-    told_L = np.where(balanced_L, np.maximum(token_L, domain_L) / np.where(balanced_L, most_L, 1), np.inf)
-    words = "the expert tells {} of the most it could of the token"
-    alarm, evidence = _judge(state, told_L, "below", TOLD, ".1%", words)
+    share_L = np.where(balanced_L, np.maximum(token_L, domain_L) / np.where(balanced_L, most_L, 1), np.inf)
+    words = "the expert carries {} of the information that it could about the token"
+    alarm, evidence = _judge(state, share_L, "below", INFORMED, ".1%", words)
     n_tokens = state.train_config.eval_batches * state.train_config.batch * state.train_config.sequence
     if alarm and n_tokens * config.top_k < 5 * config.vocab_size * config.n_experts:
         raise NoEvidence(f"{n_tokens} held-out tokens are too few to tell; raise eval_batches")
-    i = told_L.argmin()
-    return alarm, (f"{evidence}: {token_L[i]:.2f} nats of the token, {domain_L[i]:.2f} of the domain, "
-                   f"{position_L[i]:.2f} of the position")
+    i = share_L.argmin()
+    return alarm, (f"{evidence}: {token_L[i]:.2f} nats about the token, {domain_L[i]:.2f} about the domain, "
+                   f"{position_L[i]:.2f} about the position")
 
 
 def churn(state):
-    """Churn: late in training tokens still change experts, which so have learnt from tokens that they will not get.
+    """Churn: late in training tokens still change experts, which have learned from tokens that they will not get.
 
     Looks at the same held-out tokens at the last evaluation and at the last one that is a tenth of the run before it,
     and only in the last quarter of a run: until then, change is learning.
