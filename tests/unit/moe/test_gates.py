@@ -1,14 +1,17 @@
-"""Choices to assignments: raw and renormalised gates, choices that are not sent, and both Jacobians."""
+"""Choices and their gates: the K best, ties, replays; raw and renormalised gates, and both of their Jacobians."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from minimoe import gradcheck
 from minimoe.moe import gates
+from tests import cases
 
 SCORE_TE = np.array([[1.0, 2.0, 5.0], [4.0, 3.0, 1.0]])
 EXPERT_TK = np.array([[2, 0], [0, 1]])
 SENT_TK = np.array([[True, False], [True, True]])
+INF, NAN, LOWEST = np.inf, np.nan, np.finfo(float).min
 
 each_gate = pytest.mark.parametrize("renormalize", [True, False])
 
@@ -20,30 +23,59 @@ def random_case():
     return score_TE, np.argsort(rng.random((9, 5)), axis=1)[:, :3], rng.random((9, 3)) < 2 / 3
 
 
-def test_the_assignments_stand_token_by_token_and_without_those_not_sent():
-    (token_A, expert_A, rank_A, _), _ = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize=False)
-    assert (token_A.tolist(), expert_A.tolist(), rank_A.tolist()) == ([0, 1, 1], [2, 0, 1], [0, 0, 1])
+@pytest.mark.parametrize(("score_E", "best"), [
+    ([0.1, 0.7, 0.2, 0.7], [1, 3, 2]),  # equal scores: the lowest number
+    ([-5.0, -9, -1, -1], [2, 3, 0]),  # negative ones are ranked as others, not below a buffer of zeros
+    ([-800.0, -900, -850, -999], [0, 2, 1]), ([-1e30] * 4, [0, 1, 2]), ([-1e4, 1e4, -1e4, 1e4], [1, 3, 0]),
+    ([-INF, -INF, 0, -INF], [2, 0, 1]), ([-INF] * 4, [0, 1, 2]), ([INF, 1, INF, 2], [0, 2, 3]),
+    ([-INF, LOWEST, 0, -INF], [2, 0, 1]),
+    (1 + 1e-30j * np.arange(4), [0, 1, 2]),  # a complex step decides nothing
+])
+def test_the_best_by_hand(score_E, best):
+    assert gates.top_k_experts(np.array([score_E]), 3).tolist() == [best]
+    assert gates.top_k_experts(np.array([score_E]), 1).tolist() == [best[:1]]
 
 
-def test_a_raw_gate_is_the_score():
-    (*_, gate_A), _ = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize=False)
-    assert gate_A.tolist() == [5, 4, 3]
+@pytest.mark.parametrize("score_E", [[NAN, 0, 1], [NAN] * 3, [NAN, -INF, NAN]])
+def test_the_experts_of_a_token_are_distinct_even_if_scores_are_not_numbers(score_E):
+    assert sorted(gates.top_k_experts(np.array([score_E]), 3)[0].tolist()) == [0, 1, 2]
 
 
-def test_a_renormalised_gate_is_a_share_of_all_choices_also_of_those_not_sent():
-    (*_, gate_A), _ = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize=True)
-    np.testing.assert_allclose(gate_A, [5 / 6, 4 / 7, 3 / 7], rtol=1e-15)
+def test_the_best_equal_a_stable_sort_of_many_equal_scores():
+    score_TE = np.random.default_rng(0).integers(-1, 2, (6, 100)).astype(float)
+    expected_TK = [sorted(range(100), key=lambda e, row_E=row_E: -row_E[e])[:60] for row_E in score_TE]
+    np.testing.assert_array_equal(gates.top_k_experts(score_TE, 60), expected_TK)
 
 
-def test_a_mask_stands_for_all_choices_of_the_real_tokens():
-    (token_A, expert_A, rank_A, gate_A), _ = gates.gates_forward(
-        SCORE_TE, EXPERT_TK, np.array([False, True]), renormalize=True)
-    assert (token_A.tolist(), expert_A.tolist(), rank_A.tolist()) == ([1, 1], [0, 1], [0, 1])
-    np.testing.assert_allclose(gate_A, [4 / 7, 3 / 7], rtol=1e-15)
+def test_a_replay_decides_and_what_it_leaves_open_goes_to_the_best_of_the_others():
+    replay = cases.routed(np.zeros((3, 3)), expert_TK=[[2, 0], [1, 2], [0, 1]], mask=[True, False, True])
+    assert gates.top_k_experts(np.array([[3.0, 2.0, 1.0]] * 3), 2, replay).tolist() == [[2, 0], [0, 1], [0, 1]]
+    one = replace(replay, token_A=np.array([0]), expert_A=np.array([2]), rank_A=np.array([0]))
+    assert gates.top_k_experts(np.array([[3.0, 2.0, 1.0]]), 2, one).tolist() == [[2, 0]]
+    assert gates.top_k_experts(np.array([[1.0, 2.0, 3.0]]), 2, one).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(("sent", "expected"), [
+    (np.array([True, False, True]), [[0, 0, 2, 2], [2, 0, 0, 1], [0, 1, 0, 1]]),  # a mask: all choices of real tokens
+    (np.array([[True], [False], [True]]), [[0, 0, 2, 2], [2, 0, 0, 1], [0, 1, 0, 1]]),
+    (np.array([[True, False], [False, True], [True, True]]), [[0, 1, 2, 2], [2, 2, 0, 1], [0, 1, 0, 1]]),
+])
+def test_assignments_stand_token_by_token_in_arrays_of_their_own(sent, expected):
+    expert_TK = np.array([[2, 0], [1, 2], [0, 1]])
+    columns = gates.assignments_by_token(expert_TK, sent)
+    assert [column.tolist() for column in columns] == expected
+    assert not any(np.shares_memory(column, array) for column in columns for array in (expert_TK, sent))
+
+
+@pytest.mark.parametrize(("renormalize", "expected"), [(False, [5, 4, 3]), (True, [5 / 6, 4 / 7, 3 / 7])])
+def test_a_gate_is_the_score_or_its_share_of_all_choices_sent_or_not(renormalize, expected):
+    columns, _ = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize)
+    assert [column.tolist() for column in columns[:3]] == [[0, 1, 1], [2, 0, 1], [0, 0, 1]]
+    np.testing.assert_allclose(columns[3], expected, rtol=1e-15)
 
 
 @each_gate
-def test_equals_a_loop_over_tokens_and_ranks(renormalize):
+def test_gates_equal_a_loop_over_tokens_and_ranks(renormalize):
     score_TE, expert_TK, sent_TK = random_case()
     columns, _ = gates.gates_forward(score_TE, expert_TK, sent_TK, renormalize)
     expected = []
@@ -53,59 +85,24 @@ def test_equals_a_loop_over_tokens_and_ranks(renormalize):
     np.testing.assert_allclose(np.transpose(columns), expected, rtol=1e-14)
 
 
+def test_the_gradients_of_both_gates_by_hand():
+    """Renormalised, g = a / (a + b) with a = 5, b = 1: dg/da = b / (a + b)^2 = 1/36, dg/db = -a / (a + b)^2 = -5/36."""
+    _, cache = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize=True)
+    dscore_TE = gates.gates_backward(np.array([1.0, 0.0, 0.0]), cache)
+    np.testing.assert_allclose(dscore_TE, [[-5 / 36, 0, 1 / 36], [0, 0, 0]], rtol=1e-14)
+    _, cache = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize=False)
+    assert gates.gates_backward(np.array([1.0, 10.0, 100.0]), cache).tolist() == [[0, 0, 1], [10, 100, 0]]
+
+
 @each_gate
-def test_gradients(renormalize):
+def test_gradients_and_experts_that_were_not_chosen_get_exactly_nothing(renormalize):
     score_TE, expert_TK, sent_TK = random_case()
 
     def forward(score_TE):
         (*_, gate_A), cache = gates.gates_forward(score_TE, expert_TK, sent_TK, renormalize)
         return gate_A, cache
 
-    report = gradcheck.check_pair("assign", forward, gates.gates_backward, {"score_TE": score_TE})
-    assert report.ok, report
-
-
-def test_the_gradient_of_a_renormalised_gate_by_hand():
-    """g = a / (a + b) with a = 5, b = 1: dg/da = b / (a + b)^2 = 1/36, dg/db = -a / (a + b)^2 = -5/36."""
-    _, cache = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize=True)
-    dscore_TE = gates.gates_backward(np.array([1.0, 0.0, 0.0]), cache)
-    np.testing.assert_allclose(dscore_TE, [[-5 / 36, 0, 1 / 36], [0, 0, 0]], rtol=1e-14)
-
-
-def test_a_raw_gate_passes_its_gradient_to_its_own_score_alone():
-    _, cache = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize=False)
-    assert gates.gates_backward(np.array([1.0, 10.0, 100.0]), cache).tolist() == [[0, 0, 1], [10, 100, 0]]
-
-
-def test_renormalised_gates_do_not_want_all_scores_of_a_token_larger():
-    score_TE, expert_TK, sent_TK = random_case()
-    _, cache = gates.gates_forward(score_TE, expert_TK, sent_TK, renormalize=True)
-    dscore_TE = gates.gates_backward(np.random.default_rng(1).normal(size=sent_TK.sum()), cache)
-    assert np.abs(dscore_TE).max() > 0.1
-    np.testing.assert_allclose((dscore_TE * score_TE).sum(axis=1), 0, atol=1e-15)
-
-
-@each_gate
-def test_scores_of_experts_that_were_not_chosen_get_exactly_nothing(renormalize):
-    score_TE, expert_TK, sent_TK = random_case()
-    _, cache = gates.gates_forward(score_TE, expert_TK, sent_TK, renormalize)
-    dscore_TE = gates.gates_backward(np.ones(sent_TK.sum()), cache)
+    cases.assert_gradient(forward, gates.gates_backward, score_TE=score_TE)
+    dscore_TE = gates.gates_backward(np.ones(sent_TK.sum()), forward(score_TE)[1])
     np.put_along_axis(dscore_TE, expert_TK, 0, axis=1)
     assert not dscore_TE.any()
-
-
-@each_gate
-def test_nothing_passed_in_is_changed_and_backward_can_be_called_twice(renormalize):
-    score_TE, expert_TK, sent_TK = random_case()
-    dgate_A = np.ones(sent_TK.sum())
-    for array in (score_TE, expert_TK, sent_TK, dgate_A):
-        array.flags.writeable = False
-    _, cache = gates.gates_forward(score_TE, expert_TK, sent_TK, renormalize)
-    first_TE, second_TE = (gates.gates_backward(dgate_A, cache) for _ in range(2))
-    np.testing.assert_array_equal(first_TE, second_TE)
-
-
-@each_gate
-def test_float32_stays_float32(renormalize):
-    (*_, gate_A), cache = gates.gates_forward(SCORE_TE.astype(np.float32), EXPERT_TK, SENT_TK, renormalize)
-    assert {gate_A.dtype, gates.gates_backward(gate_A, cache).dtype} == {np.dtype(np.float32)}
