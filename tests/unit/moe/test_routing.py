@@ -34,6 +34,7 @@ def test_a_batch_is_laid_out_sequence_by_sequence_by_hand():
     assert Tokens.of_batch(TOKENS_BS, start=4).position_T.tolist() == [4, 5, 6, 4, 5, 6]
     assert Tokens.of_batch(TOKENS_BS).mask_T.tolist() == [True] * 6
     assert Tokens.of_batch(TOKENS_BS, np.zeros((2, 3), bool)).weight_T.tolist() == [0] * 6
+    assert Tokens.of_batch(TOKENS_BS[:1, :1]).weight_T.tolist() == [1]
     assert [Tokens.of_batch(ids_BS).n_sequences for ids_BS in (TOKENS_BS, TOKENS_BS.T[:, :1])] == [2, 3]
 
 
