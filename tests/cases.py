@@ -50,7 +50,7 @@ def routed(prob_TE, top_k=1, mask=None, expert_TK=None, logit_TE=None, limit=Non
 
     logit_TE: None is zeros.   limit: capacity factor, None is dropless.
     """
-    prob_TE = np.array(prob_TE)
+    prob_TE = 1.0 * np.array(prob_TE)
     logit_TE = np.zeros_like(prob_TE) if logit_TE is None else np.array(logit_TE)
     expert_TK = gates.top_k_experts(prob_TE, top_k) if expert_TK is None else np.array(expert_TK)
     tokens = tokens_like(np.ones(len(prob_TE), bool) if mask is None else mask)
