@@ -1,4 +1,4 @@
-"""Soft MoE: by hand, against a loop over slots and tokens, what padding may not do, and what it sees that it should not."""
+"""Soft MoE: by hand, against a loop over slots and tokens; what padding may not do; what a token sees."""
 
 from dataclasses import replace
 

@@ -48,7 +48,7 @@ def test_the_summary_of_each_layer_by_hand():
     np.testing.assert_allclose(summary.margin_L, [0.2, (0.2 + 1) / 2])
     np.testing.assert_allclose(summary.entropy_L, [telemetry.entropy(r) for r in (EXAMPLE, other)])
     assert summary.dead_L.tolist() == [0, 2]
-    np.testing.assert_allclose(summary.logit_L, [(3 + 2 + 5) / 3, 0])  # max |logit|: a constant added to all of them counts
+    np.testing.assert_allclose(summary.logit_L, [(3 + 2 + 5) / 3, 0])  # max |logit|: a constant added to all counts
     assert telemetry.drop_rate(cases.routed([[0.7, 0.3]], mask=[False])) == 0
 
 
