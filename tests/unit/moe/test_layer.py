@@ -142,11 +142,13 @@ def test_the_capacity_of_training_drops_nothing_in_evaluation_and_a_replay_keeps
     assert (live.expert_A != first.expert_A).any() and (replayed.prob_TE == live.prob_TE).all()
 
 
-def test_shared_experts_work_on_every_token_without_a_gate():
+@pytest.mark.parametrize(("n", "width"), [(1, 7), (3, 21)])
+def test_shared_experts_work_on_every_token_without_a_gate(n, width):
     """Also on tokens that every routed expert dropped; and their width is that of all of them together."""
-    config = replace(CONFIG, n_shared_experts=3, capacity_factor=0.1)
-    assert layer.weights(config, 0.25, 0.125) == layer.weights(CONFIG, 0.25, 0.125) | {
-        "shared.w_gate_DJ": ((6, 21), 0.25), "shared.w_up_DJ": ((6, 21), 0.25), "shared.w_down_JD": ((21, 6), 0.125)}
+    config = replace(CONFIG, n_shared_experts=n, capacity_factor=0.1)
+    assert layer.weights(config, 0.5, 0.25) == layer.weights(CONFIG, 0.5, 0.25) | {
+        "shared.w_gate_DJ": ((6, width), 0.5), "shared.w_up_DJ": ((6, width), 0.5),
+        "shared.w_down_JD": ((width, 6), 0.25)}
     x_TD, weights, _ = random_layer(config)
     y_TD, r, _ = train(x_TD, weights, config)
     routed_TD, _, _ = train(x_TD, weights, replace(config, n_shared_experts=0))
