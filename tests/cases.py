@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import settings
 
-from minimoe import gradcheck, names
+from minimoe import gradcheck
 from minimoe.config import ModelConfig
-from minimoe.moe import capacity, gates, routers, routing
+from minimoe.moe import capacity, gates, losses, routers, routing
 from minimoe.moe.routing import Tokens
 
 FEW = settings(derandomize=True, deadline=None, max_examples=30)
@@ -20,7 +20,7 @@ SIGHTLESS = "hash", "random", "uniform"
 
 def fixed_k(router):
     """The only K that a router knows; None is any."""
-    return names.ROUTERS[router].top_k
+    return routers.ROUTERS[router].FACTS.top_k
 
 
 def with_router(config, router, **fields):
@@ -30,7 +30,7 @@ def with_router(config, router, **fields):
 
 def losses_for(router):
     """The losses that a router can have: that of the expected load needs noise."""
-    return [name for name in names.LOSSES if name != "load" or router == "noisy_topk"]
+    return [name for name in losses.LOSSES if name != "load" or routers.ROUTERS[router].FACTS.has_chances]
 
 
 def lengths(*lengths_B):

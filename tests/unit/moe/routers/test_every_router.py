@@ -136,15 +136,15 @@ def changes_of_the_past(name, training, seed):
 
 @each_router
 def test_the_flags_say_whether_the_future_and_whether_token_numbers_matter(name):
-    for training, causal in ((True, POLICIES[name].CAUSAL), (False, POLICIES[name].CAUSAL_IN_EVALUATION)):
+    for training, causal in ((True, POLICIES[name].FACTS.causal), (False, POLICIES[name].FACTS.causal_in_evaluation)):
         assert (sum(changes_of_the_past(name, training, seed) for seed in range(10)) == 0) == causal
     x_TD, weights, config, tokens = case_for(name)
     before, after = (cases.decisions(forward((x_TD, weights, config, replace(tokens, id_T=id_T)), training=False)[0])
                      for id_T in (tokens.id_T, (tokens.id_T + 7) % 40))
-    assert (before != after) == POLICIES[name].NEEDS_TOKEN_IDS
+    assert (before != after) == POLICIES[name].FACTS.needs_token_ids
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].CAUSAL_IN_EVALUATION])
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].FACTS.causal_in_evaluation])
 def test_in_evaluation_a_sequence_in_two_parts_is_routed_as_the_whole(name):
     x_TD, weights, config, _ = case_for(name)
     ids_BS = IDS_BS.reshape(1, -1)
