@@ -5,7 +5,6 @@ see `timers`.
 """
 
 import os
-import textwrap
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import threadpoolctl
 
-from minimoe import cost
+from minimoe import cost, terminal
 from minimoe.analysis import timers
 from minimoe.analysis.timers import PARTS, REST
 from minimoe.config import ModelConfig, TrainConfig, describe
@@ -27,10 +26,10 @@ WARM, WRITTEN = 3, 64
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds, one entry a round: a step, its products, the step with its groups one after another, without and with
+    """Seconds, one entry per round: a step, its products, the step with its groups one after another, without and with
     timers, and the generation of WRITTEN tokens (NaN if the model cannot).
 
-    places: one dict a round, Place -> seconds.  products: of all groups of a step, as `cost.Product`.
+    places: one dict per round, Place -> seconds.  products: of all groups of a step, as `cost.Product`.
     """
 
     model_config: ModelConfig
@@ -47,9 +46,14 @@ class Measured:
 
 
 def measure(model_config, train_config, steps, threads=1, rounds=range):
-    """Time a step, its floor, its parts and generation, in turn, `steps` times; random tokens.  Returns Measured.
+    """Time a step, its floor, its parts and generation, one after another, `steps` times; random tokens.
 
-    rounds: counts the rounds, as `range` does; a progress bar can.
+    Args:
+        model_config, train_config: of the model, and of the step.
+        steps: rounds that count.
+        threads: groups of the batch at the same time.
+        rounds: counts the rounds, as `range` does; `progress.rounds` shows them.
+    Returns Measured.
     Raises ValueError for steps below 1, and where `loop.new_state` does.
     """
     if steps < 1:
@@ -80,9 +84,9 @@ def measure(model_config, train_config, steps, threads=1, rounds=range):
 
 
 def step_seconds(configs, train_config, text, threads=1, rounds=20, each_round=range):
-    """Name -> median time of a training step of each model, in turns: a slow moment of the machine falls on all.
+    """Name -> median time of a training step of each model, round-robin: a slow moment of the machine falls on all.
 
-    configs: name -> ModelConfig.  rounds: turns of each.  each_round: counts them, as `range` does; a progress bar can.
+    configs: name -> ModelConfig.  rounds: steps of each.  each_round: counts them, as `range` does.
     """
     states = {name: loop.new_state(config, train_config, text) for name, config in configs.items()}
     times = {name: [] for name in configs}
@@ -142,23 +146,38 @@ def parts(places):
 
 
 def report(measured):
-    """All that was measured, as text."""
-    model_config, train_config = measured.model_config, measured.train_config
+    """All that was measured, as text: how fast a step is, the machine, and where the time goes."""
     places = usual(measured.places)
-    layers = [*range(model_config.n_layers), None]
-    names = [f"layer {layer}" for layer in layers[:-1]] + ["outside of the layers"]
-    n_groups = train_config.accumulate * train_config.groups
-    shape = (f"a step: {train_config.accumulate * train_config.batch} sequences of {train_config.sequence} random "
-             f"tokens, in {n_groups} group{'s' * (n_groups > 1)}")
     overhead = np.median(measured.timed / measured.serial) - 1
     how = (f"Where the time goes, on one thread, groups one after another: {1e3 * sum(places.values()):.1f} ms. "
            f"The step above takes {1e3 * np.median(measured.step):.1f} ms on {measured.threads}. "
            f"The timers change the time by {overhead:+.1%}.")
+    layers = {layer: f"layer {layer}" for layer in range(measured.model_config.n_layers)}
+    return "\n\n".join([
+        terminal.fill(_answer(measured, places)), terminal.fill(_setting(measured), hanging="  "), speeds(measured),
+        terminal.fill(how), breakdown(places, "part", {part: part for part in parts(places)}),
+        breakdown(places, "layer", layers | {None: "outside of the layers"})])
+
+
+def _answer(measured, places):
+    step, ratio = np.median(measured.step), np.median(measured.step / measured.floor)
+    return (f"A training step takes {1e3 * step:.1f} ms, {_tokens(measured.train_config) / step:,.0f} tokens/s: "
+            f"{ratio:.2f} times as long as its matrix products alone. {title(places)}.")
+
+
+def _setting(measured):
+    """Machine, model and step, one line each."""
+    config = measured.train_config
+    n_groups = config.accumulate * config.groups
     return "\n".join([
-        *_wrapped(machine(measured.threads, measured.dtype)), *_wrapped(describe.describe_layers(model_config)), shape,
-        "", speeds(measured), "", *_wrapped(how), "",
-        breakdown(places, "part", {part: part for part in parts(places)}), "",
-        breakdown(places, "layer", dict(zip(layers, names, strict=True)))])
+        machine(measured.threads, measured.dtype), describe.describe_layers(measured.model_config),
+        f"step: {config.accumulate * config.batch} sequences of {config.sequence} random tokens, in {n_groups} "
+        f"group{'s' * (n_groups > 1)}"])
+
+
+def _tokens(config):
+    """Tokens in a step."""
+    return config.accumulate * config.batch * config.sequence
 
 
 def machine(threads, dtype):
@@ -167,24 +186,24 @@ def machine(threads, dtype):
     blas = [f"{pool['internal_api']} {pool['version']}" for pool in threadpoolctl.threadpool_info()
             if pool["user_api"] == "blas"]
     unknown = "a BLAS that sets its own threads"
-    products = f"{', '.join(dict.fromkeys(blas))}, one thread a product" if blas else unknown
+    products = f"{', '.join(dict.fromkeys(blas))}, one thread per product" if blas else unknown
     return f"machine: {cores} cores; threads: {threads}; {dtype}; NumPy {np.__version__}; {products}"
 
 
 def speeds(measured):
     """The step, its floor and generation as a table: medians, and between which 80 % of the rounds lie."""
     flops = sum(product.flops for product in measured.products)
-    tokens = measured.train_config.accumulate * measured.train_config.batch * measured.train_config.sequence
+    tokens = _tokens(measured.train_config)
     ratio = np.percentile(measured.step / measured.floor, (50, 10, 90))
     rows = [("", "median ms", "10 to 90 %", "tokens/s", "GFLOP/s"),
             _speed("training step", measured.step, tokens, flops),
             _speed(f"its {len(measured.products):,} matrix products alone", measured.floor, tokens, flops),
             ("step / products, pair by pair", f"{ratio[0]:.2f} x", f"{ratio[1]:.2f} to {ratio[2]:.2f}", "", "")]
     if np.isfinite(measured.generation).all():
-        rows.append(_speed(f"generation of {WRITTEN} tokens, one text, cached", measured.generation, WRITTEN))
+        rows.append(_speed(f"generation of {WRITTEN} tokens, one sequence", measured.generation, WRITTEN))
     else:
         rows.append((f"generation: none, router {measured.model_config.router} is not causal", "", "", "", ""))
-    return _aligned(rows, (42, 10, 16, 10, 9))
+    return terminal.table(rows)
 
 
 def _speed(name, times, tokens, flops=None):
@@ -204,7 +223,7 @@ def breakdown(places, field, names):
                  for way in WAYS]
         rows.append((name, *(f"{1e3 * t:.2f}" if t else "-" for t in spent), f"{1e3 * sum(spent):.2f}",
                      f"{sum(spent) / total:.1%}"))
-    return _aligned(rows, (42, 10, 10, 10, 10, 9))
+    return terminal.table(rows)
 
 
 def title(places):
@@ -214,13 +233,3 @@ def title(places):
         spent[place.part] += t
     part, most = max(spent.items(), key=lambda item: item[1])
     return f"{most / spent.total():.0%} of a training step goes into {'the rest' if part == REST else part}"
-
-
-def _aligned(rows, widths):
-    lines = ["".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
-                     enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * sum(widths), *lines[1:]])
-
-
-def _wrapped(line):
-    return textwrap.wrap(line, 100, subsequent_indent="  ")

@@ -32,8 +32,8 @@ MODES = (
     Mode("router collapse", symptoms.collapse,
          "Nearly all tokens go to the same few experts: the memory of a large layer, the work of a small one.",
          "a larger --balance-coef; --router sigmoid_bias, which balances without a loss; a lower --learning-rate, "
-         "since an expert that gets tokens improves, and so gets more. For base, sinkhorn and noisy_topk, which balance "
-         "in training only: a --balance-coef above 0."),
+         "since an expert that gets tokens improves, and so gets more. For base, sinkhorn and noisy_topk, which "
+         "balance in training only: a --balance-coef above 0."),
     Mode("dead experts", symptoms.dead,
          "These experts get no tokens, so they learn nothing, so they get no tokens.",
          "a larger --balance-coef, which also moves the scores of experts that no token chose; --router noisy_topk, "

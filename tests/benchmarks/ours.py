@@ -20,7 +20,7 @@ def preset(batch, sequence, **train):
 
 def state_and_text(model_config, train_config):
     """A run before its first step, on random tokens."""
-    text = bench.random_text(model_config, train_config)
+    text = data.random_text(model_config, train_config)
     return loop.new_state(model_config, train_config, text), text
 
 
