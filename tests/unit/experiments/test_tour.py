@@ -187,10 +187,10 @@ def test_what_is_measured_of_a_run_and_what_its_step_costs(clusters):
     variant = tour.experiment(True, 1, 32).variants[MOE]._replace(model=config, train=small.TRAINING)
     rows = {name: np.array([value, value]) for name, value in measured.items()} | {
         "seconds": np.array([[1.0, 2.0, 9.0], [3.0, 4.0, 9.0]])}
-    result, counted = tour.priced(variant, rows, clusters), cost.count(config, 2, 8)
+    result, counted = tour.priced(variant, rows, clusters), cost.count(config, 3, 8)
     assert (result.parameters, result.seconds) == (counted.parameters, 3.5)
-    assert (result.forward_flops, result.training_flops) == (counted.forward_flops / 16, counted.training_flops / 16)
-    assert result.memory == cost.step_memory(config, 2, 8) and result.peak > sum(result.memory[:3])
+    assert (result.forward_flops, result.training_flops) == (counted.forward_flops / 24, counted.training_flops / 24)
+    assert result.memory == cost.step_memory(config, 3, 8) and result.peak > sum(result.memory[:3])
     assert result.memory.parameters == 4 * parameters.count(state.params)
 
 

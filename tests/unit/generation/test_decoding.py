@@ -8,17 +8,17 @@ import pytest
 from minimoe import gradcheck, model, parameters
 from minimoe.config import ModelConfig
 from minimoe.generation import decoding, sampling
-from tests import tiny
+from tests import small
 
-VARIANTS = {name: config for name, config in tiny.BY_ROUTER.items() if sampling.causal(config)} | {
-    "raw gates": replace(tiny.MOE, renormalize=False),
-    "experts in groups": replace(tiny.BY_ROUTER["sigmoid_bias"], gate_scale=2.5, n_groups=2, top_groups=1),
-    "no router": tiny.DENSE,
-    "layers of both kinds": replace(tiny.MOE, n_layers=4, first_dense_layers=1, d_dense=7, moe_every=2,
+VARIANTS = {name: config for name, config in small.BY_ROUTER.items() if sampling.causal(config)} | {
+    "raw gates": replace(small.MODEL, renormalize=False),
+    "experts in groups": replace(small.BY_ROUTER["sigmoid_bias"], gate_scale=2.5, n_groups=2, top_groups=1),
+    "no router": small.DENSE,
+    "layers of both kinds": replace(small.MODEL, n_layers=4, first_dense_layers=1, d_dense=7, moe_every=2,
                                     n_shared_experts=1),
-    "grouped queries, tied": replace(tiny.MOE, n_heads=4, n_kv_heads=2, tie_embeddings=True),
-    "other constants": replace(tiny.MOE, n_kv_heads=None, rope_theta=7.0, norm_eps=0.3),
-    "training drops": replace(tiny.MOE, capacity_factor=0.5, drop_order="priority"),
+    "grouped queries, tied": replace(small.MODEL, n_heads=4, n_kv_heads=2, tie_embeddings=True),
+    "other constants": replace(small.MODEL, n_kv_heads=None, rope_theta=7.0, norm_eps=0.3),
+    "training drops": replace(small.MODEL, capacity_factor=0.5, drop_order="priority"),
 }
 TEXT_S = np.random.default_rng(0).integers(0, 32, 8)
 
@@ -31,7 +31,7 @@ def params_of(config, dtype=np.float64):
     return params
 
 
-PARAMS = params_of(tiny.MOE)
+PARAMS = params_of(small.MODEL)
 
 
 def decoded(params, config, text_S, n_first, room=None):
@@ -79,8 +79,8 @@ def test_two_tokens_by_hand():
 
 
 def test_a_step_writes_to_its_own_position_alone_and_looks_at_none_behind_it():
-    expected, _ = decoded(PARAMS, tiny.MOE, TEXT_S, 2)
-    logit_V, decoder = decoding.start(PARAMS, tiny.MOE, TEXT_S[:2], 8)
+    expected, _ = decoded(PARAMS, small.MODEL, TEXT_S, 2)
+    logit_V, decoder = decoding.start(PARAMS, small.MODEL, TEXT_S[:2], 8)
     own = [decoder.read_M, *keys_and_values(decoder)]
     for array in parameters.arrays_in(decoder):
         array.flags.writeable = any(array is mine for mine in own)
@@ -96,18 +96,18 @@ def test_a_step_writes_to_its_own_position_alone_and_looks_at_none_behind_it():
 
 
 def test_there_is_the_room_that_was_asked_for_and_more_of_it_changes_nothing():
-    tight, decoder = decoded(PARAMS, tiny.MOE, TEXT_S, 2)
+    tight, decoder = decoded(PARAMS, small.MODEL, TEXT_S, 2)
     assert {array.shape for array in keys_and_values(decoder)} == {(1, 8, 4)}  # one head, eight places, 8 / 2 numbers
     assert {table_MP.shape for table_MP in decoder.rope} == {(8, 4)}
-    np.testing.assert_array_equal(decoded(PARAMS, tiny.MOE, TEXT_S, 2, room=50)[0], tight)
+    np.testing.assert_array_equal(decoded(PARAMS, small.MODEL, TEXT_S, 2, room=50)[0], tight)
 
 
 @pytest.mark.parametrize("position", [0, 4])
 def test_a_text_can_go_on_otherwise_from_an_earlier_position(position):
-    _, decoder = decoded(PARAMS, tiny.MOE, TEXT_S, 2)
+    _, decoder = decoded(PARAMS, small.MODEL, TEXT_S, 2)
     other_S = np.concatenate([TEXT_S[:position], (TEXT_S[position:7] + 1) % 32])
     again = [decoding.step(decoder, other_S[i], i) for i in range(position, 7)]
-    expected = model.forward(PARAMS, other_S[None], tiny.MOE)[0][0, position:]
+    expected = model.forward(PARAMS, other_S[None], small.MODEL)[0][0, position:]
     np.testing.assert_allclose(again, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -125,9 +125,9 @@ def test_the_type_of_the_parameters_is_the_type_of_everything(dtype, rtol):
     (1, 3, "position = 3: no token has been read at 2"), (1, 4, "position = 4: no token has been read at 2"),
     (-1, 2, r"token = -1: must be in \[0, 32\)"), (32, 2, r"token = 32: must be in \[0, 32\)")])
 def test_a_place_or_a_token_that_cannot_be_is_refused(token, position, message):
-    _, decoder = decoding.start(PARAMS, tiny.MOE, TEXT_S[:2], 5)
+    _, decoder = decoding.start(PARAMS, small.MODEL, TEXT_S[:2], 5)
     with pytest.raises(ValueError, match=f"^{message}"):
         decoding.step(decoder, token, position)
     decoding.step(decoder, 1, 2)  # nothing was written down of what was refused
     with pytest.raises(ValueError, match="room = 1: tokens_S has 2 tokens already"):
-        decoding.start(PARAMS, tiny.MOE, TEXT_S[:2], 1)
+        decoding.start(PARAMS, small.MODEL, TEXT_S[:2], 1)

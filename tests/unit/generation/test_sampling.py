@@ -9,9 +9,9 @@ import pytest
 
 from minimoe import model
 from minimoe.generation import decoding, sampling
-from tests import tiny
+from tests import small
 
-CONTEXT = replace(tiny.MOE, max_sequence=7)
+CONTEXT = replace(small.MODEL, max_sequence=7)
 LOGITS = 3 + np.log([0.125, 0.5, 0.125, 0.25])
 """Tokens in order of probability: 1 (1/2), 3 (1/4), then 0 and 2, equal (1/8)."""
 MANY = np.tile([1.0, 2.0], 50)
@@ -52,7 +52,7 @@ def generate(prompt=(1, 2), n_tokens=20, config=CONTEXT, **options):
 
 
 @pytest.mark.parametrize("config, prompt", [
-    (CONTEXT, [3, 1]), (CONTEXT, list(range(20))), (replace(tiny.MOE, max_sequence=1), [3, 1])],
+    (CONTEXT, [3, 1]), (CONTEXT, list(range(20))), (replace(small.MODEL, max_sequence=1), [3, 1])],
     ids=["a context of 7", "a long prompt", "a context of 1"])
 def test_each_logit_is_that_of_the_tokens_in_view_also_after_some_are_forgotten(config, prompt, monkeypatch):
     seen, sample = [], sampling.sample
@@ -70,7 +70,7 @@ def test_a_prompt_is_read_at_once_and_each_new_token_once(max_sequence, n_tokens
     starts, steps, start, step = [], [], decoding.start, decoding.step
     monkeypatch.setattr(decoding, "start", lambda *given: starts.append(given[-1]) or start(*given))
     monkeypatch.setattr(decoding, "step", lambda *given: steps.append(given[-1]) or step(*given))
-    assert len(generate([3, 1], n_tokens, replace(tiny.MOE, max_sequence=max_sequence))) == 2 + n_tokens
+    assert len(generate([3, 1], n_tokens, replace(small.MODEL, max_sequence=max_sequence))) == 2 + n_tokens
     assert (starts, steps) == (rooms, places)
 
 
@@ -122,7 +122,7 @@ def test_logits_or_params_that_cannot_be_used_are_refused(broken):
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="logit_V is not finite: the parameters"):
         sampling.sample(np.array([0.0, broken, 1.0]), 1.0, None, None, chance(0.5))
     with pytest.raises(ValueError, match="missing .*layers.1.moe.w_up_EDF"):
-        sampling.generate(params_of(replace(tiny.MOE, n_layers=1)), tiny.MOE, [1], 2)
+        sampling.generate(params_of(replace(small.MODEL, n_layers=1)), small.MODEL, [1], 2)
 
 
 @pytest.mark.parametrize("prompt, message", [
@@ -144,13 +144,13 @@ def test_an_option_out_of_range_is_refused_before_the_first_token_is_asked_for(n
 
 
 def test_a_model_whose_later_tokens_decide_what_becomes_of_earlier_ones_is_refused_with_the_reason():
-    ahead = {name: config for name, config in tiny.BY_ROUTER.items() if not sampling.causal(config)}
+    ahead = {name: config for name, config in small.BY_ROUTER.items() if not sampling.causal(config)}
     assert ahead.keys() == {"expert_choice", "soft"}
     for name, config in ahead.items():
         with pytest.raises(ValueError, match=f"router = '{name}' cannot generate: it is not causal"):
             generate(config=config)
         assert len(generate(n_tokens=3, config=replace(config, first_dense_layers=2))) == 5  # there is no such layer
-    limited = replace(tiny.MOE, eval_capacity_factor=2.0)
+    limited = replace(small.MODEL, eval_capacity_factor=2.0)
     with pytest.raises(ValueError, match="eval_capacity_factor = 2.0 cannot generate: the room in an expert depends"):
         generate(config=limited)
     assert len(generate(n_tokens=3, config=replace(limited, first_dense_layers=2))) == 5

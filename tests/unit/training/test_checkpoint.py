@@ -13,10 +13,10 @@ import pytest
 
 import minimoe
 from minimoe.training import checkpoint
-from tests import tiny
+from tests import small
 
 ROOT = Path(minimoe.__file__).parents[1]
-CONFIG = dataclasses.replace(tiny.RANDOM_DROPS, n_layers=1, z_coef=0.1)
+CONFIG = dataclasses.replace(small.RANDOM_DROPS, n_layers=1, z_coef=0.1)
 FILL_THE_DISK = """
 import resource, sys
 from minimoe.training import checkpoint
@@ -32,7 +32,7 @@ except checkpoint.CheckpointError as error:
 
 def state_after(n_steps):
     """A run with a history of every kind, whose generator makes 64 bits and has 32 of them left over."""
-    state = tiny.trained(CONFIG, n_steps=n_steps) if n_steps else tiny.new(CONFIG)
+    state = small.trained(CONFIG, n_steps=n_steps) if n_steps else small.new(CONFIG)
     state.rng.integers(0, 9, 3, dtype=np.uint32)
     return dataclasses.replace(state, domains=("é", "b", "c", "d"))
 

@@ -9,16 +9,16 @@ import pytest
 from minimoe import model
 from minimoe.moe import telemetry
 from minimoe.training import data, loop, record
-from tests import tiny
+from tests import small
 
-TRAINING = replace(tiny.TRAINING, eval_batches=8)
-DROPS = replace(tiny.MOE, eval_capacity_factor=0.7)
-PARAMS = tiny.in_float64(tiny.new()).params
+TRAINING = replace(small.TRAINING, eval_batches=8)
+DROPS = replace(small.MODEL, eval_capacity_factor=0.7)
+PARAMS = small.in_float64(small.new()).params
 
 
 def routed_batches(config):
     """(domain, batch, routings) of an evaluation: two batches of each of four texts, drawn as evaluation draws them."""
-    for domain, stream in enumerate(tiny.TEXT.held_out):
+    for domain, stream in enumerate(small.CORPUS.held_out):
         rng = np.random.default_rng(0)
         for _ in range(2):
             batch = data.sample([stream], rng, TRAINING.batch, TRAINING.sequence)
@@ -27,13 +27,13 @@ def routed_batches(config):
 
 def test_losses_by_hand_on_texts_of_one_character():
     # every piece of such a text is the same, so one will do; 30 and 90 characters weigh 1 to 3
-    config = replace(tiny.MOE, n_layers=1, eval_capacity_factor=0.5, balance_coef=10.0)
-    params = tiny.in_float64(tiny.new(config)).params
+    config = replace(small.MODEL, n_layers=1, eval_capacity_factor=0.5, balance_coef=10.0)
+    params = small.in_float64(small.new(config)).params
     held_out = tuple(np.full(length, token) for token, length in ((3, 30), (5, 90)))
-    text = data.Corpus(tiny.TEXT.tokenizer, ("short", "long"), (np.full(50, 9),) * 2, held_out)
+    text = data.Corpus(small.CORPUS.tokenizer, ("short", "long"), (np.full(50, 9),) * 2, held_out)
     result = loop.evaluate(params, text, config, TRAINING)
     pieces = [np.full((TRAINING.batch, TRAINING.sequence), token) for token in (3, 5)]
-    ce_domain = [tiny.slow_ce(params, config, piece, piece) for piece in pieces]
+    ce_domain = [small.slow_ce(params, config, piece, piece) for piece in pieces]
     np.testing.assert_allclose(result["ce_domain"], ce_domain, rtol=1e-12)
     assert result["ce"] == pytest.approx((ce_domain[0] + 3 * ce_domain[1]) / 4, rel=1e-12)
     # half the room for all: of an expert that all 24 tokens want, 24 * 2 * 0.5 / 4 = 6 are kept
@@ -51,7 +51,7 @@ def test_counts_equal_a_loop_over_all_assignments():
                 counts["position"][layer, token % 8, expert] += 1
                 counts["domain"][layer, domain, expert] += 1
                 dropped_LS[layer, token % 8] += not kept
-    result = loop.evaluate(PARAMS, tiny.TEXT, DROPS, TRAINING)
+    result = loop.evaluate(PARAMS, small.CORPUS, DROPS, TRAINING)
     for label, count in counts.items():
         expected = [telemetry.mutual_information(of_layer) for of_layer in count]
         np.testing.assert_allclose(result[f"information_{label}"], expected, rtol=1e-12)
@@ -62,14 +62,14 @@ def test_counts_equal_a_loop_over_all_assignments():
     assert result["drop"] == pytest.approx(drop_position.mean(), rel=1e-12) != 0
 
 
-@pytest.mark.parametrize("config, n_bytes", [(tiny.MOE, 1), (tiny.BY_ROUTER["expert_choice"], 1),
-                                             (replace(tiny.MOE, n_experts=9), 2)], ids=["top k", "choice", "9 experts"])
+@pytest.mark.parametrize("config, n_bytes", [(small.MODEL, 1), (small.BY_ROUTER["expert_choice"], 1),
+                                             (replace(small.MODEL, n_experts=9), 2)], ids=["top k", "choice", "nine"])
 def test_the_experts_of_the_first_tokens_of_each_domain_are_kept_as_bits(config, n_bytes, monkeypatch):
     monkeypatch.setattr(record, "PROBE", 5)
-    params = tiny.new(config).params
-    firsts = [data.sample([stream], np.random.default_rng(0), 3, 8).tokens_BS for stream in tiny.TEXT.held_out]
+    params = small.new(config).params
+    firsts = [data.sample([stream], np.random.default_rng(0), 3, 8).tokens_BS for stream in small.CORPUS.held_out]
     routings = [model.forward(params, tokens_BS, config)[1] for tokens_BS in firsts]
-    packed = loop.evaluate(params, tiny.TEXT, config, TRAINING)["experts"]
+    packed = loop.evaluate(params, small.CORPUS, config, TRAINING)["experts"]
     assert packed.dtype == np.uint8 and packed.shape == (2, 4 * 5, n_bytes)
     for layer, rows in enumerate(np.unpackbits(packed, axis=2, count=config.n_experts).reshape(2, 4, 5, -1)):
         for domain, chosen in enumerate(rows.tolist()):
@@ -86,14 +86,14 @@ def test_batches_are_spread_over_the_domains(eval_batches, per_domain, monkeypat
         return sample(streams, *rest)
 
     monkeypatch.setattr(data, "sample", noted)
-    loop.evaluate(PARAMS, tiny.TEXT, tiny.MOE, replace(TRAINING, eval_batches=eval_batches))
+    loop.evaluate(PARAMS, small.CORPUS, small.MODEL, replace(TRAINING, eval_batches=eval_batches))
     assert [len(list(group)) for _, group in itertools.groupby(drawn)] == [per_domain] * 4
 
 
-@pytest.mark.parametrize("config", [tiny.RANDOM_DROPS, tiny.BY_ROUTER["noisy_topk"]], ids=["random drops", "noise"])
+@pytest.mark.parametrize("config", [small.RANDOM_DROPS, small.BY_ROUTER["noisy_topk"]], ids=["random drops", "noise"])
 def test_every_call_gives_the_same_and_changes_nothing(config):
-    state = tiny.trained(config)
-    before = tiny.numbers(state)
-    first, second = (loop.evaluate(state.params, tiny.TEXT, config, state.train_config) for _ in range(2))
+    state = small.trained(config)
+    before = small.numbers(state)
+    first, second = (loop.evaluate(state.params, small.CORPUS, config, state.train_config) for _ in range(2))
     assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
-    assert tiny.numbers(state) == before
+    assert small.numbers(state) == before

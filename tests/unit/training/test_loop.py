@@ -12,9 +12,9 @@ import pytest
 from minimoe import model
 from minimoe.generation import sampling
 from minimoe.training import checkpoint, corpus, data, loop
-from tests import tiny
+from tests import small
 
-SECOND_LAYER = replace(tiny.MOE, first_dense_layers=1)
+SECOND_LAYER = replace(small.MODEL, first_dense_layers=1)
 EVERY_STEP = {"ce", "balance", "z", "grad_norm", "seconds", "drop"}
 ROUTER = {f"router_{name}" for name in ("load", "drop", "entropy", "margin", "dead", "logit")}
 EVALUATION = {"eval_ce", "eval_ce_domain", "eval_load", "eval_drop"}
@@ -30,41 +30,41 @@ def signalled(*steps):
 
 def divergence_of(state, path=None):
     with pytest.raises(loop.Diverged) as caught:
-        loop.train(state, tiny.TEXT, path)
+        loop.train(state, small.CORPUS, path)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("config, more", [
-    *((config, {}) for config in tiny.BY_ROUTER.values()), (tiny.DENSE, {}), (tiny.RANDOM_DROPS, dict(accumulate=2)),
-    (replace(tiny.BY_ROUTER["noisy_topk"], global_balance=True), dict(accumulate=2))],
-    ids=[*tiny.BY_ROUTER, "dense", "random drops", "global balance"])
+    *((config, {}) for config in small.BY_ROUTER.values()), (small.DENSE, {}), (small.RANDOM_DROPS, dict(accumulate=2)),
+    (replace(small.BY_ROUTER["noisy_topk"], global_balance=True), dict(accumulate=2))],
+    ids=[*small.BY_ROUTER, "dense", "random drops", "global balance"])
 def test_a_resumed_run_is_the_run_itself_bit_for_bit(tmp_path, config, more):
     """Of every router, each of which learns something: at first the loss is about log 32 = 3.47 nats."""
     path = tmp_path / "checkpoint.npz"
-    straight = loop.train(tiny.new(config, n_steps=10, **more), tiny.TEXT,
+    straight = loop.train(small.new(config, n_steps=10, **more), small.CORPUS,
                           on_step=lambda state: state.step == 5 and checkpoint.save(path, state))
     resumed = checkpoint.load(path)
     assert resumed.step == 5
-    assert tiny.numbers(loop.train(resumed, tiny.TEXT)) == tiny.numbers(straight)
+    assert small.numbers(loop.train(resumed, small.CORPUS)) == small.numbers(straight)
     assert np.mean(straight.history["ce"][-3:]) < straight.history["ce"][0] - 0.2
 
 
 def test_any_number_of_threads_gives_the_same_bits():
-    config = replace(tiny.RANDOM_DROPS, global_balance=True)
-    states = [tiny.new(config, n_steps=2, groups=3, accumulate=2) for _ in range(3)]
-    one, *more = (tiny.numbers(loop.train(state, tiny.TEXT, threads=i + 1)) for i, state in enumerate(states))
+    config = replace(small.RANDOM_DROPS, global_balance=True)
+    states = [small.new(config, n_steps=2, groups=3, accumulate=2) for _ in range(3)]
+    one, *more = (small.numbers(loop.train(state, small.CORPUS, threads=i + 1)) for i, state in enumerate(states))
     assert [one, one] == more
 
 
 def test_the_seed_decides_the_first_weights_and_the_draws():
-    assert tiny.numbers(tiny.trained(seed=1)) == tiny.numbers(tiny.trained(seed=1))
-    first, second = tiny.new(seed=0), tiny.new(seed=1)
+    assert small.numbers(small.trained(seed=1)) == small.numbers(small.trained(seed=1))
+    first, second = small.new(seed=0), small.new(seed=1)
     assert not np.array_equal(first.params["head.w_DV"], second.params["head.w_DV"])
     assert first.rng.random() != second.rng.random()
 
 
 def test_every_step_has_one_entry_and_every_evaluation_and_record_one():
-    history = tiny.trained(replace(tiny.MOE, entropy_coef=0.1), n_steps=7, eval_every=3, record_every=2).history
+    history = small.trained(replace(small.MODEL, entropy_coef=0.1), n_steps=7, eval_every=3, record_every=2).history
     every_step, evaluations, records = range(1, 8), [3, 6, 7], [1, 3, 5, 7]
     assert history.keys() >= EVERY_STEP | ROUTER | EVALUATION | {"entropy"} and "sequence" not in history
     assert history["eval_step"] == evaluations and history["router_step"] == records
@@ -73,26 +73,26 @@ def test_every_step_has_one_entry_and_every_evaluation_and_record_one():
         assert len(values) == len(steps_of.get(name.split("_")[0], every_step)), name
 
 
-@pytest.mark.parametrize("config", [tiny.BY_ROUTER["soft"], replace(tiny.MOE, first_dense_layers=2)],
+@pytest.mark.parametrize("config", [small.BY_ROUTER["soft"], replace(small.MODEL, first_dense_layers=2)],
                          ids=["soft", "dense layers"])
 def test_without_a_router_there_are_the_same_entries_with_nothing_in_them(config):
-    history = tiny.trained(config).history
+    history = small.trained(config).history
     assert history.keys() >= EVERY_STEP | ROUTER | EVALUATION
     assert {len(history[name]) for name in EVERY_STEP} == {6}
     assert set(history["balance"] + history["z"] + history["drop"] + history["eval_drop"]) == {0}
     assert all(np.array(history[name]).size == 0 for name in ROUTER | {"eval_load"})
 
 
-@pytest.mark.parametrize("config", [tiny.RANDOM_DROPS, tiny.BY_ROUTER["noisy_topk"], tiny.BY_ROUTER["gshard"]],
+@pytest.mark.parametrize("config", [small.RANDOM_DROPS, small.BY_ROUTER["noisy_topk"], small.BY_ROUTER["gshard"]],
                          ids=["random drops", "noise", "a random second"])
 def test_looking_changes_no_step(config):
     """Neither evaluating, nor recording, nor writing text between two steps."""
     def look(state):
-        if config is not tiny.RANDOM_DROPS:
+        if config is not small.RANDOM_DROPS:
             sampling.generate(state.params, config, [1, 2, 3], 12, seed=5)
 
-    seldom = tiny.trained(config, n_steps=4, eval_every=4, record_every=100)
-    often = loop.train(tiny.new(config, n_steps=4, eval_every=1, record_every=1), tiny.TEXT, on_step=look)
+    seldom = small.trained(config, n_steps=4, eval_every=4, record_every=100)
+    often = loop.train(small.new(config, n_steps=4, eval_every=1, record_every=1), small.CORPUS, on_step=look)
     assert len(often.history["eval_ce"]) == len(often.history["router_drop"]) == 4
     assert len(seldom.history["eval_ce"]) == len(seldom.history["router_drop"]) == 1
     assert all(often.history[name] == seldom.history[name] for name in ("ce", "balance", "z", "grad_norm", "drop"))
@@ -102,11 +102,11 @@ def test_looking_changes_no_step(config):
 
 def test_checkpoints_are_saved_every_so_often_and_at_the_end(tmp_path):
     path, steps = tmp_path / "checkpoint.npz", []
-    state = loop.train(tiny.new(n_steps=5, checkpoint_every=2), tiny.TEXT, path,
+    state = loop.train(small.new(n_steps=5, checkpoint_every=2), small.CORPUS, path,
                        lambda state: steps.append(checkpoint.load(path).step if path.exists() else None))
     assert steps == [None, None, 2, 2, 4] and checkpoint.load(path).step == 5
-    before = tiny.numbers(state)
-    assert tiny.numbers(loop.train(state, tiny.TEXT)) == before  # a finished run stays as it is
+    before = small.numbers(state)
+    assert small.numbers(loop.train(state, small.CORPUS)) == before  # a finished run stays as it is
 
 
 @pytest.mark.parametrize("name, value, words", [
@@ -118,18 +118,18 @@ def test_checkpoints_are_saved_every_so_often_and_at_the_end(tmp_path):
     ("head.w_DV", 3e38, "the head"),
 ])
 def test_divergence_is_found_where_it_begins(name, value, words):
-    state, handler = tiny.new(), signal.getsignal(signal.SIGINT)
+    state, handler = small.new(), signal.getsignal(signal.SIGINT)
     for _ in range(2):
-        loop.step_once(state, tiny.TEXT)
+        loop.step_once(state, small.CORPUS)
     state.params[name][...] = value
     assert re.fullmatch(r"step 3: the loss is (nan|inf|-inf); the first number that is not finite is in " + words,
                         divergence_of(state))
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-@pytest.mark.parametrize("config", [SECOND_LAYER, tiny.BY_ROUTER["soft"]], ids=["dense, moe", "soft"])
+@pytest.mark.parametrize("config", [SECOND_LAYER, small.BY_ROUTER["soft"]], ids=["dense, moe", "soft"])
 def test_each_part_of_a_layer_has_its_words(config):
-    state, ([batch], _) = tiny.new(config), tiny.first_batches(1)
+    state, ([batch], _) = small.new(config), small.first_batches(1)
     _, (cache, of_losses) = model.objective_forward(state.params, batch.tokens_BS, batch.targets_BS, config,
                                                     training=True)
     final = cache._replace(norm=(np.array(np.inf),))
@@ -144,10 +144,10 @@ def test_each_part_of_a_layer_has_its_words(config):
 
 
 @pytest.mark.parametrize("config, words", [
-    (replace(tiny.MOE, balance_coef=1e40), "the sum of the losses"), (tiny.MOE, "layer 0, router z-loss"),
+    (replace(small.MODEL, balance_coef=1e40), "the sum of the losses"), (small.MODEL, "layer 0, router z-loss"),
     (SECOND_LAYER, "layer 1, router z-loss")], ids=["balance", "z", "z of the second layer"])
 def test_a_loss_that_overflows_by_itself_is_told_from_the_head(config, words):
-    state = tiny.new(config)
+    state = small.new(config)
     if "z-loss" in words:
         state.params[f"layers.{config.moe_layers[0]}.moe.w_router_DE"] *= np.float32(1e22)
     assert divergence_of(state).endswith(f"the first number that is not finite is in {words}")
@@ -155,18 +155,18 @@ def test_a_loss_that_overflows_by_itself_is_told_from_the_head(config, words):
 
 def test_a_gradient_that_is_not_finite_is_found_and_named():
     """The norm of numbers around 1e25 overflows in float32; a learning rate of 1e20 leaves the loss finite at first."""
-    state = tiny.new()
+    state = small.new()
     state.params["final.gain_D"] *= np.float32(1e25)
     assert divergence_of(state) == ("step 1: the gradient is inf; its numbers are finite, but too large to square")
     assert re.match(r"step [2-6]: .* is in (layer \d, |the final norm|the head|the gradient of \w+\.)",
-                    divergence_of(tiny.new(learning_rate=1e20)))
+                    divergence_of(small.new(learning_rate=1e20)))
 
 
 def test_divergence_leaves_the_last_good_checkpoint(tmp_path):
-    path, state = tmp_path / "checkpoint.npz", tiny.new(learning_rate=1e10)
-    assert divergence_of(tiny.new(learning_rate=1e10, checkpoint_every=1), path).startswith("step 2")
-    loop.step_once(state, tiny.TEXT)
-    assert tiny.numbers(checkpoint.load(path)) == tiny.numbers(state)
+    path, state = tmp_path / "checkpoint.npz", small.new(learning_rate=1e10)
+    assert divergence_of(small.new(learning_rate=1e10, checkpoint_every=1), path).startswith("step 2")
+    loop.step_once(state, small.CORPUS)
+    assert small.numbers(checkpoint.load(path)) == small.numbers(state)
 
 
 @pytest.mark.parametrize("training, reason", [
@@ -175,42 +175,42 @@ def test_divergence_leaves_the_last_good_checkpoint(tmp_path):
     (dict(learning_rate=1e10, n_steps=1), "the loss on the held-out text is nan"),
 ], ids=str)
 def test_what_has_diverged_is_neither_saved_nor_finished(tmp_path, training, reason):
-    path, state = tmp_path / "checkpoint.npz", tiny.new(warmup_steps=0, **training)
+    path, state = tmp_path / "checkpoint.npz", small.new(warmup_steps=0, **training)
     assert divergence_of(state, path) == f"step 1: {reason}"
     assert not path.exists() and "eval_ce" not in state.history
 
 
 @pytest.mark.parametrize("config, training, message", [
-    (replace(tiny.MOE, vocab_size=33), {}, "vocab_size = 33: the text has 32 characters"),
-    (tiny.MOE, dict(sequence=9), "sequence = 9: must be at most max_sequence = 8"),
-    (replace(tiny.MOE, global_balance=True), {}, "global_balance = True: .*accumulate = 1 and groups = 1")])
+    (replace(small.MODEL, vocab_size=33), {}, "vocab_size = 33: the text has 32 characters"),
+    (small.MODEL, dict(sequence=9), "sequence = 9: must be at most max_sequence = 8"),
+    (replace(small.MODEL, global_balance=True), {}, "global_balance = True: .*accumulate = 1 and groups = 1")])
 def test_a_run_that_cannot_be_is_refused(config, training, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        tiny.new(config, **training)
+        small.new(config, **training)
 
 
 def test_another_text_is_refused():
     other = data.build(corpus.clusters(length=300, seed=1), 8)
     with pytest.raises(ValueError, match="the text is not the one that this run was trained on"):
-        loop.train(tiny.new(), other)
+        loop.train(small.new(), other)
 
 
 def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path):
-    path, state, handler = tmp_path / "checkpoint.npz", tiny.new(), signal.getsignal(signal.SIGINT)
+    path, state, handler = tmp_path / "checkpoint.npz", small.new(), signal.getsignal(signal.SIGINT)
     for where in (None, path):
         with pytest.raises(loop.Interrupted, match=f"stopped after step {state.step + 2}"):
-            loop.train(state, tiny.TEXT, where, signalled(state.step + 2))
+            loop.train(state, small.CORPUS, where, signalled(state.step + 2))
         assert signal.getsignal(signal.SIGINT) is handler
-    assert state.step == 4 and tiny.numbers(checkpoint.load(path)) == tiny.numbers(state)
-    finished = loop.train(checkpoint.load(path), tiny.TEXT, path, signalled(6))
-    assert tiny.numbers(finished) == tiny.numbers(tiny.trained())
+    assert state.step == 4 and small.numbers(checkpoint.load(path)) == small.numbers(state)
+    finished = loop.train(checkpoint.load(path), small.CORPUS, path, signalled(6))
+    assert small.numbers(finished) == small.numbers(small.trained())
     assert checkpoint.load(path).finished  # the last step was the last anyway
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
-        loop.train(tiny.new(), tiny.TEXT, tmp_path / "checkpoint.npz", signalled(1, 1))
+        loop.train(small.new(), small.CORPUS, tmp_path / "checkpoint.npz", signalled(1, 1))
     assert caught.type is KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is handler
@@ -219,14 +219,14 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 def test_who_ignores_ctrl_c_is_not_stopped_by_it(tmp_path):
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        assert loop.train(tiny.new(), tiny.TEXT, on_step=signalled(2, 2)).finished
+        assert loop.train(small.new(), small.CORPUS, on_step=signalled(2, 2)).finished
     finally:
         signal.signal(signal.SIGINT, handler)
 
 
 def test_training_works_outside_of_the_main_thread():
-    state = tiny.new()
-    thread = threading.Thread(target=loop.train, args=(state, tiny.TEXT))
+    state = small.new()
+    thread = threading.Thread(target=loop.train, args=(state, small.CORPUS))
     thread.start()
     thread.join()
-    assert tiny.numbers(state) == tiny.numbers(tiny.trained())
+    assert small.numbers(state) == small.numbers(small.trained())

@@ -7,15 +7,15 @@ import pytest
 
 from minimoe import batches, model
 from minimoe.moe import telemetry
-from minimoe.training import data, loop, record
-from tests import tiny
+from minimoe.training import data, loop
+from tests import small
 
 PULLED = dict(balance_coef=5.0, z_coef=5.0)
 
 
 def gradients_of_a_step(state, config):
     """The mean gradients of the first two micro-batches, with other weights of losses."""
-    drawn, rng = tiny.first_batches(2)
+    drawn, rng = small.first_batches(2)
     parts = [part for batch in drawn for part in batches.cut(batch.tokens_BS, batch.targets_BS, 1)]
     return batches.gradients(state.params, parts, config, rng).grads
 
@@ -29,12 +29,12 @@ def length(grads, layer, of_experts):
 @pytest.mark.parametrize("router", ["softmax_topk", "switch", "noisy_topk", "sigmoid_bias"])
 def test_gradients_of_the_router_are_told_apart_by_where_they_come_from(router):
     """In the last layer: what remains without auxiliary losses comes through the gates, what they add is its own."""
-    config = replace(tiny.BY_ROUTER[router], **PULLED)
-    state = tiny.in_float64(tiny.new(config, accumulate=2))
+    config = replace(small.BY_ROUTER[router], **PULLED)
+    state = small.in_float64(small.new(config, accumulate=2))
     both = gradients_of_a_step(state, config)
     task = gradients_of_a_step(state, replace(config, **{f"{name}_coef": 0.0 for name in config.loss_coefs}))
     added = {name: both[name] - task[name] for name in both}
-    loop.step_once(state, tiny.TEXT)
+    loop.step_once(state, small.CORPUS)
     own_L, gates_L, experts_L = (state.history[f"router_grad_{name}"][0] for name in ("own", "gates", "experts"))
     assert own_L[1] == pytest.approx(length(added, 1, of_experts=False), rel=1e-9)
     assert gates_L[1] == pytest.approx(length(task, 1, of_experts=False), rel=1e-9)
@@ -42,7 +42,7 @@ def test_gradients_of_the_router_are_told_apart_by_where_they_come_from(router):
 
 
 def test_a_router_without_weights_has_no_gradient():
-    history = tiny.trained(tiny.BY_ROUTER["hash"], n_steps=1).history
+    history = small.trained(small.BY_ROUTER["hash"], n_steps=1).history
     assert "router_load" in history and not [name for name in history if "router_grad" in name]
 
 
@@ -53,8 +53,8 @@ def test_a_router_without_weights_has_no_gradient():
     # three groups of one sequence, each with a queue of its own and room for 2 * 8 / 4 = 4
     (3, [1 / 2], [0] * 4 + [1] * 4)])
 def test_drops_by_place_by_hand_on_a_text_of_one_character(groups, drop_sequence, drop_position):
-    text = data.Corpus(tiny.TEXT.tokenizer, ("same",), (np.full(50, 9),), (np.full(50, 9),))
-    state = tiny.new(replace(tiny.MOE, n_layers=1, capacity_factor=1.0), text, groups=groups)
+    text = data.Corpus(small.CORPUS.tokenizer, ("same",), (np.full(50, 9),), (np.full(50, 9),))
+    state = small.new(replace(small.MODEL, n_layers=1, capacity_factor=1.0), text, groups=groups)
     loop.step_once(state, text)
     np.testing.assert_allclose(state.history["router_drop_sequence"][0], [drop_sequence], rtol=1e-12)
     np.testing.assert_allclose(state.history["router_drop_position"][0], [drop_position], rtol=1e-12)
@@ -65,11 +65,11 @@ def test_drops_by_place_by_hand_on_a_text_of_one_character(groups, drop_sequence
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_the_record_is_the_mean_over_groups_of_the_last_micro_batch(groups):
-    config = replace(tiny.MOE, n_experts=20, capacity_factor=0.7)
-    state, ([_, last], _) = tiny.new(config, groups=groups, accumulate=2), tiny.first_batches(2)
+    config = replace(small.MODEL, n_experts=20, capacity_factor=0.7)
+    state, ([_, last], _) = small.new(config, groups=groups, accumulate=2), small.first_batches(2)
     routings = [model.model_forward(state.params, part_BS, config, training=True)[0][1]
                 for part_BS in np.split(last.tokens_BS, groups)]
-    loop.step_once(state, tiny.TEXT)
+    loop.step_once(state, small.CORPUS)
     summaries = [telemetry.summarize(of_group) for of_group in routings]
     for field in ("load_LE", "drop_L", "entropy_L", "margin_L", "logit_L"):
         expected = np.mean([getattr(summary, field) for summary in summaries], axis=0)
@@ -80,11 +80,11 @@ def test_the_record_is_the_mean_over_groups_of_the_last_micro_batch(groups):
     assert state.history["router_dead"][0].tolist() == [20 - len(of_layer) for of_layer in used] != [0, 0]
 
 
-@pytest.mark.parametrize("config", [tiny.BY_ROUTER["expert_choice"], replace(tiny.MOE, first_dense_layers=1),
-                                    replace(tiny.MOE, first_dense_layers=2), tiny.BY_ROUTER["soft"], tiny.DENSE],
+@pytest.mark.parametrize("config", [small.BY_ROUTER["expert_choice"], replace(small.MODEL, first_dense_layers=1),
+                                    replace(small.MODEL, first_dense_layers=2), small.BY_ROUTER["soft"], small.DENSE],
                          ids=["expert choice", "the second layer", "no layer", "soft", "one expert"])
 def test_every_entry_of_a_name_has_one_shape_with_a_row_for_each_layer_that_routes(config):
-    history = tiny.trained(config).history
+    history = small.trained(config).history
     for name, values in history.items():
         assert len({np.shape(value) for value in values}) == 1, name
     L = len(config.moe_layers)
@@ -93,14 +93,3 @@ def test_every_entry_of_a_name_has_one_shape_with_a_row_for_each_layer_that_rout
     shapes = {"router_drop_position": (L, 8), "router_drop_sequence": (L, 3), "eval_drop_position": (L, 8),
               "eval_load": (4, L, config.n_experts)}
     assert {name: history[name][0].shape for name in shapes} == shapes
-
-
-def test_the_words_say_what_was_recorded_last():
-    history = {"router_step": [1, 11], "router_entropy": [[9, 9], [0.5, 1.25]], "router_margin": [[9, 9], [0.125, 0]],
-               "router_dead": [[9, 9], [3, 0]]}
-    head, *rows = record.describe_routers(history, layers=(1, 3)).splitlines()
-    assert head.startswith("The router at step 11 ")
-    assert rows == ["  layer 1: entropy 0.50, margin 0.125, dead 3", "  layer 3: entropy 1.25, margin 0.000, dead 0"]
-    assert record.describe_routers(history).splitlines()[1].startswith("  layer 0: ")
-    nothing = {name: [[]] for name in history}
-    assert record.describe_routers(nothing) == "No layer has a router that assigns tokens."

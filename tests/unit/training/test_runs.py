@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 
 from minimoe.training import checkpoint, corpus, data, loop, runs
-from tests.small import MODEL, TRAINING
+from tests.small import CORPUS, MODEL, TRAINING
 
 EXPLICIT = replace(MODEL, balance_coef=0.01, z_coef=0.001)
 """The weights that softmax_topk has by default."""
-CORPUS = data.build(corpus.clusters(length=300), 8)
 OTHER_CORPUS = data.build(corpus.clusters(length=310), 8)
 
 
@@ -79,9 +78,9 @@ def test_a_run_of_another_kind_is_refused(tmp_path, other):
 
 def test_only_a_finished_run_is_loaded_as_finished(tmp_path):
     save(tmp_path)
-    with pytest.raises(ValueError, match="at step 0 of 4: `some command` goes on with it"):
+    with pytest.raises(ValueError, match="at step 0 of 6: `some command` goes on with it"):
         runs.load_finished(tmp_path, MODEL, TRAINING, CORPUS, "some command")
-    save(tmp_path, step=4)
+    save(tmp_path, step=6)
     assert runs.load_finished(tmp_path, MODEL, TRAINING, CORPUS, "some command").finished
     with pytest.raises(ValueError, match="another kind"):
         runs.load_finished(tmp_path, replace(MODEL, top_k=1), TRAINING, CORPUS, "some command")

@@ -8,33 +8,33 @@ import pytest
 
 from minimoe import batches, model
 from minimoe.training import loop, optimizer
-from tests import tiny
+from tests import small
 
-BALANCED = replace(tiny.MOE, balance_coef=5.0, z_coef=0.3)
+BALANCED = replace(small.MODEL, balance_coef=5.0, z_coef=0.3)
 
 
 def after_a_step(config, **training):
     """A run in float64 after its first step."""
-    state = tiny.in_float64(tiny.new(config, **training))
-    loop.step_once(state, tiny.TEXT)
+    state = small.in_float64(small.new(config, **training))
+    loop.step_once(state, small.CORPUS)
     return state
 
 
 def test_a_step_is_clipped_adamw_on_the_gradient_of_the_batch():
-    start, ([batch], _) = tiny.in_float64(tiny.new(BALANCED)), tiny.first_batches(1)
+    start, ([batch], _) = small.in_float64(small.new(BALANCED)), small.first_batches(1)
     _, grads = batches.loss_and_grads(start.params, batch.tokens_BS, batch.targets_BS, BALANCED)
     norm = math.sqrt(sum((grad ** 2).sum() for grad in grads.values()))
     state = after_a_step(BALANCED, clip_norm=0.1)
-    optimizer.adamw_update(start.params, grads, start.moments, 0, tiny.TRAINING, 0.1 / norm)
+    optimizer.adamw_update(start.params, grads, start.moments, 0, small.TRAINING, 0.1 / norm)
     assert state.history["grad_norm"] == [pytest.approx(norm, rel=1e-12)] and norm > 0.1
     for name, w in start.params.items():
         np.testing.assert_allclose(state.params[name], w, rtol=1e-12, atol=1e-15)
 
 
 def test_the_reported_loss_is_the_cross_entropy_alone():
-    config = replace(tiny.MOE, balance_coef=10.0, z_coef=10.0)
-    start, ([batch], _) = tiny.in_float64(tiny.new(config)), tiny.first_batches(1)
-    expected = tiny.slow_ce(start.params, config, batch.tokens_BS, batch.targets_BS)
+    config = replace(small.MODEL, balance_coef=10.0, z_coef=10.0)
+    start, ([batch], _) = small.in_float64(small.new(config)), small.first_batches(1)
+    expected = small.slow_ce(start.params, config, batch.tokens_BS, batch.targets_BS)
     assert after_a_step(config).history["ce"] == [pytest.approx(expected, rel=1e-12)]
 
 
@@ -51,12 +51,12 @@ def test_accumulated_groups_of_one_balance_equal_one_large_batch(cut):
 
 
 def test_without_global_balance_each_micro_batch_has_a_balance_of_its_own():
-    params, (drawn, rng) = tiny.new(tiny.BY_ROUTER["noisy_topk"]).params, tiny.first_batches(2)
-    config = replace(tiny.BY_ROUTER["noisy_topk"], sequence_coef=0.1)
+    params, (drawn, rng) = small.new(small.BY_ROUTER["noisy_topk"]).params, small.first_batches(2)
+    config = replace(small.BY_ROUTER["noisy_topk"], sequence_coef=0.1)
     parts = [part for batch in drawn for part in batches.cut(batch.tokens_BS, batch.targets_BS, 1)]
     losses = batches.gradients(params, parts, config, rng).losses
-    state = tiny.new(config, accumulate=2)
-    loop.step_once(state, tiny.TEXT)
+    state = small.new(config, accumulate=2)
+    loop.step_once(state, small.CORPUS)
     for name in ("balance", "z", "importance", "load", "sequence"):  # every loss that the router is trained with
         assert state.history[name] == [np.mean([part.auxiliary[name] for part in losses])]
     assert not {"entropy", "device"} & state.history.keys()
@@ -65,11 +65,11 @@ def test_without_global_balance_each_micro_batch_has_a_balance_of_its_own():
 def test_a_bias_goes_by_the_load_of_the_whole_step_and_by_nothing_else():
     """By what experts were asked for, though each has room for one of its group's 16 assignments; with a gradient or a
     decay it would not move by whole rates."""
-    config = replace(tiny.BY_ROUTER["sigmoid_bias"], bias_rate=0.25, capacity_factor=0.25)
-    state, (drawn, _) = tiny.new(config, accumulate=2, groups=3, weight_decay=10.0), tiny.first_batches(2)
+    config = replace(small.BY_ROUTER["sigmoid_bias"], bias_rate=0.25, capacity_factor=0.25)
+    state, (drawn, _) = small.new(config, accumulate=2, groups=3, weight_decay=10.0), small.first_batches(2)
     groups = [group_BS for batch in drawn for group_BS in np.split(batch.tokens_BS, 3)]
     routings = [model.model_forward(state.params, group_BS, config, training=True)[0][1] for group_BS in groups]
-    loop.step_once(state, tiny.TEXT)
+    loop.step_once(state, small.CORPUS)
     for i in range(2):
         count_E = sum(of_group[i].count_E for of_group in routings)  # 48 tokens with 2 experts each: 24 on average
         assert not np.array_equal(count_E, sum(of_group[i].kept_count_E for of_group in routings))
