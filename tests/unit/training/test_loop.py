@@ -58,9 +58,9 @@ def test_any_number_of_threads_gives_the_same_bits():
 
 def test_the_seed_decides_the_first_weights_and_the_draws():
     assert small.numbers(small.trained(seed=1)) == small.numbers(small.trained(seed=1))
-    first, second = small.new(seed=0), small.new(seed=1)
-    assert not np.array_equal(first.params["head.w_DV"], second.params["head.w_DV"])
-    assert first.rng.random() != second.rng.random()
+    one, other = small.new(seed=0), small.new(seed=1)
+    assert not np.array_equal(one.params["head.w_DV"], other.params["head.w_DV"])
+    assert one.rng.random() != other.rng.random()
 
 
 def test_every_step_has_one_entry_and_every_evaluation_and_record_one():
@@ -183,16 +183,12 @@ def test_what_has_diverged_is_neither_saved_nor_finished(tmp_path, training, rea
 @pytest.mark.parametrize("config, training, message", [
     (replace(small.MODEL, vocab_size=33), {}, "vocab_size = 33: the text has 32 characters"),
     (small.MODEL, dict(sequence=9), "sequence = 9: must be at most max_sequence = 8"),
-    (replace(small.MODEL, global_balance=True), {}, "global_balance = True: .*accumulate = 1 and groups = 1")])
+    (replace(small.MODEL, global_balance=True), {}, "global_balance = True: .*accumulate = 1 and groups = 1"),
+    (small.MODEL, {}, "the text is not the one that this run was trained on")])
 def test_a_run_that_cannot_be_is_refused(config, training, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        small.new(config, **training)
-
-
-def test_another_text_is_refused():
     other = data.build(corpus.clusters(length=300, seed=1), 8)
-    with pytest.raises(ValueError, match="the text is not the one that this run was trained on"):
-        loop.train(small.new(), other)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        loop.train(small.new(config, **training), other)
 
 
 def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path):
