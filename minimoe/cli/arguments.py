@@ -26,14 +26,14 @@ def command(subparsers, name, run, text, in_groups=False, study=False):
     parser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     parser.set_defaults(run_command=run, command=name, in_groups=in_groups, study=study)
     if in_groups:
-        add_threads(parser, default=argparse.SUPPRESS)  # what was said before the command stands
+        add_threads(parser, default=argparse.SUPPRESS)  # what was given before the command stands
     return parser
 
 
 def add_threads(parser, default):
     """--threads."""
     parser.add_argument("--threads", type=int, metavar="N", default=default, help="groups of a batch that run at "
-                        f"the same time; changes times alone (default: {DEFAULT_THREADS})")
+                        f"the same time; changes only times (default: {DEFAULT_THREADS})")
 
 
 def add_study(parser, quick, seeds, default):
@@ -41,15 +41,15 @@ def add_study(parser, quick, seeds, default):
     parser.add_argument("--quick", action="store_const", const=True, default=default, help=quick)
     parser.add_argument("--seeds", type=int, default=default, metavar="N", help=f"runs of a model (default: {seeds})")
     parser.add_argument("--fresh", action="store_const", const=True, default=default,
-                        help="train again what is there from earlier")
+                        help="train again what earlier runs have left")
 
 
 def seeds(options, default):
     """The number of seeds.  Raises ValueError below 1."""
-    seeds = default if options.seeds is None else options.seeds
-    if seeds < 1:
-        raise ValueError(f"--seeds {seeds}: must be 1 or more")
-    return seeds
+    count = default if options.seeds is None else options.seeds
+    if count < 1:
+        raise ValueError(f"--seeds {count}: must be 1 or more")
+    return count
 
 
 def add_run(parser):
@@ -60,12 +60,12 @@ def add_run(parser):
 
 def add_preset(parser):
     """--preset."""
-    parser.add_argument("--preset", choices=presets.PRESETS,
-                        help=f"fields to start from (default: {DEFAULT_PRESET})")
+    parser.add_argument("--preset", choices=presets.PRESETS, metavar="NAME",
+                        help=f"fields to start from: {', '.join(presets.PRESETS)} (default: {DEFAULT_PRESET})")
 
 
 def add_fields(parser, record, leave_out=()):
-    """One option a field: --d-model, --top-k, ...; only those that are given end up in the parsed options.
+    """One option per field: --d-model, --top-k, ...; only those that are given end up in the parsed options.
 
     record: a configuration, whose values the help names as defaults.
     """
@@ -81,7 +81,7 @@ def add_fields(parser, record, leave_out=()):
             group.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             group.add_argument(name, type=_reader(field.type), choices=choices, default=argparse.SUPPRESS, help=text,
-                               metavar=None if choices else "X")
+                               metavar="NAME" if choices else "X")
 
 
 def given(options, record):

@@ -19,7 +19,7 @@ def add_routers(subparsers):
                                "train every router on one small budget, and compare",
                                in_groups=True, study=True)
     arguments.add_study(parser, "to see that all works: far too short to compare", ROUTERS_SEEDS,
-                        default=argparse.SUPPRESS)  # what was said before the command stands
+                        default=argparse.SUPPRESS)  # what was given before the command stands
 
 
 def run_routers(options):
@@ -33,7 +33,7 @@ def add_compare(subparsers):
     parser = arguments.command(subparsers, "compare", run_compare, "train MoE and dense at equal steps, FLOPs and time",
                                in_groups=True, study=True)
     arguments.add_study(parser, "to see that all works: far too short to compare", COMPARE_SEEDS,
-                        default=argparse.SUPPRESS)  # what was said before the command stands
+                        default=argparse.SUPPRESS)  # what was given before the command stands
 
 
 def run_compare(options):
@@ -47,7 +47,7 @@ def add_studies(subparsers):
     parser = arguments.command(subparsers, "studies", run_studies, "train the small models that the lessons look at",
                                in_groups=True, study=True)
     arguments.add_study(parser, "to see that all works: far too short to learn from", STUDIES_SEEDS,
-                        default=argparse.SUPPRESS)  # what was said before the command stands
+                        default=argparse.SUPPRESS)  # what was given before the command stands
 
 
 def run_studies(options):

@@ -1,7 +1,5 @@
 """Commands that look at a trained run: what it writes, where its tokens go and why, whether it is healthy."""
 
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +11,16 @@ def add_generate(subparsers):
     """The command `generate` and its options."""
     parser = arguments.command(subparsers, "generate", run_generate, "write text with a trained model")
     arguments.add_run(parser)
-    parser.add_argument("--prompt", help="the text to go on from (default: 'The ', or any one character that it knows)")
+    parser.add_argument("--prompt", help="the text to continue (default: 'The ', or any one character that "
+                        "the model knows)")
     parser.add_argument("--n-tokens", type=int, default=500, metavar="N", help="characters to write (default: 500)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="below 1 is safer, 0 the likeliest (0.8)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="X",
+                        help="below 1 is safer, 0 the likeliest (default: 0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest characters only")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample among the fewest with probability P together")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the sampling (default: 0)")
     parser.add_argument("--dropless", action="store_true",
-                        help="leave out the run's evaluation capacity, with which tokens cannot be made one by one")
+                        help="ignore the run's evaluation capacity, with which tokens cannot be generated one by one")
 
 
 def run_generate(options):
@@ -50,40 +50,51 @@ def add_route(subparsers):
     parser.add_argument("text", nargs="+", help="the text to route, no longer than the model's context")
     arguments.add_run(parser)
     parser.add_argument("--layer", type=int, metavar="L", help="show this layer only")
-    parser.add_argument("--capacity-factor", type=float, help="limit the experts, to see who is dropped [mean loads]")
-    parser.add_argument("--drop-order", choices=capacity.ORDERS, help="who queues first, if they are limited")
+    parser.add_argument("--capacity-factor", type=float, metavar="X",
+                        help="limit the experts, to see which assignments are dropped [mean loads]")
+    parser.add_argument("--drop-order", choices=capacity.ORDERS, metavar="NAME", help="which assignments queue first "
+                        f"for an expert that is limited: {', '.join(capacity.ORDERS)}")
     parser.add_argument("--colour", "--color", choices=("auto", "always", "never"), default="auto",
                         help="auto: if the output is a terminal and NO_COLOR is not set")
 
 
 def run_route(options):
     """Show which expert each character goes to, and why."""
-    from minimoe import model
+    from minimoe import model, terminal
     from minimoe.analysis import route
     from minimoe.moe import telemetry
     state, text = train.load(options), " ".join(options.text)
-    if options.capacity_factor is not None and not 0 < options.capacity_factor < float("inf"):
-        raise ValueError(f"--capacity-factor {options.capacity_factor}: must be a finite number above 0")
-    config = replace(state.model_config,
-                     eval_capacity_factor=state.model_config.eval_capacity_factor if options.capacity_factor is None
-                     else options.capacity_factor, drop_order=options.drop_order or state.model_config.drop_order)
-    if not config.moe_layers:
-        raise ValueError(f"{options.run} has no layer that assigns tokens to experts: there is nothing to show")
-    layers = config.moe_layers if options.layer is None else [options.layer]
-    if options.layer is not None and options.layer not in config.moe_layers:
-        raise ValueError(f"--layer {options.layer}: the layers with a router are "
-                         f"{', '.join(map(str, config.moe_layers))}")
+    config = _limited(state.model_config, options)
+    layers = _layers_to_show(config, options)
     if not 1 <= len(text) <= config.max_sequence:
         raise ValueError(f"the text has {len(text)} characters: the model takes 1 to {config.max_sequence}")
     _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
-    colour = options.colour == "always" or (
-        options.colour == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-    print(route.legend(config.n_experts, colour))
-    shown = {layer: r for layer, r in zip(config.moe_layers, routings, strict=True) if layer in layers}
+    shown = {layer: routing for layer, routing in zip(config.moe_layers, routings, strict=True) if layer in layers}
+    colours = terminal.colours(options.colour)
+    print(route.legend(config.n_experts, colours))
     for layer, routing in shown.items():
         print(f"\nlayer {layer}, first choice of each character:")
-        print(route.coloured(text, telemetry.first_choice(routing), colour))
+        print(route.coloured(text, telemetry.first_choice(routing), colours))
     print("\n" + route.ledger(telemetry.ledger(list(shown.values()), list(shown)), text))
+
+
+def _limited(config, options):
+    """The configuration with the capacity and the drop order of the options."""
+    factor, order = options.capacity_factor, options.drop_order
+    if factor is not None and not 0 < factor < float("inf"):
+        raise ValueError(f"--capacity-factor {factor}: must be a finite number above 0")
+    return replace(config, eval_capacity_factor=config.eval_capacity_factor if factor is None else factor,
+                   drop_order=order or config.drop_order)
+
+
+def _layers_to_show(config, options):
+    """The numbers of the layers with a router, or that of --layer."""
+    if not config.moe_layers:
+        raise ValueError(f"{options.run} has no layer that assigns tokens to experts: there is nothing to show")
+    if options.layer is not None and options.layer not in config.moe_layers:
+        raise ValueError(f"--layer {options.layer}: the layers with a router are "
+                         f"{', '.join(map(str, config.moe_layers))}")
+    return config.moe_layers if options.layer is None else (options.layer,)
 
 
 def add_explore(subparsers):
@@ -91,8 +102,8 @@ def add_explore(subparsers):
     parser = arguments.command(subparsers, "explore", run_explore,
                                "write a page to look at a text's routing in, and to change its rules")
     _add_folder(parser)
-    parser.add_argument("--text", nargs="+", help="the texts to route, each by itself and no longer than the model's "
-                        "context (default: a bit of English and Python)")
+    parser.add_argument("--text", nargs="+", metavar="TEXT", help="the texts to route, each by itself and no longer "
+                        "than the model's context (default: a bit of English and Python)")
     parser.add_argument("--output", metavar="PATH", help="where the page goes (default: explorer.html in the folder)")
 
 
@@ -110,7 +121,7 @@ def run_explore(options):
 def add_doctor(subparsers):
     """The command `doctor` and its options."""
     parser = arguments.command(subparsers, "doctor", run_doctor,
-                               "say whether a run's routers fail, and by what evidence")
+                               "report whether a run's routers fail, with the evidence")
     _add_folder(parser)
 
 

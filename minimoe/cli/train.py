@@ -4,6 +4,7 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 
+from minimoe import terminal
 from minimoe.cli import arguments
 from minimoe.config import ModelConfig, TrainConfig, presets
 
@@ -18,16 +19,16 @@ def add_train(subparsers):
     source.add_argument("--text", nargs="+", metavar="FILE", help="train on these text files, one domain each")
     source.add_argument("--clusters", action="store_true", help="train on a made-up language of four known clusters")
     parser.add_argument("--finer", type=int, metavar="M", help="M times as many experts, M times as narrow, M times as "
-                        "many a token: fine-grained experts, at the same cost (DeepSeekMoE)")
+                        "many per token: fine-grained experts, at the same cost (DeepSeekMoE)")
     parser.add_argument("--run", default="runs/train", metavar="FOLDER", help="where to save (default: runs/train)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder of --run")
+    parser.add_argument("--resume", action="store_true", help="resume the run in the folder of --run")
     model_config, train_config = presets.preset(arguments.DEFAULT_PRESET)
     arguments.add_fields(parser, model_config, leave_out=("vocab_size",))
     arguments.add_fields(parser, train_config)
 
 
 def run_train(options):
-    """Train one model, or go on with one."""
+    """Train one model, or resume one."""
     from minimoe.config import describe
     from minimoe.training import checkpoint, loop, progress, record, runs
     path = runs.checkpoint_path(options.run)
@@ -35,10 +36,10 @@ def run_train(options):
         state, text = _resume(path, options)
     else:
         if path.exists():
-            raise ValueError(f"{path} exists: go on with it by --resume, or name another folder with --run")
+            raise ValueError(f"{path} exists: resume it with --resume, or name a different folder with --run")
         state, text = _start(options)
     checkpoint.check_folder(path)
-    print(describe.describe_layers(state.model_config))
+    print(terminal.fill(describe.describe_layers(state.model_config), hanging="  "))
     if state.finished:
         print(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
         return
@@ -47,10 +48,10 @@ def run_train(options):
             loop.train(state, text, path, on_step, options.threads)
     except loop.Diverged as error:
         kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
-        raise ValueError(f"{error}; {kept}; start anew in another --run, with a lower --learning-rate") from error
+        raise ValueError(f"{error}; {kept}; start anew in a different --run, with a lower --learning-rate") from error
     except loop.Interrupted as error:
         again = shlex.join(["train", "--resume", "--run", options.run, *_source_words(options)])
-        raise KeyboardInterrupt(f"{error}; saved in {path}; go on with: python -m minimoe {again}") from error
+        raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with: python -m minimoe {again}") from error
     print(record.describe_routers(state.history, state.model_config.moe_layers))
     print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
     for line in _what_next(state.model_config, text, shlex.quote(options.run)):
@@ -58,7 +59,7 @@ def run_train(options):
 
 
 def _what_next(config, text, run):
-    """Commands that go on from a trained run: those that this model allows."""
+    """Commands that use a trained run: those that this model allows."""
     from minimoe.generation import sampling
     if sampling.causal(config):
         capacity = " --dropless" if config.eval_capacity_factor is not None else ""
@@ -85,17 +86,17 @@ def _start(options):
 
 
 def _resume(path, options):
-    """The state of a checkpoint; options that say otherwise than it are refused."""
+    """The state of a checkpoint; options that differ from it are refused."""
     from minimoe.training import checkpoint, data, loop
     state = checkpoint.load(path)
     for name in ("preset", "finer"):
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} {getattr(options, name)}: a run goes on with its options; leave it out")
+            raise ValueError(f"--{name} {getattr(options, name)}: a run is resumed with its own options; leave it out")
     for record, have in ((ModelConfig, state.model_config), (TrainConfig, state.train_config)):
         for name, value in arguments.given(options, record).items():
             if asdict(have)[name] != value:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: the run in {path} was started with "
-                                 f"{asdict(have)[name]}; leave the option out, or start another run")
+                                 f"{asdict(have)[name]}; leave the option out, or start a new run")
     text = data.build(texts(options), state.train_config.sequence)
     loop.check_text(state, text)
     return state, text
@@ -107,7 +108,7 @@ def _source_words(options):
 
 
 def texts(options):
-    """The texts that the options name; the embedded ones if they name none."""
+    """The texts that the options name; the embedded ones by default."""
     from minimoe.training import corpus
     if options.text:
         return corpus.from_files(options.text)
@@ -115,7 +116,7 @@ def texts(options):
 
 
 def load(options, how="with --run"):
-    """The TrainState of the run that the options name.  how: to choose another, for a message.
+    """The TrainState of the run that the options name.  how: to choose a different one, for a message.
 
     Raises ValueError with the runs that there are if it is not there.
     """

@@ -4,18 +4,23 @@ complex step        f(x + ih).imag / h: exact to rounding error, since nothing i
 central difference  (f(x + h) - f(x - h)) / 2h: what a student has at hand; good to 1e-7 while no token changes experts
 random direction    one number for a whole model: <gradient, u> against the slope along a random u
 
+    numeric      numeric derivatives, and the report of how far a hand-written gradient is from them
+    checks       every operation, and the layer in every setting
+    models       whole models: every parameter, one direction, flips
+    everything   all of it in one go
+
 A router's choice jumps.  If x + h and x - h choose different experts, the difference measures the jump and not the
 gradient: a routing flip, not a wrong gradient.  The complex step never flips, since h does not touch the real part.
 """
 
 from minimoe.gradcheck.checks import (
     OBJECTIVES,
-    check_everything,
     check_layer,
     check_ops,
     check_pair,
     layer_cases,
 )
+from minimoe.gradcheck.everything import check_everything
 from minimoe.gradcheck.models import (
     SMALL,
     check_direction,

@@ -1,11 +1,11 @@
-"""The checks of this project's gradients: every operation, the layer in every setting; and all checks in one go."""
+"""The checks of this project's gradients: every operation, and the layer in every setting."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from minimoe.config import ModelConfig
-from minimoe.gradcheck import models, numeric
+from minimoe.gradcheck import numeric
 from minimoe.moe import capacity, feed_forward, losses, routers
 from minimoe.moe.routing import Tokens
 from minimoe.nn import attention, normal, ops
@@ -163,31 +163,3 @@ def check_layer(config, objective="all together", seed=0, n_tokens=11, one_by_on
         notes.append(f"{int((~routing.kept_A).sum())} of {len(routing.kept_A)} assignments dropped")
     compare = numeric.compare if one_by_one else numeric.compare_directions
     return compare(f"{kind} layer, objective: {objective}", value, arrays, {"x_TD": dx_TD} | dweights, notes=notes)
-
-
-def check_everything(config, say):
-    """Check all that there is and `say` it: operations, the layer in every setting, models of this config, flips.
-
-    Returns whether every gradient is right.
-    """
-    reports = check_ops()
-    say("\n\n".join(map(str, reports)))
-    say("\nThe MoE layer, worst error of all its parameters and its input, for each objective:\n")
-    say(f"{'':44}" + "".join(f"{name.replace('all ', ''):>11}" for name in OBJECTIVES))
-    for name, case in layer_cases().items():
-        row = {objective: check_layer(case, objective) for objective in objectives_of(case)}
-        cells = ["" if o not in row else f"{row[o].worst:.1e}" if row[o].ok else "WRONG" for o in OBJECTIVES]
-        say(f"{name:44}" + "".join(f"{cell:>11}" for cell in cells))
-        reports += row.values()
-    whole = [models.check_model(config), models.check_direction(config)] + [
-        models.check_model(replace(config, global_balance=is_global), groups=2, most=50) for is_global in (False, True)]
-    say("".join(f"\n{report}\n" for report in whole))
-    reports += whole
-    live, frozen = models.check_flips()
-    say("\nWhat central differences make of a token between two experts. With live routing they must come out WRONG, "
-        f"since steps change the choice; that is why we use the complex step, which changes none:\n{live}\n{frozen}")
-    reports.append(frozen)
-    right = sum(report.ok for report in reports)
-    say(f"\n{right} of {len(reports)} checks right, {sum(len(r.rows) for r in reports)} tensors, worst error of the "
-        f"complex step {np.max([r.worst for r in reports if r.rows[0].tolerance == numeric.COMPLEX_TOLERANCE]):.1e}")
-    return right == len(reports)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import terminal
+
 COMPLEX_STEP, COMPLEX_TOLERANCE = 1e-30, 1e-12
 CENTRAL_STEP, CENTRAL_TOLERANCE = 1e-5, 1e-7
 DIRECTION_TOLERANCE = 1e-6
@@ -48,15 +50,22 @@ class Report:
         return float(np.max([row.error for row in self.rows]))
 
     def __str__(self):
-        lines = [f"{self.title}: {'right' if self.ok else 'WRONG'}"]
-        width = max(len(row.name) for row in self.rows)
-        for row in self.rows:
+        title = f"{self.title}: {'right' if self.ok else 'WRONG'}"
+        return "\n".join([terminal.fill(title), table([self]), *map(terminal.fill, self.notes)])
+
+
+def table(reports, titles=False):
+    """The rows of some Reports as text, one per tensor.  titles: whether the first column says which Report it is."""
+    lines = [("check", "tensor", "shape", "checked", "error", "limit", "")]
+    for report in reports:
+        for i, row in enumerate(report.rows):
             size = math.prod(row.shape)
-            checked = f"all {size}" if row.checked == size else f"{row.checked} of {size}"
-            verdict = ("ok" if row.length > ZERO else "ok, gradient is 0") if row.ok else "WRONG"
-            lines.append(f"  {row.name:<{width}}  {row.shape!s:<14} {checked:>14} checked   "
-                         f"error {row.error:7.1e} (below {row.tolerance:.0e})  {verdict}")
-        return "\n".join(lines + [f"  {note}" for note in self.notes])
+            checked = f"all {size:,}" if row.checked == size else f"{row.checked:,} of {size:,}"
+            verdict = ("ok" if row.length > ZERO else "ok (zero)") if row.ok else "WRONG"
+            lines.append((report.title if i == 0 else "", row.name, row.shape, checked, f"{row.error:.1e}",
+                          f"{row.tolerance:.0e}", verdict))
+    return terminal.table(lines, left=(0, 1, 2, 6)) if titles else terminal.table(
+        [line[1:] for line in lines], left=(0, 1, 5))
 
 
 def error(analytic, numeric):
