@@ -6,20 +6,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from tests.integration import browsers, explorer_pages
+from tests.integration import explorer_pages
 from tests.integration.explorer_pages import TEXT, TOKENS, decisions, make, routed
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with browsers.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(browser, tmp_path):
-    with explorer_pages.visits(browser, tmp_path) as opened:
-        yield opened
 
 
 def typed(page):

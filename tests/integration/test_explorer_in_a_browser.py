@@ -10,20 +10,8 @@ from playwright.sync_api import expect
 from minimoe import model
 from minimoe.moe import capacity, routers
 from minimoe.plots import palette
-from tests.integration import browsers, explorer_pages
+from tests.integration import explorer_pages
 from tests.integration.explorer_pages import ODD, TEXT, TOKENS, decisions, make, routed
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with browsers.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(browser, tmp_path):
-    with explorer_pages.visits(browser, tmp_path) as opened:
-        yield opened
 
 
 def recorded(routings):
@@ -36,8 +24,8 @@ def limit(page, factor):
     page.get_by_label("Capacity factor, typed").fill(str(factor))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("router", routers.POLICIES)
+@pytest.mark.parametrize(("router", "dtype"), [*((router, np.float32) for router in routers.POLICIES),
+                                               ("softmax_topk", np.float64)])
 def test_the_page_routes_as_the_run_did_and_as_it_would_under_other_rules(visit, router, dtype):
     state = make(router, dtype, eval_capacity_factor=0.9, capacity_factor=2.0, drop_order="rank")
     routings, page = routed(state), visit(state)
