@@ -67,8 +67,9 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
         (logit_TV, routings), cache = passed
         losses, losses_cache = model.losses_forward(logit_TV, routings, group.targets_BS, config, group.mask_BS,
                                                     load_LE, group.n_real)
-        looked = look(losses, (cache, losses_cache)) if look is not None else None
-        return losses, routings, looked, model.objective_backward(1 / len(groups), (cache, losses_cache))
+        cache = model.ObjectiveCache(cache, losses_cache)
+        looked = look(losses, cache) if look is not None else None
+        return losses, routings, looked, model.objective_backward(1 / len(groups), cache)
 
     rngs = streams(rng, len(groups))
     if config.global_balance and config.moe_layers:

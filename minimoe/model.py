@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import parameters
+from minimoe.config import ModelConfig
 from minimoe.moe import feed_forward, losses, routers
 from minimoe.moe.routing import Tokens
 from minimoe.nn import attention, ops
@@ -46,19 +47,19 @@ class Losses(NamedTuple):
 class BlockCache(NamedTuple):
     """What one block keeps for its backward."""
 
-    attention_norm: tuple
+    attention_norm: ops.RMSNormCache
     attention: attention.AttentionCache
-    feed_forward_norm: tuple
-    feed_forward: tuple
+    feed_forward_norm: ops.RMSNormCache
+    feed_forward: feed_forward.FeedForwardCache
 
 
 class ModelCache(NamedTuple):
     """What the whole model keeps for its backward; `blocks[i].attention` also holds generation's keys and values."""
 
-    embed: tuple
+    embed: ops.EmbeddingCache
     blocks: list
-    norm: tuple
-    head: tuple
+    norm: ops.RMSNormCache
+    head: ops.ProductCache
     tied: bool
     batch: int
 
@@ -117,7 +118,7 @@ def block_backward(dx_TD, grad, cache, batch):
     dnormed_BSD, dattention = attention.attention_backward(dmixed_BSD, cache.attention)
     dstream_TD, dattention["gain_D"] = ops.rmsnorm_backward(dnormed_BSD.reshape(dx_TD.shape), cache.attention_norm)
     dx_TD = dx_TD + dstream_TD  # x = x + attention(norm(x))
-    kind = cache.feed_forward[0]
+    kind = cache.feed_forward.kind
     return dx_TD, parameters.unscope(dattention, "attention.") | parameters.unscope(dexperts, f"{kind}.")
 
 
@@ -152,7 +153,7 @@ def model_backward(dlogit_TV, grads_of_routings, cache):
     dx_TD, dgain_D = ops.rmsnorm_backward(dnormed_TD, cache.norm)
     grads, pulls = {"final.gain_D": dgain_D}, list(grads_of_routings)
     for i in reversed(range(len(cache.blocks))):
-        pull = pulls.pop() if cache.blocks[i].feed_forward[0] == "moe" else None
+        pull = pulls.pop() if cache.blocks[i].feed_forward.kind == "moe" else None
         dx_TD, dblock = block_backward(dx_TD, pull, cache.blocks[i], cache.batch)
         grads |= parameters.unscope(dblock, f"layers.{i}.")
     grads["embed.w_VD"] = ops.embedding_backward(dx_TD, cache.embed)
@@ -161,6 +162,21 @@ def model_backward(dlogit_TV, grads_of_routings, cache):
     else:
         grads["head.w_DV"] = dw_head_DV
     return grads
+
+
+class LossesCache(NamedTuple):
+    """The configuration, and what the losses keep: of the cross-entropy, and of each layer that has a router."""
+
+    config: ModelConfig
+    ce: ops.CrossEntropyCache
+    layers: list
+
+
+class ObjectiveCache(NamedTuple):
+    """What the model keeps for its backward, and what the losses of its output keep."""
+
+    model: ModelCache
+    losses: LossesCache
 
 
 def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, load_LE=None, n_real=None):
@@ -177,15 +193,15 @@ def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, load_LE
     names = layers[0][0] if layers else ()
     auxiliary = {name: sum(values[name] for values, _ in layers) / len(layers) for name in names}
     total = ce + sum(config.loss_coefs[name] * loss for name, loss in auxiliary.items())
-    return Losses(ce, auxiliary, total), (config, ce_cache, [cache for _, cache in layers], names)
+    return Losses(ce, auxiliary, total), LossesCache(config, ce_cache, [cache for _, cache in layers])
 
 
 def losses_backward(dtotal, cache):
     """Gradients of logit_TV, and of each Routing."""
-    config, ce_cache, caches, names = cache
-    dlosses = {name: dtotal / len(caches) * config.loss_coefs[name] for name in names}
-    return (ops.cross_entropy_backward(dtotal, ce_cache),
-            [losses.auxiliary_backward(dlosses, layer_cache) for layer_cache in caches])
+    coefs = cache.config.loss_coefs
+    pulls = [losses.auxiliary_backward({name: dtotal / len(cache.layers) * coefs[name] for name in layer.losses}, layer)
+             for layer in cache.layers]
+    return ops.cross_entropy_backward(dtotal, cache.ce), pulls
 
 
 def objective_forward(params, tokens_BS, targets_BS, config, mask_BS=None, **options):
@@ -196,13 +212,12 @@ def objective_forward(params, tokens_BS, targets_BS, config, mask_BS=None, **opt
     """
     (logit_TV, routings), model_cache = model_forward(params, tokens_BS, config, mask_BS, **options)
     result, losses_cache = losses_forward(logit_TV, routings, targets_BS, config, mask_BS)
-    return (result, routings), (model_cache, losses_cache)
+    return (result, routings), ObjectiveCache(model_cache, losses_cache)
 
 
 def objective_backward(dtotal, cache):
     """Gradients of all parameters, as a dict."""
-    model_cache, losses_cache = cache
-    return model_backward(*losses_backward(dtotal, losses_cache), model_cache)
+    return model_backward(*losses_backward(dtotal, cache.losses), cache.model)
 
 
 def after_step(params, count_LE, config):

@@ -16,7 +16,7 @@ from minimoe.analysis import explorer
 from minimoe.config import preset
 from minimoe.experiments import archive, engine
 from minimoe.experiments.engine import Experiment, Variant
-from minimoe.training import checkpoint, data, loop, runs
+from minimoe.training import checkpoint, data, evaluation, runs
 from minimoe.training.threads import workers
 
 MODEL, MODEL_STEPS = "moe", 2000
@@ -49,8 +49,8 @@ def _history(state, corpus):
 def _at_other_capacities(state, corpus):
     """Loss and drops on held-out text with each of FACTORS, whatever the run was trained with; drops in training."""
     with workers(2) as each:
-        found = [loop.evaluate(state.params, corpus, replace(state.model_config, eval_capacity_factor=factor),
-                               state.train_config, each) for factor in FACTORS]
+        found = [evaluation.evaluate(state.params, corpus, replace(state.model_config, eval_capacity_factor=factor),
+                                     state.train_config, each) for factor in FACTORS]
     return {"ce": np.array([one["ce"] for one in found]), "drop": np.array([one["drop"] for one in found]),
             "training_drop": np.array(state.history["drop"]),
             "drop_position": np.array([one["drop_position"] for one in found])}

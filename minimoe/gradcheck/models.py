@@ -132,7 +132,8 @@ def _objective_in_groups(config, batch, seed, groups):
 def _near_tie(params, batch, config, name):
     """The parameters with the first token's K-th and next expert moved to almost the same score."""
     (_, routings), cache = model.objective_forward(params, *batch, config)
-    logit_E, x_D = routings[0].logit_TE[0], cache[0].blocks[0].feed_forward_norm[0][0] * params["layers.0.moe.gain_D"]
+    logit_E = routings[0].logit_TE[0]
+    x_D = cache.model.blocks[0].feed_forward_norm.unit_TD[0] * params["layers.0.moe.gain_D"]
     order_E = np.argsort(-logit_E, kind="stable")
     last, next_ = order_E[config.top_k - 1], order_E[config.top_k]
     w_router_DE = params[name].copy()

@@ -1,4 +1,4 @@
-"""The feed-forward block that every token uses: a dense layer, or the shared experts beside the routed ones."""
+"""The feed-forward network that every token uses: a dense layer, or the shared experts next to the routed ones."""
 
 from minimoe.nn import ops
 from minimoe.parameters import Weight

@@ -5,7 +5,11 @@
 Both ways are gathers: a row copies its token, and a token reads its experts' rows, so nothing is lost by duplicates.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+
+from minimoe.moe.routing import Routing
 
 
 def dispatch_forward(x_TD, routing):
@@ -19,18 +23,25 @@ def dispatch_backward(drows_ND, cache):
     return _sum_rows(drows_ND, routing)
 
 
+class CombineCache(NamedTuple):
+    """What the experts put out, the gates by which it was weighed, both in row order, and whose rows they are."""
+
+    out_ND: np.ndarray
+    gate_N: np.ndarray
+    routing: Routing
+
+
 def combine_forward(out_ND, routing):
     """Each token's sum of gate * output over the experts that kept it.  Returns y_TD, cache."""
     gate_N = routing.gate_A[routing.kept_N]
-    return _sum_rows(gate_N[:, None] * out_ND, routing), (out_ND, gate_N, routing)
+    return _sum_rows(gate_N[:, None] * out_ND, routing), CombineCache(out_ND, gate_N, routing)
 
 
 def combine_backward(dy_TD, cache):
     """Gradients of out_ND and of the kept gates, both in row order."""
-    out_ND, gate_N, routing = cache
-    dy_ND = dy_TD.take(routing.token_A[routing.kept_N], axis=0)  # y_t = sum gate * out
-    dgate_N = np.einsum("nd,nd->n", dy_ND, out_ND)
-    dy_ND *= gate_N[:, None]
+    dy_ND = dy_TD.take(cache.routing.token_A[cache.routing.kept_N], axis=0)  # y_t = sum gate * out
+    dgate_N = np.einsum("nd,nd->n", dy_ND, cache.out_ND)
+    dy_ND *= cache.gate_N[:, None]
     return dy_ND, dgate_N
 
 

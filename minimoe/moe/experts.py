@@ -5,6 +5,8 @@ cost is that of the rows and not of the number of experts.  (The gate in w_gate_
 router's gates weigh whole experts.)
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minimoe.nn import ops
@@ -23,6 +25,17 @@ def weights(config, std, out_std):
     }
 
 
+class ExpertsCache(NamedTuple):
+    """Expert -> its cache, of those that have rows; the weights; and how many rows each expert and its buffer has."""
+
+    swiglu: dict
+    w_gate_EDF: np.ndarray
+    w_up_EDF: np.ndarray
+    w_down_EFD: np.ndarray
+    count_E: np.ndarray
+    n_slots: int | None
+
+
 def experts_forward(rows_ND, weights, count_E, n_slots=None):
     """Each expert works on its own rows.  count_E: rows of each expert.  Returns out_ND, cache.
 
@@ -30,26 +43,26 @@ def experts_forward(rows_ND, weights, count_E, n_slots=None):
     the same, the work is that of E * n_slots rows [GShard, arXiv:2006.16668, sec. 3.2].  None: its own rows alone.
     """
     w_gate_EDF, w_up_EDF, w_down_EFD = (weights[name] for name in NAMES)
-    out_ND, caches = np.empty(rows_ND.shape, np.result_type(rows_ND, w_gate_EDF, w_up_EDF, w_down_EFD)), {}
+    out_ND = np.empty(rows_ND.shape, np.result_type(rows_ND, w_gate_EDF, w_up_EDF, w_down_EFD))
+    caches = {}
     for e, rows in _rows_of_each(count_E, n_slots):
         x_rows = _padded(rows_ND[rows], n_slots)
         out_rows, caches[e] = ops.swiglu_forward(x_rows, w_gate_EDF[e], w_up_EDF[e], w_down_EFD[e])
         out_ND[rows] = out_rows[:count_E[e]]
-    return out_ND, (caches, (w_gate_EDF, w_up_EDF, w_down_EFD), count_E, n_slots)
+    return out_ND, ExpertsCache(caches, w_gate_EDF, w_up_EDF, w_down_EFD, count_E, n_slots)
 
 
 def experts_backward(dout_ND, cache):
     """Gradients of rows_ND and, as a dict, of the weights.  An expert without rows has a gradient of zeros."""
-    caches, weights, count_E, n_slots = cache
     drows_ND = np.empty_like(dout_ND)
-    dw_gate_EDF, dw_up_EDF, dw_down_EFD = dweights = [np.empty_like(w) for w in weights]
-    for e, rows in _rows_of_each(count_E, n_slots):
-        into = dw_gate_EDF[e], dw_up_EDF[e], dw_down_EFD[e]
-        drows, *_ = ops.swiglu_backward(_padded(dout_ND[rows], n_slots), caches[e], into)
-        drows_ND[rows] = drows[:count_E[e]]
-    for dw in dweights:
-        dw[count_E == 0] = 0
-    return drows_ND, dict(zip(NAMES, dweights, strict=True))
+    dweights = {name: np.empty_like(getattr(cache, name)) for name in NAMES}
+    for e, rows in _rows_of_each(cache.count_E, cache.n_slots):
+        own = [dw[e] for dw in dweights.values()]
+        drows, *_ = ops.swiglu_backward(_padded(dout_ND[rows], cache.n_slots), cache.swiglu[e], own)
+        drows_ND[rows] = drows[:cache.count_E[e]]
+    for dw in dweights.values():
+        dw[cache.count_E == 0] = 0
+    return drows_ND, dweights
 
 
 def _padded(rows, n_slots):

@@ -1,30 +1,73 @@
-"""What stands after attention in a block: a Mixture of Experts, one dense block, or a Soft MoE."""
+"""What stands after attention in a block: a Mixture of Experts, one dense network, or a Soft MoE."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from minimoe.moe import dense, layer, soft
 
-KINDS = {"moe": layer, "dense": dense, "soft": soft}
+
+class Kind(NamedTuple):
+    """A feed-forward network, called as every other kind is.
+
+    weights(config, std, out_std)  -> name -> Weight
+    forward(x_TD, weights, config, tokens, **routing_options)  -> (y_TD, Routing or None), cache
+    backward(dy_TD, grad, cache)  -> dx_TD, dweights.   grad: RoutingGrad; None where there is no Routing.
+    """
+
+    weights: Callable
+    forward: Callable
+    backward: Callable
+
+
+def _without_routing(y_TD, cache):
+    return (y_TD, None), cache
+
+
+KINDS = {
+    "moe": Kind(
+        layer.weights,
+        lambda x_TD, weights, config, tokens, **options: layer.moe_forward(x_TD, weights, config, tokens, **options),
+        lambda dy_TD, grad, cache: layer.moe_backward(dy_TD, grad, cache)),
+    "dense": Kind(
+        dense.weights,
+        lambda x_TD, weights, config, tokens, **options: _without_routing(*dense.dense_forward(x_TD, weights)),
+        lambda dy_TD, grad, cache: dense.dense_backward(dy_TD, cache)),
+    "soft": Kind(
+        soft.weights,
+        lambda x_TD, weights, config, tokens, **options: _without_routing(*soft.soft_forward(x_TD, weights, tokens)),
+        lambda dy_TD, grad, cache: soft.soft_backward(dy_TD, cache)),
+}
+"""Name in `ModelConfig.layer_kinds` -> Kind."""
+
+
+class FeedForwardCache(NamedTuple):
+    """The kind of the layer, a name of KINDS, and what its forward kept."""
+
+    kind: str
+    cache: tuple
 
 
 def weights(config, kind, std, out_std):
-    """The parameters of the feed-forward part of one layer."""
+    """The parameters of the feed-forward network of one layer."""
     return KINDS[kind].weights(config, std, out_std)
 
 
 def kind_forward(x_TD, weights, config, kind, tokens, **routing_options):
-    """The feed-forward part of one block.  kind: of `ModelConfig.layer_kinds`.  routing_options: see `moe_forward`.
+    """The feed-forward network of one block.
 
+    Args:
+        x_TD: the normalised tokens.
+        weights: name -> array, those of `weights` for this kind.
+        config: ModelConfig.
+        kind: a name of KINDS.
+        tokens: Tokens, which tokens they are.
+        routing_options: training, rng and replay of `moe_forward`.
     Returns (y_TD, Routing or None), cache.
     """
-    if kind == "moe":
-        out, cache = layer.moe_forward(x_TD, weights, config, tokens, **routing_options)
-        return out, (kind, cache)
-    y_TD, cache = dense.dense_forward(x_TD, weights) if kind == "dense" else soft.soft_forward(x_TD, weights, tokens)
-    return (y_TD, None), (kind, cache)
+    out, cache = KINDS[kind].forward(x_TD, weights, config, tokens, **routing_options)
+    return out, FeedForwardCache(kind, cache)
 
 
 def kind_backward(dy_TD, grad, cache):
     """Gradients of x_TD and, as a dict, of the weights."""
-    kind, cache = cache
-    if kind == "moe":
-        return layer.moe_backward(dy_TD, grad, cache)
-    return dense.dense_backward(dy_TD, cache) if kind == "dense" else soft.soft_backward(dy_TD, cache)
+    return KINDS[cache.kind].backward(dy_TD, grad, cache.cache)

@@ -3,6 +3,8 @@
 The gate of a chosen expert is its score, as it is or as a share of the token's choices.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -36,6 +38,21 @@ def assignments_by_token(expert_TK, sent):
     return token_A, expert_TK[sent_TK], rank_A
 
 
+class GatesCache(NamedTuple):
+    """The assignments that were made, and the gates and scores that they come from.
+
+    sum_T1: what gates were divided by; None of raw gates.   rows_T1: the number of each row.
+    """
+
+    token_A: np.ndarray
+    rank_A: np.ndarray
+    gate_TK: np.ndarray
+    sum_T1: np.ndarray | None
+    rows_T1: np.ndarray
+    expert_TK: np.ndarray
+    score_TE: np.ndarray
+
+
 def gates_forward(score_TE, expert_TK, sent, renormalize):
     """The assignments of tokens to their K chosen experts, with their gates.
 
@@ -52,18 +69,17 @@ def gates_forward(score_TE, expert_TK, sent, renormalize):
     if renormalize:
         sum_T1 = gate_TK.sum(axis=1, keepdims=True)
         gate_TK /= sum_T1
-    cache = token_A, rank_A, gate_TK, sum_T1, rows_T1, expert_TK, score_TE
+    cache = GatesCache(token_A, rank_A, gate_TK, sum_T1, rows_T1, expert_TK, score_TE)
     return (token_A, expert_A, rank_A, gate_TK[token_A, rank_A]), cache
 
 
 def gates_backward(dgate_A, cache):
     """Gradient of score_TE: 0 for experts that were not chosen."""
-    token_A, rank_A, gate_TK, sum_T1, rows_T1, expert_TK, score_TE = cache
-    dgate_TK = np.zeros_like(gate_TK)
-    dgate_TK[token_A, rank_A] = dgate_A
-    if sum_T1 is not None:  # gate = s / sum s: only the ratios of the chosen count
-        dgate_TK -= (dgate_TK * gate_TK).sum(axis=1, keepdims=True)
-        dgate_TK /= sum_T1
-    dscore_TE = np.zeros_like(score_TE)
-    dscore_TE[rows_T1, expert_TK] = dgate_TK
+    dgate_TK = np.zeros_like(cache.gate_TK)
+    dgate_TK[cache.token_A, cache.rank_A] = dgate_A
+    if cache.sum_T1 is not None:  # gate = s / sum s: only the ratios of the chosen count
+        dgate_TK -= (dgate_TK * cache.gate_TK).sum(axis=1, keepdims=True)
+        dgate_TK /= cache.sum_T1
+    dscore_TE = np.zeros_like(cache.score_TE)
+    dscore_TE[cache.rows_T1, cache.expert_TK] = dgate_TK
     return dscore_TE

@@ -3,8 +3,12 @@
     x_TD -> route -> keep -> dispatch -> experts -> combine -> y_TD
 """
 
+from types import ModuleType
+from typing import NamedTuple
+
 from minimoe import parameters
 from minimoe.moe import capacity, dense, dispatch, experts, routers
+from minimoe.moe.routing import Routing
 
 
 def weights(config, std, out_std):
@@ -14,6 +18,18 @@ def weights(config, std, out_std):
         return own
     shared = dense.weights(config, std, out_std, config.n_shared_experts * config.d_hidden)
     return own | parameters.unscope(shared, "shared.")
+
+
+class MoECache(NamedTuple):
+    """The router's page, and the cache of each step.  route: of the router.  shared: None without shared experts."""
+
+    policy: ModuleType
+    route: tuple
+    keep: Routing
+    dispatch: Routing
+    experts: experts.ExpertsCache
+    combine: dispatch.CombineCache
+    shared: tuple | None
 
 
 def moe_forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
@@ -28,34 +44,32 @@ def moe_forward(x_TD, weights, config, tokens, training=False, rng=None, replay=
     """
     factor, order = capacity.rules(config, training)
     policy = routers.POLICIES[config.router]
-    routing, route_cache = policy.forward(x_TD, weights, config, tokens, training, rng, replay)
-    routing, keep_cache = capacity.keep_forward(routing, config.top_k, factor, order, rng, replay)
-    rows_ND, dispatch_cache = dispatch.dispatch_forward(x_TD, routing)
+    routing, routed = policy.forward(x_TD, weights, config, tokens, training, rng, replay)
+    routing, kept = capacity.keep_forward(routing, config.top_k, factor, order, rng, replay)
+    rows_ND, dispatched = dispatch.dispatch_forward(x_TD, routing)
     n_slots = routing.n_slots if config.pad_experts else None
-    out_ND, experts_cache = experts.experts_forward(rows_ND, weights, routing.kept_count_E, n_slots)
-    y_TD, combine_cache = dispatch.combine_forward(out_ND, routing)
-    shared_cache = None
+    out_ND, worked = experts.experts_forward(rows_ND, weights, routing.kept_count_E, n_slots)
+    y_TD, combined = dispatch.combine_forward(out_ND, routing)
+    shared = None
     if config.n_shared_experts > 0:  # every token uses them, without a gate     [DeepSeekMoE, arXiv:2401.06066, sec. 3]
-        always_TD, shared_cache = dense.dense_forward(x_TD, parameters.scope(weights, "shared."))
+        always_TD, shared = dense.dense_forward(x_TD, parameters.scope(weights, "shared."))
         y_TD = y_TD + always_TD
-    return (y_TD, routing), (policy, route_cache, keep_cache, dispatch_cache, experts_cache, combine_cache,
-                             shared_cache)
+    return (y_TD, routing), MoECache(policy, routed, kept, dispatched, worked, combined, shared)
 
 
 def moe_backward(dy_TD, grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.
 
-    grad: RoutingGrad, what the auxiliary losses want of the router.  A token's gradient has two parts: through the
+    grad: RoutingGrad, the pull of the auxiliary losses on the router.  A token's gradient has two parts: through the
     experts that worked on it, and through the router that chose them.
     """
-    policy, route_cache, keep_cache, dispatch_cache, experts_cache, combine_cache, shared_cache = cache
-    dout_ND, dgate_N = dispatch.combine_backward(dy_TD, combine_cache)
-    drows_ND, dexperts = experts.experts_backward(dout_ND, experts_cache)
-    dx_TD = dispatch.dispatch_backward(drows_ND, dispatch_cache)
-    dgate_A = capacity.keep_backward(dgate_N, keep_cache)
-    dx_router_TD, drouter = policy.backward(grad._replace(dgate_A=grad.dgate_A + dgate_A), route_cache)
+    dout_ND, dgate_N = dispatch.combine_backward(dy_TD, cache.combine)
+    drows_ND, dexperts = experts.experts_backward(dout_ND, cache.experts)
+    dx_TD = dispatch.dispatch_backward(drows_ND, cache.dispatch)
+    dgate_A = capacity.keep_backward(dgate_N, cache.keep)
+    dx_router_TD, drouter = cache.policy.backward(grad._replace(dgate_A=grad.dgate_A + dgate_A), cache.route)
     dx_TD = dx_TD + dx_router_TD
-    if shared_cache is not None:
-        dx_shared_TD, dshared = dense.dense_backward(dy_TD, shared_cache)
+    if cache.shared is not None:
+        dx_shared_TD, dshared = dense.dense_backward(dy_TD, cache.shared)
         return dx_TD + dx_shared_TD, drouter | dexperts | parameters.unscope(dshared, "shared.")
     return dx_TD, drouter | dexperts

@@ -3,6 +3,8 @@
 Nothing is dropped, nothing jumps, every gradient is dense; but a slot mixes in later tokens, so it cannot write text.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minimoe.moe import experts
@@ -32,6 +34,22 @@ def weights(config, std, out_std):
     return {"w_slot_DEC": Weight(shape, std), "scale_1": Weight((1,), None)} | experts.weights(config, std, out_std)
 
 
+class SoftCache(NamedTuple):
+    """What `soft_forward` made on its way, under its own names; slots: Z = E * C of them."""
+
+    x_BSD: np.ndarray
+    unit_BSD: np.ndarray
+    unit: "UnitCache"
+    slot_ZD: np.ndarray
+    slot: "UnitCache"
+    cosine_BSZ: np.ndarray
+    scale_1: np.ndarray
+    dispatch_BZS: np.ndarray
+    combine_BSZ: np.ndarray
+    experts: experts.ExpertsCache
+    out_BZD: np.ndarray
+
+
 def soft_forward(x_TD, weights, tokens):
     """Mix tokens to slots, let the experts work on the slots, mix slots to tokens.
 
@@ -44,55 +62,63 @@ def soft_forward(x_TD, weights, tokens):
     """
     (D, E, C), B = weights["w_slot_DEC"].shape, tokens.n_sequences
     x_BSD = x_TD.reshape(B, -1, D)
-    unit_BSD, unit_cache = unit_forward(x_BSD)
-    slot_ZD, slot_cache = unit_forward(weights["w_slot_DEC"].reshape(D, E * C).T)
+    unit_BSD, unit = unit_forward(x_BSD)
+    slot_ZD, slot = unit_forward(weights["w_slot_DEC"].reshape(D, E * C).T)
     cosine_BSZ = unit_BSD @ slot_ZD.T
     logit_BSZ = weights["scale_1"] * cosine_BSZ
     absent_BS1 = _absent(tokens)
     dispatch_BZS, _ = ops.softmax_forward(np.where(absent_BS1, -np.inf, logit_BSZ).swapaxes(1, 2))
     combine_BSZ, _ = ops.softmax_forward(logit_BSZ)
     rows_ND = (dispatch_BZS @ x_BSD).reshape(B, E, C, D).swapaxes(0, 1).reshape(-1, D)  # sorted by expert
-    out_ND, experts_cache = experts.experts_forward(rows_ND, weights, np.full(E, B * C))
+    out_ND, worked = experts.experts_forward(rows_ND, weights, np.full(E, B * C))
     out_BZD = out_ND.reshape(E, B, C, D).swapaxes(0, 1).reshape(B, E * C, D)
     y_BSD = combine_BSZ @ out_BZD
-    cache = (x_BSD, unit_BSD, unit_cache, slot_ZD, slot_cache, cosine_BSZ, weights["scale_1"], dispatch_BZS,
-             combine_BSZ, experts_cache, out_BZD, (E, C))
+    cache = SoftCache(x_BSD, unit_BSD, unit, slot_ZD, slot, cosine_BSZ, weights["scale_1"], dispatch_BZS, combine_BSZ,
+                      worked, out_BZD)
     return y_BSD.reshape(x_TD.shape), cache
 
 
 def soft_backward(dy_TD, cache):
     """Gradients of x_TD and, as a dict, of the weights."""
-    (x_BSD, unit_BSD, unit_cache, slot_ZD, slot_cache, cosine_BSZ, scale_1, dispatch_BZS, combine_BSZ, experts_cache,
-     out_BZD, (E, C)) = cache
-    B, _, D = x_BSD.shape
-    dy_BSD = dy_TD.reshape(x_BSD.shape)
-    dout_BZD = combine_BSZ.swapaxes(1, 2) @ dy_BSD  # y = combine @ out
-    dlogit_BSZ = ops.softmax_backward(dy_BSD @ out_BZD.swapaxes(1, 2), combine_BSZ)
+    B, _, D = cache.x_BSD.shape
+    E = len(cache.experts.count_E)
+    C = len(cache.slot_ZD) // E
+    dy_BSD = dy_TD.reshape(cache.x_BSD.shape)
+    dout_BZD = cache.combine_BSZ.swapaxes(1, 2) @ dy_BSD  # y = combine @ out
+    dlogit_BSZ = ops.softmax_backward(dy_BSD @ cache.out_BZD.swapaxes(1, 2), cache.combine_BSZ)
     dout_ND = dout_BZD.reshape(B, E, C, D).swapaxes(0, 1).reshape(-1, D)
-    drows_ND, dexperts = experts.experts_backward(dout_ND, experts_cache)
+    drows_ND, dexperts = experts.experts_backward(dout_ND, cache.experts)
     drows_BZD = drows_ND.reshape(E, B, C, D).swapaxes(0, 1).reshape(B, E * C, D)
-    dx_BSD = dispatch_BZS.swapaxes(1, 2) @ drows_BZD  # rows = dispatch @ x
-    dlogit_BSZ += ops.softmax_backward(drows_BZD @ x_BSD.swapaxes(1, 2), dispatch_BZS).swapaxes(1, 2)
-    dcosine_BSZ = scale_1 * dlogit_BSZ  # logit = scale * cosine
-    dx_BSD += unit_backward(dcosine_BSZ @ slot_ZD, unit_cache)  # cosine = unit @ slot
-    dunit_ZD = dcosine_BSZ.reshape(-1, E * C).T @ unit_BSD.reshape(-1, D)
-    dslot_ZD = unit_backward(dunit_ZD, slot_cache)
-    dweights = {"w_slot_DEC": dslot_ZD.T.reshape(D, E, C), "scale_1": (dlogit_BSZ * cosine_BSZ).sum().reshape(1)}
+    dx_BSD = cache.dispatch_BZS.swapaxes(1, 2) @ drows_BZD  # rows = dispatch @ x
+    ddispatch_BZS = drows_BZD @ cache.x_BSD.swapaxes(1, 2)
+    dlogit_BSZ += ops.softmax_backward(ddispatch_BZS, cache.dispatch_BZS).swapaxes(1, 2)
+    dcosine_BSZ = cache.scale_1 * dlogit_BSZ  # logit = scale * cosine
+    dx_BSD += unit_backward(dcosine_BSZ @ cache.slot_ZD, cache.unit)  # cosine = unit @ slot
+    dunit_ZD = dcosine_BSZ.reshape(-1, E * C).T @ cache.unit_BSD.reshape(-1, D)
+    dslot_ZD = unit_backward(dunit_ZD, cache.slot)
+    dscale_1 = (dlogit_BSZ * cache.cosine_BSZ).sum().reshape(1)
+    dweights = {"w_slot_DEC": dslot_ZD.T.reshape(D, E, C), "scale_1": dscale_1}
     return dx_BSD.reshape(dy_TD.shape), dweights | dexperts
+
+
+class UnitCache(NamedTuple):
+    """The vectors of length 1, and what they were scaled by."""
+
+    unit: np.ndarray
+    scale: np.ndarray
 
 
 def unit_forward(x_TD):
     """Scale each vector to length 1.  Any number of leading axes.  Returns unit_TD, cache."""
     scale_T1 = 1 / np.sqrt((x_TD * x_TD).sum(axis=-1, keepdims=True) + TINY)
     unit_TD = x_TD * scale_T1
-    return unit_TD, (unit_TD, scale_T1)
+    return unit_TD, UnitCache(unit_TD, scale_T1)
 
 
 def unit_backward(dunit_TD, cache):
     """Gradient of x_TD: the part along the vector comes off, since the length does not change."""
-    unit_TD, scale_T1 = cache
-    along_T1 = (dunit_TD * unit_TD).sum(axis=-1, keepdims=True)
-    return scale_T1 * (dunit_TD - unit_TD * along_T1)
+    along_T1 = (dunit_TD * cache.unit).sum(axis=-1, keepdims=True)
+    return cache.scale * (dunit_TD - cache.unit * along_T1)
 
 
 def _absent(tokens):

@@ -2,21 +2,29 @@
 
 A forward returns its output and a cache; the backward takes the gradient of the output and the cache, and returns
 gradients in the order of the forward's arguments.  Letters are explained in `minimoe/__init__.py`; T is any number of
-rows here, and E or F any width.
+rows here, and E or F any width, so the fields of caches go without letters where others use the operation too.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 
+class ProductCache(NamedTuple):
+    """The two factors of a matrix product."""
+
+    x: np.ndarray
+    w: np.ndarray
+
+
 def linear_forward(x_TD, w_DF):
     """Matrix product y = x W.  Returns y_TF, cache."""
-    return x_TD @ w_DF, (x_TD, w_DF)
+    return x_TD @ w_DF, ProductCache(x_TD, w_DF)
 
 
 def linear_backward(dy_TF, cache):
     """Gradients of x_TD and w_DF."""
-    x_TD, w_DF = cache
-    return dy_TF @ w_DF.T, x_TD.T @ dy_TF  # y = x @ w
+    return dy_TF @ cache.w.T, cache.x.T @ dy_TF  # y = x @ w
 
 
 def softmax_forward(x_TE, axis=-1):
@@ -64,6 +72,14 @@ def softplus_backward(dy_TE, cache):
     return dy_TE * sigmoid_forward(x_TE)[0]
 
 
+class RMSNormCache(NamedTuple):
+    """The scaled tokens, what they were scaled by, and the gain."""
+
+    unit_TD: np.ndarray
+    scale_T1: np.ndarray
+    gain_D: np.ndarray
+
+
 def rmsnorm_forward(x_TD, gain_D, eps):
     """Scale every token to unit root mean square, then by a learned gain.
 
@@ -74,17 +90,24 @@ def rmsnorm_forward(x_TD, gain_D, eps):
     square_T = np.einsum("td,td->t", x_TD, x_TD)  # sums of products without the products in memory
     scale_T1 = 1 / np.sqrt(square_T / x_TD.shape[1] + eps)[:, None]
     unit_TD = x_TD * scale_T1
-    return gain_D * unit_TD, (unit_TD, scale_T1, gain_D)
+    return gain_D * unit_TD, RMSNormCache(unit_TD, scale_T1, gain_D)
 
 
 def rmsnorm_backward(dy_TD, cache):
     """Gradients of x_TD and gain_D.  The scale depends on all of a token, so its part along unit_TD comes off."""
-    unit_TD, scale_T1, gain_D = cache
-    dx_TD = dy_TD * gain_D  # y = gain * unit
-    along_T = np.einsum("td,td->t", dx_TD, unit_TD) / gain_D.size
-    dx_TD -= unit_TD * along_T[:, None]  # unit = x * scale(x)
-    dx_TD *= scale_T1
-    return dx_TD, np.einsum("td,td->d", dy_TD, unit_TD)
+    dx_TD = dy_TD * cache.gain_D  # y = gain * unit
+    along_T = np.einsum("td,td->t", dx_TD, cache.unit_TD) / cache.gain_D.size
+    dx_TD -= cache.unit_TD * along_T[:, None]  # unit = x * scale(x)
+    dx_TD *= cache.scale_T1
+    return dx_TD, np.einsum("td,td->d", dy_TD, cache.unit_TD)
+
+
+class SiLUGateCache(NamedTuple):
+    """What the gated activation is made of, [rows, hidden] each."""
+
+    gate: np.ndarray
+    up: np.ndarray
+    sigmoid: np.ndarray
 
 
 def silu_gate_forward(gate_TF, up_TF):
@@ -97,59 +120,81 @@ def silu_gate_forward(gate_TF, up_TF):
     np.tanh(sigmoid_TF, out=sigmoid_TF)
     sigmoid_TF += 1
     sigmoid_TF *= 0.5
-    return gate_TF * sigmoid_TF * up_TF, (gate_TF, up_TF, sigmoid_TF)
+    return gate_TF * sigmoid_TF * up_TF, SiLUGateCache(gate_TF, up_TF, sigmoid_TF)
 
 
 def silu_gate_backward(dh_TF, cache):
     """Gradients of gate_TF and up_TF."""
-    gate_TF, up_TF, sigmoid_TF = cache
-    silu_TF = gate_TF * sigmoid_TF
-    dgate_TF = 1 - sigmoid_TF
+    silu_TF = cache.gate * cache.sigmoid
+    dgate_TF = 1 - cache.sigmoid
     dgate_TF *= silu_TF
-    dgate_TF += sigmoid_TF  # d silu/dz = s + z s (1 - s)
-    dgate_TF *= up_TF
+    dgate_TF += cache.sigmoid  # d silu/dz = s + z s (1 - s)
+    dgate_TF *= cache.up
     dgate_TF *= dh_TF
     silu_TF *= dh_TF  # h = silu(gate) * up
     return dgate_TF, silu_TF
 
 
+class SwiGLUCache(NamedTuple):
+    """The input [rows, width], the cache of the activation, and the three matrices."""
+
+    x: np.ndarray
+    activation: SiLUGateCache
+    w_gate: np.ndarray
+    w_up: np.ndarray
+    w_down: np.ndarray
+
+
 def swiglu_forward(x_TD, w_gate_DF, w_up_DF, w_down_FD):
-    """The feed-forward block of today's models: y = (silu(x W_gate) * (x W_up)) W_down.
+    """The feed-forward network of today's models: y = (silu(x W_gate) * (x W_up)) W_down.
 
                                                         [Shazeer 2020, arXiv:2002.05202, eq. 6]
-    A dense model has one of these a layer; a Mixture of Experts has E of them.  Returns y_TD, cache.
+    A dense model has one of these per layer; a Mixture of Experts has E of them.  Returns y_TD, cache.
     """
-    h_TF, gate_cache = silu_gate_forward(x_TD @ w_gate_DF, x_TD @ w_up_DF)
-    return h_TF @ w_down_FD, (x_TD, gate_cache, (w_gate_DF, w_up_DF, w_down_FD))
+    h_TF, activation = silu_gate_forward(x_TD @ w_gate_DF, x_TD @ w_up_DF)
+    return h_TF @ w_down_FD, SwiGLUCache(x_TD, activation, w_gate_DF, w_up_DF, w_down_FD)
 
 
 def swiglu_backward(dy_TD, cache, out=(None, None, None)):
     """Gradients of x_TD, w_gate_DF, w_up_DF and w_down_FD.  out: where to write those of the weights; None: new."""
-    x_TD, gate_cache, (w_gate_DF, w_up_DF, w_down_FD) = cache
-    gate_TF, up_TF, sigmoid_TF = gate_cache
-    h_TF = gate_TF * sigmoid_TF * up_TF  # made again, which is cheaper than to keep it
+    kept = cache.activation
+    h_TF = kept.gate * kept.sigmoid * kept.up  # made again, which is cheaper than to keep it
     dw_down_FD = np.matmul(h_TF.T, dy_TD, out=out[2])
-    dgate_TF, dup_TF = silu_gate_backward(dy_TD @ w_down_FD.T, gate_cache)  # y = h @ w_down
-    dw_gate_DF = np.matmul(x_TD.T, dgate_TF, out=out[0])
-    dw_up_DF = np.matmul(x_TD.T, dup_TF, out=out[1])
-    dx_TD = dgate_TF @ w_gate_DF.T  # gate = x @ w_gate
-    dx_TD += dup_TF @ w_up_DF.T  # up = x @ w_up
+    dgate_TF, dup_TF = silu_gate_backward(dy_TD @ cache.w_down.T, kept)  # y = h @ w_down
+    dw_gate_DF = np.matmul(cache.x.T, dgate_TF, out=out[0])
+    dw_up_DF = np.matmul(cache.x.T, dup_TF, out=out[1])
+    dx_TD = dgate_TF @ cache.w_gate.T  # gate = x @ w_gate
+    dx_TD += dup_TF @ cache.w_up.T  # up = x @ w_up
     return dx_TD, dw_gate_DF, dw_up_DF, dw_down_FD
 
 
+class EmbeddingCache(NamedTuple):
+    """The tokens, and the table in which they were looked up."""
+
+    tokens_T: np.ndarray
+    w_VD: np.ndarray
+
+
 def embedding_forward(tokens_T, w_VD):
-    """Look up one row a token.  tokens_T: whole numbers in [0, V).  Returns x_TD, cache."""
-    return w_VD[tokens_T], (tokens_T, w_VD)
+    """Look up one row per token.  tokens_T: whole numbers in [0, V).  Returns x_TD, cache."""
+    return w_VD[tokens_T], EmbeddingCache(tokens_T, w_VD)
 
 
 def embedding_backward(dx_TD, cache):
     """Gradient of w_VD (tokens have none).  A token that occurs twice counts twice, which `dw[tokens] += dx` loses."""
-    tokens_T, w_VD = cache
-    order_T = np.argsort(tokens_T, kind="stable")
-    used, starts = np.unique(tokens_T[order_T], return_index=True)
-    dw_VD = np.zeros_like(w_VD)
+    order_T = np.argsort(cache.tokens_T, kind="stable")
+    used, starts = np.unique(cache.tokens_T[order_T], return_index=True)
+    dw_VD = np.zeros_like(cache.w_VD)
     dw_VD[used] = np.add.reduceat(dx_TD[order_T], starts, axis=0)  # x = w[tokens]
     return dw_VD
+
+
+class CrossEntropyCache(NamedTuple):
+    """The model's probabilities, the tokens that came, and the weight of each."""
+
+    p_TV: np.ndarray
+    target_T: np.ndarray
+    weight_T: np.ndarray
 
 
 def cross_entropy_forward(logit_TV, target_T, weight_T):
@@ -164,13 +209,12 @@ def cross_entropy_forward(logit_TV, target_T, weight_T):
     sum_T = p_TV.sum(axis=-1)
     loss = weight_T @ (np.log(sum_T) - shifted_TV[rows_T, target_T])
     p_TV /= sum_T[:, None]
-    return loss, (p_TV, target_T, weight_T)
+    return loss, CrossEntropyCache(p_TV, target_T, weight_T)
 
 
 def cross_entropy_backward(dloss, cache):
-    """Gradient of logit_TV: what the model says minus what came."""
-    p_TV, target_T, weight_T = cache
-    dlogit_TV = p_TV.copy()
-    dlogit_TV[np.arange(len(target_T)), target_T] -= 1  # -log p_target = logsumexp(logit) - logit_target
-    dlogit_TV *= (dloss * weight_T)[:, None]
+    """Gradient of logit_TV: what the model expects minus what came."""
+    dlogit_TV = cache.p_TV.copy()
+    dlogit_TV[np.arange(len(dlogit_TV)), cache.target_T] -= 1  # -log p_target = logsumexp(logit) - logit_target
+    dlogit_TV *= (dloss * cache.weight_T)[:, None]
     return dlogit_TV

@@ -58,13 +58,11 @@ def drop_position(routings, length):
 def own_pulls(cache):
     """Gradients of each router's weights from the auxiliary losses of its own layer: L dicts.
 
-    cache: of a group, as `groups.gradients` shows it.
+    cache: ObjectiveCache of a group, as `batches.gradients` shows it.
     """
-    model_cache, losses_cache = cache
-    _, pulls = model.losses_backward(1.0, losses_cache)
-    layers = [block.feed_forward[1] for block in model_cache.blocks if block.feed_forward[0] == "moe"]
-    return [policy.backward(pull, route_cache)[1]
-            for (policy, route_cache, *_), pull in zip(layers, pulls, strict=True)]
+    _, pulls = model.losses_backward(1.0, cache.losses)
+    layers = [block.feed_forward.cache for block in cache.model.blocks if block.feed_forward.kind == "moe"]
+    return [layer.policy.backward(pull, layer.route)[1] for layer, pull in zip(layers, pulls, strict=True)]
 
 
 def gradients(grads, pulls, config):

@@ -179,11 +179,12 @@ weights = softmax_topk.weights
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
     """Returns a Routing, cache."""
-    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
-    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax = ops.softmax_forward(logit_TE)
     expert_TK = gates.top_k_experts(-logit_TE, config.top_k, replay)
-    assigned, gates_cache = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
-    return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens), (linear_cache, softmax_cache, gates_cache))
+    assigned, weighed = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
+            softmax_topk.SoftmaxTopKCache(linear, softmax, weighed))
 
 
 def backward(grad, cache):

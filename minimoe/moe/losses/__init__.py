@@ -17,7 +17,7 @@ from minimoe.moe.losses.balance import (
 )
 from minimoe.moe.losses.scores import entropy_backward, entropy_forward, z_backward, z_forward
 from minimoe.moe.losses.variation import importance_backward, importance_forward, load_backward, load_forward
-from minimoe.moe.routing import RoutingGrad, zero_gradient
+from minimoe.moe.routing import Routing, RoutingGrad, zero_gradient
 
 
 class Loss(NamedTuple):
@@ -56,6 +56,13 @@ ALWAYS = ("balance", "z")
 """Reported whether or not they have a weight."""
 
 
+class AuxiliaryCache(NamedTuple):
+    """The Routing of the layer, and name -> cache of each loss."""
+
+    routing: Routing
+    losses: dict
+
+
 def auxiliary_forward(routing, config, load_E=None):
     """The auxiliary losses of one layer: those that have a weight, and the two that are always reported.
 
@@ -64,16 +71,15 @@ def auxiliary_forward(routing, config, load_E=None):
     arguments = {"balance": (load_E,), "device": (config.n_devices,)}
     asked = [name for name, coef in config.loss_coefs.items() if coef > 0 or name in ALWAYS]
     pairs = {name: LOSSES[name].forward(routing, *arguments.get(name, ())) for name in asked}
-    return {name: loss for name, (loss, _) in pairs.items()}, (routing, {name: cache for name, (_, cache) in
-                                                                        pairs.items()})
+    caches = {name: cache for name, (_, cache) in pairs.items()}
+    return {name: loss for name, (loss, _) in pairs.items()}, AuxiliaryCache(routing, caches)
 
 
 def auxiliary_backward(dlosses, cache):
-    """What the losses together want of the router, as a RoutingGrad.  dlosses: name -> gradient of that loss."""
-    routing, caches = cache
-    total = zero_gradient(routing)._asdict()
+    """The pull of all the losses on the router, as a RoutingGrad.  dlosses: name -> gradient of that loss."""
+    total = zero_gradient(cache.routing)._asdict()
     for name, dloss in dlosses.items():
         if dloss != 0:
             loss = LOSSES[name]
-            total[loss.gradient] = total[loss.gradient] + loss.backward(dloss, caches[name])
+            total[loss.gradient] = total[loss.gradient] + loss.backward(dloss, cache.losses[name])
     return RoutingGrad(**total)

@@ -1,6 +1,15 @@
 """Losses of the kind load times mean probability: they push the router away from experts that many tokens chose."""
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class BalanceCache(NamedTuple):
+    """The slope by the mean probability of each expert, and the weight of each token in that mean."""
+
+    pull_E: np.ndarray
+    weight_T: np.ndarray
 
 
 def balance_forward(routing, load_E=None):
@@ -19,13 +28,12 @@ def balance_forward(routing, load_E=None):
     """
     load_E = routing.load_E if load_E is None else load_E
     pull_E = (routing.n_experts * load_E).astype(routing.prob_TE.real.dtype)
-    return pull_E @ (routing.weight_T @ routing.prob_TE), (pull_E, routing.weight_T)
+    return pull_E @ (routing.weight_T @ routing.prob_TE), BalanceCache(pull_E, routing.weight_T)
 
 
 def balance_backward(dloss, cache):
     """Gradient of prob_TE: the same for every token, and largest for the most loaded expert."""
-    pull_E, weight_T = cache
-    return dloss * np.outer(weight_T, pull_E)  # loss = pull @ (weight @ prob)
+    return dloss * np.outer(cache.weight_T, cache.pull_E)  # loss = pull @ (weight @ prob)
 
 
 def sequence_forward(routing):

@@ -1,8 +1,18 @@
 """Losses of the scores alone, whoever is chosen: large logits, and probabilities that are too sure too soon."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+
+from minimoe.moe.routing import Routing
+
+
+class ZCache(NamedTuple):
+    """The logsumexp of each token's logits, and the Routing that they stand in."""
+
+    lse_T: np.ndarray
+    routing: Routing
 
 
 def z_forward(routing):
@@ -14,14 +24,20 @@ def z_forward(routing):
     logit_TE = routing.logit_TE
     top_T1 = logit_TE.real.max(axis=1, keepdims=True)
     lse_T = np.log(np.exp(logit_TE - top_T1).sum(axis=1)) + top_T1[:, 0]
-    return routing.weight_T @ (lse_T * lse_T), (lse_T, routing)
+    return routing.weight_T @ (lse_T * lse_T), ZCache(lse_T, routing)
 
 
 def z_backward(dloss, cache):
     """Gradient of logit_TE: 2 logsumexp * softmax, a token's share of it."""
-    lse_T, routing = cache
-    prob_TE = np.exp(routing.logit_TE - lse_T[:, None])  # d lse/d logit = softmax(logit)
-    return (dloss * 2 * routing.weight_T * lse_T)[:, None] * prob_TE
+    prob_TE = np.exp(cache.routing.logit_TE - cache.lse_T[:, None])  # d lse/d logit = softmax(logit)
+    return (dloss * 2 * cache.routing.weight_T * cache.lse_T)[:, None] * prob_TE
+
+
+class EntropyCache(NamedTuple):
+    """The logarithm of each probability, and the weight of each token in the mean."""
+
+    log_TE: np.ndarray
+    weight_T: np.ndarray
 
 
 def entropy_forward(routing):
@@ -33,10 +49,9 @@ def entropy_forward(routing):
     prob_TE = routing.prob_TE
     log_TE = np.log(np.where(prob_TE.real > 0, prob_TE, 1))  # p log p is 0 at p = 0
     lack_T = math.log(routing.n_experts) + (prob_TE * log_TE).sum(axis=1)
-    return routing.weight_T @ lack_T, (log_TE, routing.weight_T)
+    return routing.weight_T @ lack_T, EntropyCache(log_TE, routing.weight_T)
 
 
 def entropy_backward(dloss, cache):
     """Gradient of prob_TE."""
-    log_TE, weight_T = cache
-    return (dloss * weight_T)[:, None] * (log_TE + 1)  # d (p log p)/dp = log p + 1
+    return (dloss * cache.weight_T)[:, None] * (cache.log_TE + 1)  # d (p log p)/dp = log p + 1

@@ -1,6 +1,15 @@
 """Losses that count how much the experts' shares vary: the squared coefficient of variation, variance / mean^2."""
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class VariationCache(NamedTuple):
+    """The shares, and their mean; None if all are 0."""
+
+    x_E: np.ndarray
+    mean: float | None
 
 
 def variation_forward(x_E):
@@ -11,19 +20,25 @@ def variation_forward(x_E):
     """
     mean = x_E.mean()
     if mean == 0:
-        return mean * 0, (x_E, None)
+        return mean * 0, VariationCache(x_E, None)
     excess_E = x_E / mean - 1
-    return (excess_E * excess_E).mean(), (x_E, mean)
+    return (excess_E * excess_E).mean(), VariationCache(x_E, mean)
 
 
 def variation_backward(dloss, cache):
     """Gradient of x_E."""
-    x_E, mean = cache
-    if mean is None:
-        return np.zeros_like(x_E)
-    excess_E = x_E / mean - 1
-    along = (excess_E * x_E).mean() / mean  # the mean moves too: excess = x / mean - 1
-    return dloss * 2 / (len(x_E) * mean) * (excess_E - along)
+    if cache.mean is None:
+        return np.zeros_like(cache.x_E)
+    excess_E = cache.x_E / cache.mean - 1
+    along = (excess_E * cache.x_E).mean() / cache.mean  # the mean moves too: excess = x / mean - 1
+    return dloss * 2 / (len(excess_E) * cache.mean) * (excess_E - along)
+
+
+class ImportanceCache(NamedTuple):
+    """Of the variation, and the expert of each gate."""
+
+    variation: VariationCache
+    expert_A: np.ndarray
 
 
 def importance_forward(routing):
@@ -36,14 +51,20 @@ def importance_forward(routing):
     """
     gate_TE = np.zeros_like(routing.prob_TE, np.result_type(routing.prob_TE, routing.gate_A))
     gate_TE[routing.token_A, routing.expert_A] = routing.gate_A  # a token has an expert once
-    loss, cache = variation_forward(gate_TE.sum(axis=0))
-    return loss, (cache, routing.expert_A)
+    loss, variation = variation_forward(gate_TE.sum(axis=0))
+    return loss, ImportanceCache(variation, routing.expert_A)
 
 
 def importance_backward(dloss, cache):
     """Gradient of gate_A: the same for all tokens of an expert."""
-    cache, expert_A = cache
-    return variation_backward(dloss, cache)[expert_A]
+    return variation_backward(dloss, cache.variation)[cache.expert_A]
+
+
+class LoadCache(NamedTuple):
+    """Of the variation, and which tokens are real."""
+
+    variation: VariationCache
+    mask_T: np.ndarray
 
 
 def load_forward(routing):
@@ -58,11 +79,10 @@ def load_forward(routing):
     if routing.chance_TE is None:
         raise ValueError("the load loss needs chance_TE, which router 'noisy_topk' has if load_coef is above 0")
     load_E = (routing.chance_TE * routing.mask_T[:, None]).sum(axis=0)
-    loss, cache = variation_forward(load_E)
-    return loss, (cache, routing.mask_T)
+    loss, variation = variation_forward(load_E)
+    return loss, LoadCache(variation, routing.mask_T)
 
 
 def load_backward(dloss, cache):
     """Gradient of chance_TE."""
-    cache, mask_T = cache
-    return mask_T[:, None] * variation_backward(dloss, cache)
+    return cache.mask_T[:, None] * variation_backward(dloss, cache.variation)

@@ -1,5 +1,7 @@
 """BASE: the assignment of equally many tokens to each expert with the largest sum of scores.  No loss to balance."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minimoe.moe import gates, linear_assignment, routing
@@ -22,8 +24,18 @@ FACTS = Facts(
 weights = softmax_topk.weights
 
 
+class BaseCache(NamedTuple):
+    """Of the scores, the probabilities and the gates, and which expert each token has."""
+
+    linear: ops.ProductCache
+    softmax: np.ndarray
+    sigmoid: np.ndarray
+    token_A: np.ndarray
+    expert_A: np.ndarray
+
+
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """One expert a token: in training by balanced assignment, else the best.
+    """One expert per token: in training by balanced assignment, else the best.
 
         maximise the sum of x_t . w_e(t), every expert having T / E tokens;  g = sigmoid(x . w_e)
 
@@ -31,9 +43,9 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     The paper writes y = g F(x) + (1 - g) x, where F(x) = x + E(x) has the residual inside; that is x + g E(x), and the
     x is what our block adds.  If E does not divide T, loads differ by one.  Returns a Routing, cache.
     """
-    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
-    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
-    score_TE, sigmoid_cache = ops.sigmoid_forward(logit_TE)
+    logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax = ops.softmax_forward(logit_TE)
+    score_TE, sigmoid = ops.sigmoid_forward(logit_TE)
     expert_TK = gates.top_k_experts(logit_TE, 1)
     if training:
         expert_TK[tokens.mask_T, 0] = linear_assignment.balanced_assignment(logit_TE.real[tokens.mask_T])
@@ -42,15 +54,14 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     token_A, expert_A, rank_A = gates.assignments_by_token(expert_TK, tokens.mask_T)
     gate_A = score_TE[token_A, expert_A]
     result = routing.dropless_routing(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens)
-    return result, (linear_cache, softmax_cache, sigmoid_cache, token_A, expert_A)
+    return result, BaseCache(linear, softmax, sigmoid, token_A, expert_A)
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
-    linear_cache, softmax_cache, sigmoid_cache, token_A, expert_A = cache
     dscore_TE = np.zeros_like(grad.dprob_TE)
-    dscore_TE[token_A, expert_A] = grad.dgate_A
-    dlogit_TE = grad.dlogit_TE + ops.softmax_backward(grad.dprob_TE, softmax_cache)
-    dlogit_TE = dlogit_TE + ops.sigmoid_backward(dscore_TE, sigmoid_cache)
-    dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, linear_cache)
+    dscore_TE[cache.token_A, cache.expert_A] = grad.dgate_A
+    dlogit_TE = grad.dlogit_TE + ops.softmax_backward(grad.dprob_TE, cache.softmax)
+    dlogit_TE = dlogit_TE + ops.sigmoid_backward(dscore_TE, cache.sigmoid)
+    dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, cache.linear)
     return dx_TD, {"w_router_DE": dw_router_DE}

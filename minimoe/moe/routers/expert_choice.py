@@ -1,5 +1,7 @@
 """Expert choice: the experts choose the tokens.  Balanced by design and not causal: a token has to beat later ones."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minimoe.moe import capacity, routing
@@ -20,32 +22,40 @@ FACTS = Facts(
 weights = softmax_topk.weights
 
 
+class ExpertChoiceCache(NamedTuple):
+    """Of the scores and the probabilities, and which pairs are chosen."""
+
+    linear: ops.ProductCache
+    softmax: np.ndarray
+    token_A: np.ndarray
+    expert_A: np.ndarray
+
+
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
     """Each expert takes the C = K T / E tokens with the highest probability for it; a token may have 0 to E experts.
 
         S = softmax(x W);  g = S of the pairs that are chosen           [Zhou 2022, arXiv:2202.09368, eq. 1]
 
-    K is the mean number of experts a token, the paper's c.  Equal probabilities go to the earlier token.
+    K is the mean number of experts per token, the paper's c.  Equal probabilities go to the earlier token.
     Returns a Routing, cache.
     """
-    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
-    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax = ops.softmax_forward(logit_TE)
     if replay is None:
         token_A, expert_A, rank_A = _choose(prob_TE.real, config.top_k, tokens.mask_T)
     else:
         token_A, expert_A, rank_A = replay.token_A, replay.expert_A, replay.rank_A
     gate_A = prob_TE[token_A, expert_A]
     result = routing.dropless_routing(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens)
-    return result, (linear_cache, softmax_cache, token_A, expert_A)
+    return result, ExpertChoiceCache(linear, softmax, token_A, expert_A)
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
-    linear_cache, softmax_cache, token_A, expert_A = cache
     dprob_TE = grad.dprob_TE.copy()
-    dprob_TE[token_A, expert_A] += grad.dgate_A  # a pair is chosen once, so += loses nothing
-    dlogit_TE = grad.dlogit_TE + ops.softmax_backward(dprob_TE, softmax_cache)
-    dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, linear_cache)
+    dprob_TE[cache.token_A, cache.expert_A] += grad.dgate_A  # a pair is chosen once, so += loses nothing
+    dlogit_TE = grad.dlogit_TE + ops.softmax_backward(dprob_TE, cache.softmax)
+    dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, cache.linear)
     return dx_TD, {"w_router_DE": dw_router_DE}
 
 

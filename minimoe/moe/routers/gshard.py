@@ -30,17 +30,17 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
 
     If the second is not used, the first gate stays what it is.  Returns a Routing, cache.
     """
-    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
-    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax = ops.softmax_forward(logit_TE)
     expert_TK = gates.top_k_experts(logit_TE, config.top_k, replay)
     sent_TK = _used(np.take_along_axis(prob_TE.real, expert_TK, axis=1), training, rng, sure, least)
     if replay is not None:
         sent_TK = np.zeros_like(sent_TK)
         sent_TK[replay.token_A, replay.rank_A] = True
     sent_TK &= tokens.mask_T[:, None]
-    assigned, assign_cache = gates.gates_forward(prob_TE, expert_TK, sent_TK, config.gates_sum_to_one)
+    assigned, weighed = gates.gates_forward(prob_TE, expert_TK, sent_TK, config.gates_sum_to_one)
     return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
-            (linear_cache, softmax_cache, assign_cache))
+            softmax_topk.SoftmaxTopKCache(linear, softmax, weighed))
 
 
 def backward(grad, cache):

@@ -1,5 +1,7 @@
 """DeepSeek-V3: a score of its own for each expert, and a bias that balances the choice without touching the gates."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minimoe.moe import gates, routing
@@ -31,9 +33,20 @@ FACTS = Facts(
 
 
 def weights(config, std):
-    """One score an expert, linear in the token; and its bias, which starts at 0 and is moved by `after_step` alone."""
+    """One score per expert, linear in the token; and its bias, which starts at 0 and is moved by `after_step` alone."""
     return {"w_router_DE": Weight((config.d_model, config.n_experts), std),
             "bias_E": Weight((config.n_experts,), 0.0)}
+
+
+class SigmoidBiasCache(NamedTuple):
+    """Of the scores before and after the sigmoid, of the gates, and how scores became probabilities and gates."""
+
+    linear: ops.ProductCache
+    sigmoid: np.ndarray
+    gates: gates.GatesCache
+    prob_TE: np.ndarray
+    sum_T1: np.ndarray
+    gate_scale: float
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
@@ -45,27 +58,26 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     n_groups, top_groups: a token's experts are in few groups of experts, so that it travels to few nodes.  For losses
     the distribution over all experts is s / sum of s.  Returns a Routing, cache.
     """
-    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
-    score_TE, sigmoid_cache = ops.sigmoid_forward(logit_TE)
+    logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
+    score_TE, sigmoid = ops.sigmoid_forward(logit_TE)
     score_TE = score_TE + LEAST_SCORE
     sum_T1 = score_TE.sum(axis=1, keepdims=True)
     prob_TE = score_TE / sum_T1
     biased_TE = within_groups(score_TE.real + weights["bias_E"].real, config)
     expert_TK = gates.top_k_experts(biased_TE, config.top_k, replay)
-    assigned, assign_cache = gates.gates_forward(score_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    assigned, weighed = gates.gates_forward(score_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
     token_A, expert_A, rank_A, gate_A = assigned
     result = routing.dropless_routing(token_A, expert_A, rank_A, config.gate_scale * gate_A, logit_TE, prob_TE, tokens)
-    return result, (linear_cache, sigmoid_cache, assign_cache, prob_TE, sum_T1, config.gate_scale)
+    return result, SigmoidBiasCache(linear, sigmoid, weighed, prob_TE, sum_T1, config.gate_scale)
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights; the bias only chooses, and has none.  grad: RoutingGrad."""
-    linear_cache, sigmoid_cache, assign_cache, prob_TE, sum_T1, gate_scale = cache
-    dscore_TE = gates.gates_backward(gate_scale * grad.dgate_A, assign_cache)
-    expected_T1 = (grad.dprob_TE * prob_TE).sum(axis=1, keepdims=True)
-    dscore_TE += (grad.dprob_TE - expected_T1) / sum_T1  # prob = score / sum of scores
-    dlogit_TE = grad.dlogit_TE + ops.sigmoid_backward(dscore_TE, sigmoid_cache)
-    dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, linear_cache)
+    dscore_TE = gates.gates_backward(cache.gate_scale * grad.dgate_A, cache.gates)
+    expected_T1 = (grad.dprob_TE * cache.prob_TE).sum(axis=1, keepdims=True)
+    dscore_TE += (grad.dprob_TE - expected_T1) / cache.sum_T1  # prob = score / sum of scores
+    dlogit_TE = grad.dlogit_TE + ops.sigmoid_backward(dscore_TE, cache.sigmoid)
+    dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, cache.linear)
     return dx_TD, {"w_router_DE": dw_router_DE, "bias_E": np.zeros_like(dlogit_TE[0])}
 
 

@@ -28,15 +28,15 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     The plan shares the load out evenly, but taking the largest entries rounds it: loads come out near even, not even.
     No gradient flows through the plan.  Returns a Routing, cache.
     """
-    logit_TE, linear_cache = ops.linear_forward(x_TD, weights["w_router_DE"])
-    prob_TE, softmax_cache = ops.softmax_forward(logit_TE)
+    logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax = ops.softmax_forward(logit_TE)
     choice_TE = logit_TE.real.copy()
     if training:
         choice_TE[tokens.mask_T] = plan(choice_TE[tokens.mask_T])
     expert_TK = gates.top_k_experts(choice_TE, config.top_k, replay)
-    assigned, assign_cache = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    assigned, weighed = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
     return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
-            (linear_cache, softmax_cache, assign_cache))
+            softmax_topk.SoftmaxTopKCache(linear, softmax, weighed))
 
 
 def backward(grad, cache):

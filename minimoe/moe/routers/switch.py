@@ -1,5 +1,9 @@
 """Switch: the one best expert, its gate the raw probability; in training the router sees its input through jitter."""
 
+from typing import NamedTuple
+
+import numpy as np
+
 from minimoe.moe import routing
 from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import softmax_topk
@@ -25,6 +29,13 @@ FACTS = Facts(
 weights = softmax_topk.weights
 
 
+class SwitchCache(NamedTuple):
+    """What the router's input was multiplied by; None without jitter.  Then the cache of softmax top-k."""
+
+    factor_TD: np.ndarray | None
+    topk: softmax_topk.SoftmaxTopKCache
+
+
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
     """Softmax top-1 of a jittered copy of the tokens; the experts get the tokens as they are.
 
@@ -38,12 +49,13 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
         routing.require_rng(rng, "router 'switch'")
         factor_TD = rng.uniform(1 - config.jitter, 1 + config.jitter, x_TD.shape).astype(x_TD.real.dtype)
         x_TD = x_TD * factor_TD
-    result, cache = softmax_topk.forward(x_TD, weights, config, tokens, replay=replay)
-    return result, (factor_TD, cache)
+    result, topk = softmax_topk.forward(x_TD, weights, config, tokens, replay=replay)
+    return result, SwitchCache(factor_TD, topk)
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
-    factor_TD, cache = cache
-    dx_TD, dweights = softmax_topk.backward(grad, cache)
-    return dx_TD if factor_TD is None else dx_TD * factor_TD, dweights  # the router saw x * factor
+    dx_TD, dweights = softmax_topk.backward(grad, cache.topk)
+    if cache.factor_TD is not None:
+        dx_TD = dx_TD * cache.factor_TD  # the router saw x * factor
+    return dx_TD, dweights

@@ -9,7 +9,7 @@ import pytest
 
 from minimoe.config import preset
 from minimoe.experiments import archive, engine, studies
-from minimoe.training import data, loop, runs
+from minimoe.training import data, evaluation, loop, runs
 from tests import small
 
 
@@ -51,7 +51,7 @@ def _check_capacities(found):
     assert state.model_config.capacity_factor == 0.5
     for place, factor in enumerate(studies.FACTORS):
         config = replace(state.model_config, eval_capacity_factor=factor)
-        expected = loop.evaluate(state.params, corpus, config, state.train_config)
+        expected = evaluation.evaluate(state.params, corpus, config, state.train_config)
         np.testing.assert_allclose([found["ce"][1, place], found["drop"][1, place]], [expected["ce"], expected["drop"]],
                                    rtol=1e-6)
     assert (found["drop"][:, -1] == 0).all() and (np.diff(found["drop"], axis=1) <= 0).all()

@@ -8,7 +8,7 @@ import pytest
 
 from minimoe import model
 from minimoe.moe import telemetry
-from minimoe.training import data, loop, record
+from minimoe.training import data, evaluation, record
 from tests import small
 
 TRAINING = replace(small.TRAINING, eval_batches=8)
@@ -31,7 +31,7 @@ def test_losses_by_hand_on_texts_of_one_character():
     params = small.in_float64(small.new(config)).params
     held_out = tuple(np.full(length, token) for token, length in ((3, 30), (5, 90)))
     text = data.Corpus(small.CORPUS.tokenizer, ("short", "long"), (np.full(50, 9),) * 2, held_out)
-    result = loop.evaluate(params, text, config, TRAINING)
+    result = evaluation.evaluate(params, text, config, TRAINING)
     pieces = [np.full((TRAINING.batch, TRAINING.sequence), token) for token in (3, 5)]
     ce_domain = [small.slow_ce(params, config, piece, piece) for piece in pieces]
     np.testing.assert_allclose(result["ce_domain"], ce_domain, rtol=1e-12)
@@ -51,7 +51,7 @@ def test_counts_equal_a_loop_over_all_assignments():
                 counts["position"][layer, token % 8, expert] += 1
                 counts["domain"][layer, domain, expert] += 1
                 dropped_LS[layer, token % 8] += not kept
-    result = loop.evaluate(PARAMS, small.CORPUS, DROPS, TRAINING)
+    result = evaluation.evaluate(PARAMS, small.CORPUS, DROPS, TRAINING)
     for label, count in counts.items():
         expected = [telemetry.mutual_information(of_layer) for of_layer in count]
         np.testing.assert_allclose(result[f"information_{label}"], expected, rtol=1e-12)
@@ -69,7 +69,7 @@ def test_the_experts_of_the_first_tokens_of_each_domain_are_kept_as_bits(config,
     params = small.new(config).params
     firsts = [data.sample([stream], np.random.default_rng(0), 3, 8).tokens_BS for stream in small.CORPUS.held_out]
     routings = [model.forward(params, tokens_BS, config)[1] for tokens_BS in firsts]
-    packed = loop.evaluate(params, small.CORPUS, config, TRAINING)["experts"]
+    packed = evaluation.evaluate(params, small.CORPUS, config, TRAINING)["experts"]
     assert packed.dtype == np.uint8 and packed.shape == (2, 4 * 5, n_bytes)
     for layer, rows in enumerate(np.unpackbits(packed, axis=2, count=config.n_experts).reshape(2, 4, 5, -1)):
         for domain, chosen in enumerate(rows.tolist()):
@@ -86,7 +86,7 @@ def test_batches_are_spread_over_the_domains(eval_batches, per_domain, monkeypat
         return sample(streams, *rest)
 
     monkeypatch.setattr(data, "sample", noted)
-    loop.evaluate(PARAMS, small.CORPUS, small.MODEL, replace(TRAINING, eval_batches=eval_batches))
+    evaluation.evaluate(PARAMS, small.CORPUS, small.MODEL, replace(TRAINING, eval_batches=eval_batches))
     assert [len(list(group)) for _, group in itertools.groupby(drawn)] == [per_domain] * 4
 
 
@@ -94,6 +94,6 @@ def test_batches_are_spread_over_the_domains(eval_batches, per_domain, monkeypat
 def test_every_call_gives_the_same_and_changes_nothing(config):
     state = small.trained(config)
     before = small.numbers(state)
-    first, second = (loop.evaluate(state.params, small.CORPUS, config, state.train_config) for _ in range(2))
+    first, second = (evaluation.evaluate(state.params, small.CORPUS, config, state.train_config) for _ in range(2))
     assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
     assert small.numbers(state) == before

@@ -11,7 +11,7 @@ import pytest
 
 from minimoe import model
 from minimoe.generation import sampling
-from minimoe.training import checkpoint, corpus, data, loop
+from minimoe.training import checkpoint, corpus, data, divergence, loop
 from tests import small
 
 SECOND_LAYER = replace(small.MODEL, first_dense_layers=1)
@@ -130,17 +130,16 @@ def test_divergence_is_found_where_it_begins(name, value, words):
 @pytest.mark.parametrize("config", [SECOND_LAYER, small.BY_ROUTER["soft"]], ids=["dense, moe", "soft"])
 def test_each_part_of_a_layer_has_its_words(config):
     state, ([batch], _) = small.new(config), small.first_batches(1)
-    _, (cache, of_losses) = model.objective_forward(state.params, batch.tokens_BS, batch.targets_BS, config,
-                                                    training=True)
-    final = cache._replace(norm=(np.array(np.inf),))
+    _, cache = model.objective_forward(state.params, batch.tokens_BS, batch.targets_BS, config, training=True)
+    final = cache.model._replace(norm=(np.array(np.inf),))
     for (layer, kind), (part, words) in itertools.product(enumerate(config.layer_kinds), [
             ("attention_norm", "attention norm"), ("attention", "attention"), ("feed_forward_norm", "{} norm"),
             ("feed_forward", "{}")]):
-        blocks = list(cache.blocks)
+        blocks = list(cache.model.blocks)
         blocks[layer] = blocks[layer]._replace(**{part: (np.ones(3), {"deep": [np.array([1, np.nan])]})})
-        spoilt = final._replace(blocks=blocks), of_losses
-        assert loop.first_not_finite(state.params, spoilt) == f"layer {layer}, {words.format(kind)}"
-    assert loop.first_not_finite(state.params, (final, of_losses)) == "the final norm"
+        spoilt = cache._replace(model=final._replace(blocks=blocks))
+        assert divergence.first_not_finite(state.params, spoilt) == f"layer {layer}, {words.format(kind)}"
+    assert divergence.first_not_finite(state.params, cache._replace(model=final)) == "the final norm"
 
 
 @pytest.mark.parametrize("config, words", [
