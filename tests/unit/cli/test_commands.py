@@ -1,0 +1,167 @@
+"""Each other command once, for its promise."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minimoe import cli, gradcheck, model
+from minimoe.analysis import causality, doctor
+from minimoe.course import lessons
+from minimoe.experiments import compare, routers, studies, tour
+from minimoe.generation import sampling
+from minimoe.plots import cost_shares
+from minimoe.training import checkpoint
+
+
+@pytest.fixture
+def loaded(run):
+    return checkpoint.load("runs/done/checkpoint.npz")
+
+
+def routed(state, text, **fields):
+    config = replace(state.model_config, **fields)
+    return model.forward(state.params, state.tokenizer.encode(text)[None], config)[1]
+
+
+def test_generate_writes_the_prompt_and_what_the_library_samples(run, loaded):
+    """A prompt that is longer than the context, or that of old."""
+    prompt_S = loaded.tokenizer.encode("the cat " * 6)
+    for options, same in (("--seed 3", dict(temperature=0.8, seed=3)), ("--temperature 0", dict(temperature=0)),
+                          ("--temperature 2 --top-k 5 --top-p 0.9", dict(temperature=2.0, top_k=5, top_p=0.9))):
+        status, out, _ = run(f"generate --run runs/done --prompt '{'the cat ' * 6}' --n-tokens 40 {options}")
+        tokens_S = sampling.generate(loaded.params, loaded.model_config, prompt_S, 40, **same)
+        assert (status, out) == (0, loaded.tokenizer.decode(tokens_S) + "\n")
+    assert run("generate --run runs/done --n-tokens 0")[1] == "The \n"
+
+
+def test_a_model_that_cannot_generate_says_why(run, untrained):
+    for options, words in (("--eval-capacity-factor 1.5", "eval_capacity_factor = 1.5"), ("--router soft", "'soft'")):
+        untrained(f"{options} --run {options.split()[1]}")
+        status, out, err = run(f"generate --run {options.split()[1]}")
+        assert (status, out) == (2, "") and words in err
+    assert run("generate --run 1.5 --dropless --n-tokens 3")[0] == 0
+
+
+def test_route_prints_the_first_expert_of_each_character_and_every_assignment(run, loaded):
+    status, out, _ = run("route --run runs/done 'the cat'")
+    lines = out.splitlines()
+    assert status == 0 and max(map(len, lines)) <= 80
+    for layer, routing in enumerate(routed(loaded, "the cat")):
+        expert_TK = routing.expert_A.reshape(-1, 2)
+        place = lines.index(f"layer {layer}, first choice of each character:")
+        assert lines[place + 1:place + 3] == ["the cat", "".join(map(str, expert_TK[:, 0]))]
+        for token, (experts, gates) in enumerate(zip(expert_TK, routing.gate_A.reshape(-1, 2), strict=True)):
+            assert f"{layer:5}  {token:5}  {'the cat'[token]!r}  " + "   ".join(
+                f"{e}: {g:.2f} kept (no limit)" for e, g in zip(experts, gates, strict=True)) in lines
+    assert "\x1b[" not in out and "\x1b[" in run("route --run runs/done cat --color always")[1]
+    rows = [line for line in lines if re.match(r" +1 +\d", line)]
+    _, out, _ = run("route --run runs/done 'the cat' --layer 1")
+    assert [line for line in out.splitlines() if re.match(r" +\d +\d", line)] == rows and "layer 0" not in out
+
+
+def test_route_shows_which_assignments_are_dropped_when_the_experts_are_limited(run, loaded):
+    """7 tokens, K = 2, E = 4, factor 0.5: ceil(0.5 * 14 / 4) = 2 slots per expert, 8 in all: at least 6 of 14 drop."""
+    kept = {}
+    for order in ("position", "rank"):
+        _, out, _ = run(f"route --run runs/done 'the cat' --layer 0 --capacity-factor 0.5 --drop-order {order}")
+        kept[order] = out
+        routing = routed(loaded, "the cat", eval_capacity_factor=0.5, drop_order=order)[0]
+        assert out.count("DROPPED") == (~routing.kept_A).sum() >= 6
+        assert out.count("kept (place ") == routing.kept_A.sum() and "place 3, room for 2" in out
+    assert kept["position"] != kept["rank"]
+
+
+def test_layers_are_shown_by_their_number_in_the_model(run, untrained):
+    untrained("--first-dense-layers 1")
+    _, out, _ = run("route --run new aceg")
+    assert re.findall(r"^layer (\d),", out, re.MULTILINE) == ["1"] == sorted(
+        {line.split()[0] for line in out.splitlines() if "kept (" in line})
+    assert "with a router are 1" in run("route --run new aceg --layer 0")[2]
+
+
+def test_a_model_that_assigns_nothing_has_nothing_to_show(run, untrained):
+    untrained("--router soft")
+    for command, words in (("route --run new aceg", "there is nothing to show"), ("explore new", "nothing to explore")):
+        status, out, err = run(command)
+        assert (status, out) == (2, "") and "new has no layer that assigns tokens to experts" in err and words in err
+    assert "Nothing to examine" in run("doctor new")[1]
+
+
+def test_explore_writes_one_page_where_it_is_asked_to(run):
+    status, out, _ = run("explore runs/done")
+    path = Path("runs/done/explorer.html")
+    assert status == 0 and f"{path.stat().st_size:,} bytes" in out and path.resolve().as_uri() in out
+    assert run("explore runs/done --text cat 'the hat' --output new/page.html")[0] == 0
+    page = Path("new/page.html").read_text("utf-8")
+    assert all(json.dumps(list(text), separators=(",", ":")) in page for text in ("cat", "the hat"))
+
+
+def test_doctor_prints_its_report(run, loaded):
+    assert run("doctor runs/done") == (0, doctor.report(loaded) + "\n", "")
+
+
+def test_what_is_measured_is_printed_with_the_answer_first(run, monkeypatch):
+    study = causality.study
+    monkeypatch.setattr(causality, "study", lambda trials: study(trials, names=("softmax_topk",)))
+    for line, answer in (("causality --trials 2", "All 5 settings are as declared."),
+                         ("rosetta", "One batch under 12 conventions: "),
+                         ("bench --preset tiny --batch 4 --steps 2 --threads 1", "A training step takes ")):
+        status, out, _ = run(line)
+        assert status == 0 and re.match(answer, out) and max(map(len, out.splitlines())) <= 80, line
+    assert "; threads: 1;" in out and out.endswith("Picture: runs/bench/bench.png\n")
+    assert Path("runs/bench/bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gradcheck_has_status_1_for_a_wrong_gradient(run, monkeypatch):
+    for status in (0, 1):
+        def check(config, say, rounds, right=status == 0):
+            say(f"{config.d_model} {list(rounds(2))}")
+            return right
+
+        monkeypatch.setattr(gradcheck, "check_everything", check)
+        assert run("gradcheck --d-model 8") == (status, "8 [0, 1]\n", "settings of the layer: 2 of 2 rounds\n")
+
+
+def test_a_figure_that_cannot_be_drawn_keeps_no_other_from_it(run, monkeypatch):
+    def fail():
+        raise ValueError("there is no routers.npz")
+
+    drawn = []
+    for module in (routers, compare, cost_shares, studies, lessons):
+        monkeypatch.setattr(module, "figure", lambda module=module: drawn.append(module))
+    for there in (True, False):
+        monkeypatch.setattr(tour, "draw_again", lambda there=there: there)
+        status, out, _ = run("figures")
+        assert status == 0 and ("left as they are: `python -m minimoe` trains what they show" in out) == (not there)
+    assert drawn == [routers, compare, cost_shares, studies, lessons] * 2
+    monkeypatch.setattr(routers, "figure", fail)
+    status, _, err = run("figures")
+    assert status == 2 and "there is no routers.npz" in err and drawn[-4:] == [compare, cost_shares, studies, lessons]
+
+
+def program(made, code, *words, **options):
+    """A process of its own, in the folder of the runs."""
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=made, env=environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def test_route_needs_no_matplotlib(made):
+    code = ("import sys; from minimoe import cli; status = cli.main(sys.argv[1:]); "
+            "print(status, {'matplotlib', 'IPython', 'nbformat'} & sys.modules.keys())")
+    out, err = program(made, code, "route", "--run", "runs/done", "cat").communicate()
+    assert out.splitlines()[-1] == "0 set()" and err == ""
+
+
+def test_a_reader_that_goes_away_is_no_error(made):
+    code = "import sys; from minimoe import cli; sys.exit(cli.main())"
+    with program(made, code, "generate", "--run", "runs/done", "--prompt", "the", "--n-tokens", "100000") as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 0)
