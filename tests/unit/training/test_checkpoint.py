@@ -77,16 +77,14 @@ def test_a_checkpoint_of_long_ago_is_loaded():
     assert state.finished and len(state.history["ce"]) == state.step == state.train_config.n_steps
 
 
-@pytest.mark.parametrize("content", [b"", b"just some text\n", b"{}", b"PK\3\4 not really", None], ids=str)
-def test_another_file_is_refused(tmp_path, content):
+def test_another_file_is_refused(tmp_path):
     path = tmp_path / "file.npz"
     assert refusal_of(path) == f"there is no checkpoint {path}"
     assert refusal_of(tmp_path) == f"the checkpoint {tmp_path} cannot be read: Is a directory"
-    if content is None:
-        np.savez(path, a=np.arange(3))
-    else:
+    np.savez(path, a=np.arange(3))
+    for content in (path.read_bytes(), b"", b"just some text\n", b"{}", b"PK\3\4 not really"):
         path.write_bytes(content)
-    assert refusal_of(path).startswith(f"{path} is not a whole checkpoint, but truncated, damaged or another file")
+        assert refusal_of(path).startswith(f"{path} is not a whole checkpoint, but truncated, damaged or another file")
 
 
 @pytest.mark.parametrize("header, message", [

@@ -1,6 +1,5 @@
 """Work on threads: in order, with its errors, really at the same time; BLAS has one thread meanwhile."""
 
-import re
 import threading
 import time
 from types import SimpleNamespace
@@ -92,10 +91,10 @@ def test_blas_has_one_thread_inside_and_as_many_as_before_outside(n):
         assert set(of_blas()) == {2}
 
 
-@pytest.mark.parametrize("n", [0, -1, 1.5, "2"])
-def test_a_bad_number_of_threads_is_named(n):
-    with pytest.raises(ValueError, match=re.escape(f"threads = {n!r}: must be a whole number")), threads.workers(n):
-        pass
+def test_a_bad_number_of_threads_is_named():
+    for n in (0, -1, 1.5, "2"):
+        with pytest.raises(ValueError, match=f"threads = {n!r}: must be a whole number"), threads.workers(n):
+            pass
 
 
 @pytest.mark.parametrize("done", [1, 0])
