@@ -2,6 +2,9 @@
 
 The page computes routing itself, from scores that are recorded here: `arithmetic.js` is `minimoe/moe` once more, and
 tests hold the two together.  It asks nothing of the network.
+
+    recording   what the page knows: the numbers of every router on every text, and the settings of the run
+    rules       how each router decides in evaluation, in the few terms that the page's arithmetic knows
 """
 
 import json
