@@ -90,8 +90,7 @@ def soft_backward(dy_TD, cache):
     drows_ND, dexperts = experts.experts_backward(dout_ND, cache.experts)
     drows_BZD = drows_ND.reshape(E, B, C, D).swapaxes(0, 1).reshape(B, E * C, D)
     dx_BSD = cache.dispatch_BZS.swapaxes(1, 2) @ drows_BZD  # rows = dispatch @ x
-    ddispatch_BZS = drows_BZD @ cache.x_BSD.swapaxes(1, 2)
-    dlogit_BSZ += ops.softmax_backward(ddispatch_BZS, cache.dispatch_BZS).swapaxes(1, 2)
+    dlogit_BSZ += ops.softmax_backward(drows_BZD @ cache.x_BSD.swapaxes(1, 2), cache.dispatch_BZS).swapaxes(1, 2)
     dcosine_BSZ = cache.scale_1 * dlogit_BSZ  # logit = scale * cosine
     dx_BSD += unit_backward(dcosine_BSZ @ cache.slot_ZD, cache.unit)  # cosine = unit @ slot
     dunit_ZD = dcosine_BSZ.reshape(-1, E * C).T @ cache.unit_BSD.reshape(-1, D)

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from minimoe import model
-from minimoe.analysis import bench
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.cost import architecture, counting, memory, ours, peak, published
 from minimoe.generation import decoding
 from minimoe.moe.routers import ROUTERS
-from minimoe.training import loop
+from minimoe.training import data, loop
 
 TINY = architecture.Architecture(vocab=5, d_model=4, n_layers=2, n_heads=2, n_kv_heads=1, n_routed_experts=4, top_k=2,
                                  expert_hidden=3, biases="experts", dense_first_layers=1, dense_ffn_hidden=7)
@@ -227,7 +226,7 @@ def test_the_peak_with_every_router_and_many_thin_experts(router):
 
 def check_peak(config, **training):
     training = TrainConfig(**dict(n_steps=10, batch=8, sequence=64) | training)
-    text, in_group, rows = bench.random_text(config, training), training.batch // training.groups, None
+    text, in_group, rows = data.random_text(config, training), training.batch // training.groups, None
     if config.moe_layers:
         rows = {i: r.run for i, r in counting.count(config, in_group, training.sequence).rows.items()}
     traced = memory.peak_bytes(lambda: loop.step_once(loop.new_state(config, training, text), text))
