@@ -72,6 +72,8 @@ def test_counts_and_drops_by_label_by_hand():
     """Tokens 0 and 2 have label 1, token 1 has label 0, none has label 2; one of label 1's four was dropped."""
     assert telemetry.count_by_label(EXAMPLE, np.array([1, 0, 1]), 3).tolist() == [[1, 1, 0], [2, 1, 1], [0, 0, 0]]
     assert telemetry.drop_by_label(EXAMPLE, np.array([1, 0, 1]), 3).tolist() == [0, 1 / 4, 0]
+    r = cases.routed([[1, 0]] * 4, limit=0.75)  # room for 0.75 * 4 / 2 = 1.5, so 2: tokens 2 and 3 are dropped
+    assert telemetry.drop_by_label(r, np.array([0, 1, 1, 3]), 5).tolist() == [0, 1 / 2, 0, 1, 0]
 
 
 @pytest.mark.parametrize(("counts", "information"), [

@@ -43,11 +43,13 @@ def pulls(r, config, dlosses):
 
 @each_loss
 def test_a_loss_is_returned_under_its_name_and_pulls_at_the_one_array_that_it_reads(name):
-    config = weighted([name])
+    config, loss = weighted([name]), losses.LOSSES[name]
     r, _ = routed(config)
-    assert values(r, config)[name] == losses.LOSSES[name].forward(r, *{"device": (2,)}.get(name, ()))[0]
-    assert {of for of, pull in pulls(r, config, {name: 1.0}).items() if pull.any()} == {
-        dict(z="dlogit_TE", importance="dgate_A", load="dchance_TE").get(name, "dprob_TE")}
+    value, cache = loss.forward(r, *{"device": (2,)}.get(name, ()))
+    assert values(r, config)[name] == value
+    pulled = dict(z="dlogit_TE", importance="dgate_A", load="dchance_TE").get(name, "dprob_TE")
+    expected = {of: 0 * pull for of, pull in pulls(r, config, {}).items()} | {pulled: loss.backward(3.0, cache)}
+    cases.assert_equal(pulls(r, config, {name: 3.0}), expected)
 
 
 def test_without_weights_balance_and_z_are_computed_and_nothing_else(monkeypatch):
