@@ -41,8 +41,8 @@ def every_k(name):
 def forward(case, training, replay=None, seed=0):
     """A Routing, cache.  Without a generator in evaluation: nothing may be left to chance there."""
     x_TD, weights, config, tokens = case
-    rng = np.random.default_rng(seed) if training else None
-    return POLICIES[config.router].forward(x_TD, weights, config, tokens, training, rng, replay)
+    options = dict(training=True, rng=np.random.default_rng(seed)) if training else {}
+    return POLICIES[config.router].forward(x_TD, weights, config, tokens, replay=replay, **options)
 
 
 def arrays_of(r):
@@ -153,6 +153,13 @@ def test_in_evaluation_a_sequence_in_two_parts_is_routed_as_the_whole(name):
     rest, _ = forward((x_TD[5:], weights, config, Tokens.of_batch(ids_BS[:, 5:], start=5)), training=False)
     assert [*part.expert_A, *rest.expert_A] == whole.expert_A.tolist()
     np.testing.assert_allclose(np.concatenate([part.gate_A, rest.gate_A]), whole.gate_A, rtol=1e-12)
+
+
+def test_routers_are_trained_with_the_losses_of_their_papers():
+    balance, with_z = dict(balance=0.01), dict(balance=0.01, z=0.001)
+    assert {name: policy.FACTS.losses for name, policy in POLICIES.items() if policy.FACTS.losses} == {
+        "softmax_topk": with_z, "switch": balance, "noisy_topk": dict(importance=0.1, load=0.1), "gshard": balance,
+        "st_moe": with_z, "sigmoid_bias": dict(sequence=0.0001)}
 
 
 @each_router

@@ -104,6 +104,7 @@ def test_groups_equal_a_loop(bias):
 def test_after_a_step_overloaded_experts_go_down_and_underloaded_up_by_hand():
     """Counts 5, 1, 3, 3 with a mean of 3; nothing but the bias changes, and it keeps its type."""
     config = cases.one_hot_config("sigmoid_bias", np.zeros((2, 4)), bias_rate=0.125)
+    assert sigmoid_bias.weights(config, 0.5) == {"w_router_DE": ((2, 4), 0.5), "bias_E": ((4,), 0)}
     before_E = np.array([1, 1, -1, 0], np.float32)
     weights = {"bias_E": before_E, "w_router_DE": np.ones((2, 4))}
     after = sigmoid_bias.after_step(weights, np.array([5, 1, 3, 3]), config)

@@ -1,0 +1,81 @@
+"""The checks of operations and layers: they pass, leave nothing out, and say what they found."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from minimoe import gradcheck
+from minimoe.gradcheck import checks, models
+from minimoe.moe import capacity, losses, routers
+
+CASES = gradcheck.layer_cases()
+
+
+def test_the_operations_are_right_to_rounding_error():
+    for found in gradcheck.check_ops():
+        assert found.ok and found.worst < 1e-12 == found.rows[0].tolerance, found
+
+
+def test_the_layer_cases_have_every_router_gate_and_drop_order():
+    for name, page in routers.ROUTERS.items():
+        facts, own = page.FACTS, [config for config in CASES.values() if config.router == name]
+        orders = set() if facts.soft else capacity.ORDERS.keys()
+        assert {config.drop_order for config in own if config.capacity_factor is not None} == orders
+        assert {config.top_k for config in own} >= ({facts.top_k} if facts.top_k else {1, 2, 4})
+        gates = {True, False} if "renormalize" in facts.options else {own[0].gates_sum_to_one}
+        assert {config.gates_sum_to_one for config in own} >= gates
+    every = CASES.values()
+    assert {config.layer_kinds[0] for config in every} == {"moe", "soft", "dense"}
+    assert any(config.n_shared_experts for config in every)
+    assert {config.capacity_factor is None for config in every if config.pad_experts} == {True, False}
+    assert any(config.top_groups < config.n_groups for config in every)
+
+
+@pytest.mark.parametrize(("case", "without"), [
+    ("noisy_topk, K=2, dropless", set()), ("softmax_topk, K=2, dropless", {"load"}),
+    ("soft, K=2", {*losses.LOSSES, "all together"}), ("dense", {*losses.LOSSES, "all together"})])
+def test_a_layer_has_the_objectives_that_make_sense(case, without):
+    assert set(checks.objectives_of(CASES[case])) == gradcheck.OBJECTIVES.keys() - without
+
+
+def test_the_objectives_are_the_task_each_loss_and_all_together_with_weights_that_tell_them_apart():
+    every = gradcheck.OBJECTIVES["all together"]
+    assert list(gradcheck.OBJECTIVES) == ["task", *losses.LOSSES, "all together"]
+    assert every.keys() == {"task", *losses.LOSSES} and len(set(every.values())) == 1 + len(losses.LOSSES)
+
+
+@pytest.mark.parametrize(("case", "one_by_one"), [
+    ("softmax_topk, K=2, drop by position", True), ("softmax_topk, K=2, dropless", False), ("soft, K=2", False)])
+def test_a_layer_is_right_number_by_number_and_drops_tokens_only_with_a_capacity(case, one_by_one):
+    config, found = CASES[case], gradcheck.check_layer(CASES[case], one_by_one=one_by_one)
+    assert found.ok and found.worst < 1e-12, found
+    dropped = [int(re.match(r"(\d+) of \d+ assignments dropped", note)[1]) for note in found.notes]
+    assert len(dropped) == len(config.moe_layers)
+    assert any(dropped) == (config.capacity_factor is not None)
+
+
+def test_an_objective_leaves_the_others_out():
+    """The task moves experts, an auxiliary loss alone does not."""
+    task, balance = (gradcheck.check_layer(CASES["softmax_topk, K=2, dropless"], name) for name in ("task", "balance"))
+    assert all(row.length > 1 for row in task.rows)
+    assert {row.name for row in balance.rows if row.length > 0} == {"x_TD", "w_router_DE"}
+
+
+def test_check_everything_prints_every_check_and_says_whether_all_are_right(monkeypatch):
+    """Only the layer's checks have a capacity, so only they see that a dropped assignment gets a gradient."""
+    case = CASES["softmax_topk, K=2, drop by position"]
+    monkeypatch.setattr(checks, "layer_cases", lambda: {"as it is": case})
+    monkeypatch.setattr(checks, "check_ops", lambda ops=gradcheck.check_ops: ops()[:2])
+    monkeypatch.setattr(models, "check_model", lambda *arguments, check=gradcheck.check_model, **options: check(
+        *arguments, **options | dict(most=1)))
+    config, right, wrong, keep = replace(gradcheck.SMALL, n_layers=1), [], [], capacity.keep_backward
+    assert gradcheck.check_everything(config, right.append)
+    monkeypatch.setattr(capacity, "keep_backward", lambda dgate_N, cache: keep(dgate_N, cache) + ~cache.kept_A)
+    assert not gradcheck.check_everything(config, wrong.append)
+    text, objectives = "\n".join(right), len(checks.objectives_of(case))
+    assert all(name in text for name in ("softmax: right", "whole model", "live routing: WRONG", *losses.LOSSES))
+    assert objectives == len(gradcheck.OBJECTIVES) - 1  # without noise no load
+    assert re.search(rf"as it is( +\d\.\de[-+]\d\d){{{objectives}}}\n", text)
+    assert re.search(rf"as it is( +WRONG){{{objectives}}}\n", "\n".join(wrong))
+    assert re.search(r"\n15 of 15 checks right, \d+ tensors, worst error of the complex step \d\.\de-1\d$", text)
