@@ -93,10 +93,14 @@ def test_random_directions_and_entries_are_all_different():
 
 def test_a_report_prints_each_tensor_with_its_shape_error_and_verdict():
     wrong = GRADS | {"y": np.array([6.0])}
-    title, x, y, note = str(gradcheck.compare("cubes", cubes, ARRAYS, wrong, most=3, notes=["a note"])).splitlines()
-    assert title == "cubes: WRONG"
-    assert re.fullmatch(r" +x +\(2, 2\) +3 of 4 checked +error \d\.\de[-+]\d\d \(below 1e-12\) +ok", x)
-    assert re.fullmatch(r" +y +\(1,\) +all 1 checked +error 9\.1e-02 \(below 1e-12\) +WRONG", y)
-    assert note.strip() == "a note"
+    report = gradcheck.compare("cubes", cubes, ARRAYS, wrong, most=3, notes=["a note"])
+    title, head, _, x, y, note = str(report).splitlines()
+    assert (title, head.split()) == ("cubes: WRONG", ["tensor", "shape", "checked", "error", "limit"])
+    assert re.fullmatch(r"x +\(2, 2\) +3 of 4 +\d\.\de[-+]\d\d +1e-12 +ok", x)
+    assert re.fullmatch(r"y +\(1,\) +all 1 +9\.1e-02 +1e-12 +WRONG", y)  # |6 - 5| / (6 + 5)
+    assert note == "a note"
+    both = numeric.table([report, report], titles=True).splitlines()
+    assert both[0].split()[:2] == ["check", "tensor"]
+    assert [line.split()[0] for line in both[2:]] == ["cubes", "y", "cubes", "y"]
     flat = str(gradcheck.compare("flat", lambda arrays: 0 * cubes(arrays), ARRAYS, {"y": np.zeros(1)}))
-    assert flat.splitlines()[0] == "flat: right" and flat.endswith("ok, gradient is 0")
+    assert flat.splitlines()[0] == "flat: right" and flat.endswith("ok (zero)")
