@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+from rich import text
 
 from minimoe import terminal
 
@@ -26,9 +27,12 @@ def screen(monkeypatch):
 
 
 def test_the_width_is_that_of_the_terminal_and_80_in_a_pipe(monkeypatch):
-    assert terminal.width() == 80
     screen(monkeypatch)
     assert terminal.width() == 100
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    assert terminal.width() == 80
+    monkeypatch.setattr(sys, "stdout", None)  # a program without a console
+    assert terminal.width() == 80
 
 
 @pytest.mark.parametrize(("columns", "width"), [("90", 90), ("7", terminal.NARROW), ("0", 80), ("wide", 80)])
@@ -67,6 +71,14 @@ def test_a_wide_table_goes_on_below_in_parts_of_equal_width(monkeypatch):
         assert second.split("\n")[0] == "name   words                 d         e         f"
 
 
+@pytest.mark.parametrize(("number", "parts"), [("1" * 11, 1), ("1" * 12, 2)])
+def test_words_shrink_to_a_third_of_the_width_before_a_table_is_cut(monkeypatch, number, parts):
+    """60 columns: 20 for words, and 2 + 11 for each of three numbers are 59; 2 + 12 are 62 in all."""
+    monkeypatch.setenv("COLUMNS", "60")
+    table = terminal.table([("words", *"abc"), ("word " * 10, number, number, number)])
+    assert len(table.split("\n\n")) == parts and table.count(number) == 3
+
+
 def test_no_number_is_broken_where_the_table_is_wider_than_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     table = terminal.table(WIDE, left=(0, 1), repeat=2)
@@ -74,8 +86,8 @@ def test_no_number_is_broken_where_the_table_is_wider_than_the_terminal(monkeypa
 
 
 def test_paragraphs_are_filled():
-    assert terminal.fill("word " * 20 + "\nnext", "- ", "  ").split("\n") == [
-        "- " + " ".join(["word"] * 15), "  " + " ".join(["word"] * 5), "- next"]
+    assert terminal.fill("word " * 15 + "a-b" * 30 + "\nnext", "- ", "  ").split("\n") == [
+        "- " + " ".join(["word"] * 15), "  " + "a-b" * 30, "- next"]
 
 
 @pytest.mark.parametrize(("variables", "when", "colours"), [
@@ -94,6 +106,11 @@ def test_a_pipe_has_colours_only_if_they_are_forced(monkeypatch):
     assert terminal.colours() is None
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert terminal.colours() == "256"
+
+
+def test_what_is_drawn_has_the_colours_and_no_others():
+    red = text.Text("a", style="#ff0000")
+    assert terminal.rendered(red, "truecolor") == "\x1b[38;2;255;0;0ma\x1b[0m" and terminal.rendered(red) == "a"
 
 
 def test_inside_a_notebook_text_is_returned_and_not_displayed(monkeypatch):
