@@ -9,7 +9,7 @@
     report = minimoe.gradcheck.check_model(config)
     cost = minimoe.cost.count(config, batch=12, sequence=64)
 
-Names of arrays end in their shape, one letter an axis:
+Names of arrays end in their shape, one letter per axis:
 
     B batch   S sequence   T = B*S tokens   D model width   H heads   G key and value heads   P head width
     M attended keys   Q = H/G * S queries of one key head   V vocabulary   L layers   E experts
@@ -18,6 +18,26 @@ Names of arrays end in their shape, one letter an axis:
     N kept assignments   R ranks (devices)   1 one
 
 so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx_TD, dw_DF.
+
+The rooms, each importing only from those above it:
+
+    parameters    a flat dict of name -> array, and how it starts
+    files         a file that is complete or not there
+    terminal      tables and paragraphs as wide as the terminal
+    nn            what every transformer has: operations, attention
+    moe           what makes it sparse: routers, capacity, experts, losses
+    config        ModelConfig and TrainConfig, which validate themselves; presets
+    model         blocks, head and objective
+    batches       a batch in groups, and its gradients
+    generation    text from a trained model
+    gradcheck     is a hand-written gradient right?
+    training      corpus, optimiser, loop, evaluation, checkpoints, runs
+    cost          parameters, FLOPs and bytes, counted and in closed form
+    plots         pictures of plain arrays
+    analysis      what a router did: doctor, causality, explorer, benchmark
+    experiments   tables of variants that are trained and compared
+    course        one page with the whole model; the lessons
+    cli           the commands
 """
 
 from minimoe import cost, gradcheck

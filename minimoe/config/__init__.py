@@ -3,13 +3,13 @@
 Both records are frozen and check themselves, so a configuration that exists is one that can run.
 The command line makes its options from their fields, so a default or an explanation is written only once.
 
-    model  ModelConfig: the shape of a transformer and its experts
-    train  TrainConfig: steps, data, optimiser, and when to evaluate and to save
-    presets  configurations that have a name
-    limits  which models are impossible, and why
-    fields  what a field says for itself, and the checks of its values
-    describe  a configuration in words
-    variants  the dense models that an MoE is compared with
+    model      ModelConfig: the shape of a transformer and its experts
+    train      TrainConfig: steps, data, optimiser, and when to evaluate and to save
+    presets    configurations that have a name
+    limits     which models are impossible, and why
+    fields     what a field says for itself, and the checks of its values
+    describe   a configuration in words
+    variants   the dense models that an MoE is compared with
 """
 
 from minimoe.config.model import ModelConfig

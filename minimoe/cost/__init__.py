@@ -1,12 +1,22 @@
 """What a model costs: parameters, FLOPs, memory, bytes.  Counted on runs, and in closed form.
 
-    architecture, parts     what a model is made of, and how many weights: ours (`ours`), published ones (`published`)
-    counting, formula       FLOPs of a run, product by product; the same without the run
-    conventions             the formulas of the papers, each under its name
-    memory                  bytes that training and generation hold
-    deployment, parallel    time and bytes of a token on a machine; of experts on many
-    measured                a model of ours: counted, walked, traced, routed, beside the closed forms
-    sheet, report           all of it for one model: as a record, as text
+    architecture   what a model is made of, in numbers
+    parts          its weights, part by part, which all counts add up
+    ours           our own models, described as published ones are
+    published      published models, and files in the same form
+    descriptions   how a field of such a description is read
+    formula        FLOPs in closed form, part by part
+    counting       FLOPs of a run, product by product
+    places         where in a model the program is
+    conventions    the formulas of the papers, each under its name
+    memory         bytes that training and generation hold
+    peak           the most bytes that a training step holds at once
+    deployment     time and bytes of a token on a machine
+    all_to_all     experts on many devices: what they exchange, and how long that takes
+    measured       a model of ours, counted and measured next to the closed forms
+    sheet          all costs of one model, as a record
+    report         the record in words and tables
+    answers        the command `cost`: of which models, and how the answer is written
 """
 
 from minimoe.cost import ours, parts

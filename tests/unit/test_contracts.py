@@ -108,6 +108,19 @@ def test_up_and_down_are_told_apart(file, target, up):
     assert goes_up(file, target) == up
 
 
+MAPS = [file for file in TREES if Path(file).name == "__init__.py"]
+
+
+@pytest.mark.parametrize("file", MAPS)
+def test_the_docstring_of_a_folder_is_its_map(file):
+    """A line for each file and folder in it, indented by 4: name, spaces, what it is."""
+    folder = (ROOT / file).parent
+    inside = [path.stem for path in folder.iterdir() if path.suffix == ".py" and not path.name.startswith("__")]
+    inside += [path.parent.name for path in folder.glob("*/__init__.py")]
+    lines = (ROOT / file).read_text().split('"""')[1].splitlines()
+    assert sorted(line.split()[0] for line in lines if re.match(r" {4}\w+ {2,}\S", line)) == sorted(inside)
+
+
 def definitions(file):
     return [node for node in TREES[file].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 

@@ -1,4 +1,8 @@
-"""Auxiliary losses: what pushes a router, beside the task.
+"""Auxiliary losses: what pushes a router besides the task.
+
+    balance     load times mean probability: of a batch, of each sequence, of groups of experts
+    scores      of the scores alone: large logits, and probabilities that are too sure
+    variation   how much gates or expected loads vary from expert to expert
 
 Each reads one layer's Routing and is a forward/backward pair; nothing is kept between calls.  The backward returns the
 gradient of one array of the Routing: its prob_TE, logit_TE, gate_A or chance_TE.

@@ -1,6 +1,6 @@
 """One page per router.  Each has
 
-    FACTS                                   what others may ask about it: see `moe/facts.py`
+    FACTS: Facts                            what others may ask about it: see `moe/facts.py`
     weights(config, std)                    the parameters that it owns
     forward(x_TD, weights, config, tokens, training, rng, replay)  -> Routing, cache
     backward(grad, cache)                   -> dx_TD, dweights
@@ -8,18 +8,18 @@
 
 `grad` is a RoutingGrad: the pull of the experts on the gates, and of the auxiliary losses on all that they read.
 
-    softmax_topk  the K best of a softmax over all experts: Mixtral, OLMoE
-    switch  the one best expert, with jitter on the router's input
-    noisy_topk  the K best of scores with trained noise
-    gshard  the two best, the second at random in proportion to its gate
-    st_moe  the two best, the second only if its gate is large enough
-    sigmoid_bias  sigmoid scores, balanced by a bias that no gradient moves: DeepSeek-V3
-    expert_choice  the experts choose the tokens
-    sinkhorn  the K best entries of a plan with even loads
-    base  the best assignment of equally many tokens to each expert
-    hash_layers  a fixed map from the token's number in the vocabulary
-    random_routing  control: experts at random
-    uniform  control: experts round-robin
+    softmax_topk     the K best of a softmax over all experts: Mixtral, OLMoE
+    switch           the one best expert, with jitter on the router's input
+    noisy_topk       the K best of scores with trained noise
+    gshard           the two best, the second at random in proportion to its gate
+    st_moe           the two best, the second only if its gate is large enough
+    sigmoid_bias     sigmoid scores, balanced by a bias that no gradient moves: DeepSeek-V3
+    expert_choice    the experts choose the tokens
+    sinkhorn         the K best entries of a plan with even loads
+    base             the best assignment of equally many tokens to each expert
+    hash_layers      a fixed map from the token's number in the vocabulary
+    random_routing   control: experts at random
+    uniform          control: experts round-robin
 """
 
 from importlib import import_module
