@@ -57,7 +57,9 @@ def made_up(monkeypatch):
 
 
 def test_the_time_of_a_function_is_without_that_of_the_functions_that_it_calls(made_up):
-    """Layers count up forward and down backward, and begin again with the next group."""
+    """Layers count up forward and down backward, and begin again with the next group.  One that fails is timed, and the
+    functions come back.
+    """
     space, now = made_up
     with timers.timers(TINY, lambda: now[0]) as spent:
         for _ in range(2):
@@ -75,10 +77,6 @@ def test_the_time_of_a_function_is_without_that_of_the_functions_that_it_calls(m
     assert spent == {place: 2 * seconds for place, seconds in once.items()} | {
         (1, "attention", "backward"): 4, (None, "optimiser", "update"): 5}
 
-
-def test_a_function_that_fails_is_timed_and_all_functions_come_back(made_up):
-    space, now = made_up
-
     def attend_forward():
         now[0] += 7
         raise ZeroDivisionError
@@ -86,7 +84,6 @@ def test_a_function_that_fails_is_timed_and_all_functions_come_back(made_up):
     space.attend_forward = attend_forward
     before = dict(vars(space))
     with pytest.raises(ZeroDivisionError), timers.timers(TINY, lambda: now[0]) as spent:
-        assert all(vars(space)[name] is not before[name] for name in before)
         space.block_forward()
     assert spent == {(0, "rest", "forward"): 1, (0, "attention", "forward"): 7} and vars(space) == before
 
@@ -100,10 +97,10 @@ OF_A_KIND = {"moe": BLOCK | {"router", "dispatch, combine", "experts"}, "dense":
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_of_every_layer_is_timed_and_the_times_add_up(kind):
     """Forward and backward.  The clock counts how often it is looked at: 0 at the start, 1 as the step begins, n as it
-    ends.  Afterwards all functions are as they were.
+    ends.  Afterwards all functions are as they were, and no number is different.
     """
     config = preset("tiny", KINDS[kind])[0]
-    state, text = started(config)
+    (state, text), (plain, _) = started(config), started(config)
     loop.step_once(state, text)  # the first step writes a record of the router, for which it asks the router more
     before = [getattr(module, name) for _, module, name, _ in places.functions(config, timers.PARTS)]
     clock = itertools.count().__next__
@@ -117,22 +114,9 @@ def test_every_part_of_every_layer_is_timed_and_the_times_add_up(kind):
     assert spent.keys() == inside | outside | {(None, "optimiser", "update"), (None, "rest", "update")}
     assert before == [getattr(module, name) for _, module, name, _ in places.functions(config, timers.PARTS)]
     assert len(set(before)) == len(before)  # none is timed twice
-
-
-def test_the_steps_of_the_layer_are_parts_and_timers_change_no_number():
-    parts = {(module.__name__.split(".")[-1], name): part
-             for part, module, name, _ in places.functions(TINY, timers.PARTS) if ".moe." in module.__name__}
-    assert {step: parts[step] for step in (
-        ("softmax_topk", "forward"), ("capacity", "keep_backward"), ("dispatch", "dispatch_forward"),
-        ("dispatch", "combine_backward"), ("experts", "experts_forward"), ("dense", "dense_backward"))} == {
-        ("softmax_topk", "forward"): "router", ("capacity", "keep_backward"): "router",
-        ("dispatch", "dispatch_forward"): "dispatch, combine", ("dispatch", "combine_backward"): "dispatch, combine",
-        ("experts", "experts_forward"): "experts", ("dense", "dense_backward"): "experts"}
-    (timed, text), (plain, _) = started(TINY), started(TINY)
-    with timers.timers(TINY):
-        loop.step_once(timed, text)
-    loop.step_once(plain, text)
-    assert all(np.array_equal(timed.params[name], plain.params[name]) for name in plain.params)
+    for _ in range(2):
+        loop.step_once(plain, text)
+    assert all(np.array_equal(state.params[name], plain.params[name]) for name in plain.params)
 
 
 PRODUCTS = [((2, 3), (3, 4)), ((5, 2, 3), (5, 3, 4)), ((2, 3), (3, 4)), ((4, 3), (3,))]
@@ -250,18 +234,14 @@ def test_the_report_leads_with_how_fast_a_step_is():
     report = " ".join(" ".join(lines).split())
     assert report.startswith("A training step takes 100.0 ms, 4,000 tokens/s: 2.00 times as long as its matrix "
                              "products alone. 60% of a training step goes into experts. machine: ")
-    for words in ("step: 20 sequences of 20 random tokens, in 10 groups", "one after another: 100.0 ms",
-                  "above takes 100.0 ms on 2", "change the time by +10.0%",
-                  "layer 1 25.00 5.00 - 30.00 30.0%", "rest - - 30.00 30.00 30.0%",
-                  "outside of the layers - - 30.00 30.00 30.0%"):
+    for words in ("step: 20 sequences of 20 random tokens, in 10 groups", "one after another: 100.0 ms. The step above "
+                  "takes 100.0 ms on 2. The timers change the time by +10.0%.", "rest - - 30.00 30.00 30.0%",
+                  "layer 1 25.00 5.00 - 30.00 30.0% outside of the layers - - 30.00 30.00 30.0%"):
         assert words in report
     assert "optimiser" not in report  # takes no time here
     assert max(map(len, lines)) <= 80
     assert bench.title({Place(0, "norms", "update"): 1.0, Place(0, "rest", "update"): 3.0}) == (
         "75% of a training step goes into the rest")
-
-
-def test_the_machine_is_one_line_without_names_or_paths():
-    line = bench.machine(3, np.dtype(np.float32))
-    assert f"NumPy {np.__version__}" in line and "threads: 3;" in line and "float32" in line
+    line = bench.machine(3, np.dtype(np.float32))  # without names or paths
+    assert f"threads: 3; float32; NumPy {np.__version__}; " in line
     assert not {"\n", "/"} & set(line) and (platform.node() or "\n") not in line
