@@ -54,11 +54,6 @@ def numbers(result):
     return [result.ce, *(loss for _, loss in sorted(result.auxiliary.items())), result.total]
 
 
-def assert_same_gradients(left, right, tolerance=1e-12):
-    assert left.keys() == right.keys()
-    assert {name: error for name in left if not (error := gradcheck.error(left[name], right[name])) < tolerance} == {}
-
-
 def slow_logits(params, tokens_S, config):
     """One sequence through the model, its tokens through the experts that work on them one at a time."""
     x_SD = params["embed.w_VD"][tokens_S]
@@ -211,7 +206,7 @@ def test_after_a_step_the_biases_of_layers_with_a_router_move_by_their_own_loads
 def test_the_gradient_is_a_multiple_of_that_of_the_objective_and_of_one_expert_that_of_the_dense_model():
     _, cache = model.objective_forward(gradcheck.random_params(CONFIG), *batch_of(), CONFIG)
     grads = model.objective_backward(1.0, cache)
-    assert_same_gradients(model.objective_backward(-3.0, cache), {name: -3 * grad for name, grad in grads.items()})
+    cases.assert_same_gradients(model.objective_backward(-3.0, cache), {name: -3 * grad for name, grad in grads.items()})
     config = DROPLESS["one expert"]
     result, grads = step(gradcheck.random_params(config), *batch_of(), config)
     assert result.total == result.ce and not grads["layers.0.moe.w_router_DE"].any()
@@ -246,7 +241,7 @@ def test_a_prefix_a_sequence_alone_and_another_order_of_the_batch_give_the_same_
     result, grads = step(params, tokens_BS, targets_BS, config)
     permuted, permuted_grads = step(params, tokens_BS[order_B], targets_BS[order_B], config)
     np.testing.assert_allclose(numbers(permuted), numbers(result), 1e-13)
-    assert_same_gradients(permuted_grads, grads)
+    cases.assert_same_gradients(permuted_grads, grads)
 
 
 @each_dropless
@@ -291,7 +286,7 @@ def test_padding_changes_no_logit_no_decision_no_loss_and_no_gradient_whatever_i
     cases.assert_equal(same_grads, padded_grads)
     if config.router not in NOISY:
         np.testing.assert_allclose(numbers(padded_result), numbers(result), 1e-13)
-        assert_same_gradients(padded_grads, grads)
+        cases.assert_same_gradients(padded_grads, grads)
 
 
 def test_rows_of_different_lengths_count_token_by_token():
