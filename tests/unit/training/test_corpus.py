@@ -78,6 +78,7 @@ def test_each_cluster_has_an_alphabet_of_its_own_and_comes_from_the_seed():
     assert [set(text) for text in texts.values()] == [set(letters) for letters in corpus.ALPHABETS]
     assert len(set("".join(corpus.ALPHABETS))) == 4 * 8
     assert corpus.clusters(100, seed=1) == corpus.clusters(100, seed=1) != corpus.clusters(100, seed=2)
+    assert corpus.clusters() == corpus.clusters(length=20_000, noise=0.1, seed=0)
 
 
 def test_clusters_follow_permutations_of_their_own_as_often_as_the_noise_says():

@@ -97,13 +97,13 @@ def test_a_bad_number_of_threads_is_named():
             pass
 
 
-@pytest.mark.parametrize("done", [1, 0])
-def test_what_the_c_library_is_asked_for(monkeypatch, done):
+@pytest.mark.parametrize("refused", [None, -4])
+def test_what_the_c_library_is_asked_for(monkeypatch, refused):
     """By glibc's <malloc.h>: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8.  A refusal (0) stops nothing."""
     asked = {}
-    library = SimpleNamespace(mallopt=lambda option, value: asked.update({option: value}) or done)
+    library = SimpleNamespace(mallopt=lambda option, value: asked.update({option: value}) or int(option != refused))
     monkeypatch.setattr(threads, "ctypes", SimpleNamespace(CDLL={None: library}.__getitem__))
-    assert threads.keep_freed_memory() is (done == 1)
+    assert threads.keep_freed_memory() is (refused is None)
     assert asked == {-4: 0, -1: 2**30, -8: 1}
 
 
