@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-SCREEN_SECONDS, LOG_SECONDS = 0.25, 10.0
+SCREEN_SECONDS, LOG_SECONDS = 0.5, 10.0
 """Time between two looks at a bar, and between two lines of a log, which needs fewer."""
 
 
