@@ -17,7 +17,7 @@ MODES = [mode.name for mode in doctor.MODES]
 TEXT = data.build(corpus.clusters(length=4000), 16)
 HEALTHY = ModelConfig(vocab_size=32, d_model=32, n_layers=2, n_heads=2, d_hidden=16, n_experts=8, top_k=2,
                       max_sequence=16)
-TRAINING = TrainConfig(n_steps=100, batch=8, sequence=16, warmup_steps=10, learning_rate=0.01, eval_every=10,
+TRAINING = TrainConfig(n_steps=60, batch=8, sequence=16, warmup_steps=10, learning_rate=0.01, eval_every=6,
                        eval_batches=12, record_every=2)
 
 
@@ -216,7 +216,7 @@ def test_the_report_leads_with_the_verdict_and_says_what_each_alarm_means(health
     lines = doctor.report(healthy).splitlines()
     assert lines[0] == "No alarm: the routers of this run look healthy."
     assert " ".join(lines[1:3]) == ("router softmax_topk, 8 experts, 2 per token; auxiliary losses: balance 0.01, z "
-                                    "0.001; step 100 of 100")
+                                    "0.001; step 60 of 60")
     assert [line[4:20].strip() for line in lines if line.startswith("ok")] == MODES and max(map(len, lines)) <= 80
     report = " ".join(doctor.report(sick).split())
     assert report.startswith("2 alarms: overload, dropped tokens. router")
@@ -235,8 +235,8 @@ def test_health_is_not_called_early(healthy):
 def test_every_remedy_is_one_that_the_program_has():
     """Options of `train`, and names of routers."""
     words = " ".join(mode.remedy for mode in doctor.MODES)
-    options = re.findall(r"--[a-z][a-z-]+", words)
+    options, parser = re.findall(r"--[a-z][a-z-]+", words), cli.parser()
     assert len(options) > 10
     for option in options:
-        assert cli.parser().parse_args(["train", option, {"--router": "base"}.get(option, "1")])
+        assert parser.parse_args(["train", option, {"--router": "base"}.get(option, "1")])
     assert set(re.findall(r"--router (\w+)", words)) <= set(routers.POLICIES)
