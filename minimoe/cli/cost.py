@@ -44,22 +44,23 @@ def add_cost(subparsers):
 
 def run_cost(options):
     """Count what a model costs: a published one, those of a file, that of a run, or one that is not trained."""
-    from minimoe.cost import answers
+    from minimoe.cost import answers, model_files, published
     from minimoe.plots import cost_shares, figures
     kind = _kind_of_model(options)
     if options.figure is not None:
         figures.check_path(options.figure)
-    where = answers.where(options, ours=kind in (None, "run"))
-    models = answers.known() if kind == "list" else answers.of_file(options.file) if kind == "file" else []
+    setting = answers.setting(options, ours=kind in (None, "run"))
+    models = list(published.models().values()) if kind == "list" else (
+        model_files.read_file(options.file) if kind == "file" else [])
     answers.check_of_use(options, models)
     if len(models) == 1 and not options.json:  # there is room for all of it
-        records = [answers.of_published(models[0], where)]
+        records = [answers.published_record(models[0], setting)]
         answer = answers.answer(records[0], as_json=False)
     elif models:
-        records = [answers.of_published(model, where) for model in models] if options.figure else []
-        answer = answers.counted(models, options.json, with_keys=kind == "list")
+        records = [answers.published_record(model, setting) for model in models] if options.figure else []
+        answer = answers.parameter_counts(models, options.json, with_keys=kind == "list")
     else:
-        records = [_priced(options, kind, answers, where)]
+        records = [_priced(options, kind, answers, setting)]
         answer = answers.answer(records[0], options.json)
     if options.figure is not None:
         figures.save(cost_shares.cost_shares(records), options.figure)
@@ -83,17 +84,18 @@ def _kind_of_model(options):
     return kind
 
 
-def _priced(options, kind, answers, where):
+def _priced(options, kind, answers, setting):
     """The record of one model."""
     if kind == "model":
-        return answers.of_published(answers.find(options.model), where)
+        from minimoe.cost import published
+        return answers.published_record(published.find(options.model), setting)
     if kind is None:
         fields_of = (arguments.given(options, record) for record in (ModelConfig, TrainConfig))
         preset = options.preset or arguments.DEFAULT_PRESET
-        record = answers.of_ours(*presets.preset(preset, *fields_of), where)
+        record = answers.our_record(*presets.preset(preset, *fields_of), setting)
         return record | {"name": f"{record['name']} (from the preset {preset})"}
     from minimoe.training import data, loop
     state = train.load(options)
     text = data.build(train.texts(options), state.train_config.sequence)
     loop.check_text(state, text)
-    return answers.of_run(state, text, where, options.ranks)
+    return answers.run_record(state, text, setting, options.ranks)

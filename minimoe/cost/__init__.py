@@ -1,22 +1,23 @@
 """What a model costs: parameters, FLOPs, memory, bytes.  Counted on runs, and in closed form.
 
-    architecture   what a model is made of, in numbers
-    parts          its weights, part by part, which all counts add up
-    ours           our own models, described as published ones are
-    published      published models, and files in the same form
-    descriptions   how a field of such a description is read
-    formula        FLOPs in closed form, part by part
-    counting       FLOPs of a run, product by product
-    places         where in a model the program is
-    conventions    the formulas of the papers, each under its name
-    memory         bytes that training and generation hold
-    peak           the most bytes that a training step holds at once
-    deployment     time and bytes of a token on a machine
-    all_to_all     experts on many devices: what they exchange, and how long that takes
-    measured       a model of ours, counted and measured next to the closed forms
-    sheet          all costs of one model, as a record
-    report         the record in words and tables
-    answers        the command `cost`: of which models, and how the answer is written
+    architecture  what a model is made of: the keys of a description
+    model_files   models described in JSON files
+    published     the table of published models
+    ours          a model of ours, described as published ones are
+    parts         the weights part by part, and how many parameters they are
+    places        where in a model the program is
+    counting      FLOPs of a run, product by product
+    formula       the same without the run
+    conventions   training FLOPs by the formulas of the papers, each under its name
+    memory        bytes that training and generation hold
+    peak          the most bytes that a training step holds at once
+    deployment    bytes and time of a decoding step on a machine
+    all_to_all    experts on many devices: what they send, and how long the slowest takes
+    measured      a model of ours: counted, walked, traced and routed, next to the closed forms
+    sheet         all costs of one model, as a record
+    report        that record as text
+    quantities    numbers in words
+    answers       the command `cost`
 """
 
 from minimoe.cost import ours, parts

@@ -1,8 +1,8 @@
 """Experts on many devices: what leaves each of them in a layer, and how long the slowest takes.
 
 Of R ranks each has E/R experts in a row, and T/R tokens in a row.  One layer forward: the vectors of the tokens go to
-where their experts are (dispatch), are computed there, and come back (combine).  The backward pass sends as much again,
-and computes twice as much.  No rank goes on before the last has what it waits for: the slowest decides.
+where their experts are (dispatch), are computed there, and come back (combine).  The backward pass sends as much
+again, and computes twice as much.  No rank goes on before the last has what it waits for: the slowest decides.
 """
 
 import math
@@ -14,9 +14,12 @@ import numpy as np
 def traffic(routing, ranks, once=False):
     """Vectors of width D that each rank sends to each in dispatch: kept assignments, the diagonal is what stays.
 
-    ranks: R, which divides E and T, padding included; padding sends nothing, nor does what was dropped.
-    once: a token goes to a rank once however many of its experts are there, as between the nodes of DeepSeek-V3
-    [arXiv:2412.19437, sec. 3.2.2]; its outputs are then added up there, and one sum comes back.
+    Args:
+        routing: Routing of one layer.  Padding and dropped assignments send nothing.
+        ranks: R, which divides E and T, padding included.
+        once: a token goes to a rank once however many of its experts are there, as between the nodes of DeepSeek-V3
+            [arXiv:2412.19437, sec. 3.2.2]; its outputs are then added up there, and one sum comes back.
+
     Returns count_RR, [from, to].  Raises ValueError for other ranks.
     """
     per_rank = _share("experts", routing.n_experts, ranks)
@@ -27,7 +30,11 @@ def traffic(routing, ranks, once=False):
 
 
 class Seconds(NamedTuple):
-    """Time of one layer, forward.  transfer: of dispatch and combine.  compute: of the experts, between the two."""
+    """Time of one layer, forward.
+
+    transfer: of dispatch and combine.
+    compute: of the experts, between the two.
+    """
 
     transfer: float
     compute: float
@@ -41,9 +48,11 @@ class Seconds(NamedTuple):
 class Exchange(NamedTuple):
     """What one layer costs on R ranks, forward.
 
-    sent_R, received_R: bytes that leave and reach each rank in dispatch, without those that stay; in combine the same
-    the other way.   rows_R: rows that its experts compute.   slowest: Seconds, each step as long as on the rank that is
-    slowest at it.   even: Seconds, if all ranks shared the same bytes and rows evenly.
+    sent_R: bytes that leave each rank in dispatch, without those that stay; in combine they come back.
+    received_R: bytes that reach each rank in dispatch; in combine they leave.
+    rows_R: rows that its experts compute.
+    slowest: Seconds, each step as long as on the rank that is slowest at it.
+    even: Seconds, if all ranks shared the same bytes and rows evenly.
     """
 
     sent_R: np.ndarray
@@ -63,8 +72,16 @@ def exchange(routing, ranks, width, bytes_per_number=2, *, d_hidden, link, flops
 
         transfer = 2 * max_r max(sent_r, received_r) / link;   compute = 6 * D * F * max_r rows_r / flops
 
-    ranks, once: see `traffic`.  width: D.  bytes_per_number: of the vectors; 2 is bf16.  d_hidden: F, of SwiGLU blocks.
-    link: bytes/s that a rank can send, and at the same time receive.  flops: FLOP/s of a rank.
+    Args:
+        routing: Routing of one layer.
+        ranks: R, see `traffic`.
+        width: D.
+        bytes_per_number: of the vectors; 2 is bf16.
+        d_hidden: F, of SwiGLU experts.
+        link: bytes/s that a rank can send, and at the same time receive.
+        flops: FLOP/s of a rank.
+        once: see `traffic`.
+
     Raises ValueError for ranks that do not divide E and T, or a number that is not positive.
     """
     for name, value in (("bytes_per_number", bytes_per_number), ("link", link), ("flops", flops)):
@@ -79,9 +96,9 @@ def exchange(routing, ranks, width, bytes_per_number=2, *, d_hidden, link, flops
 
 
 def slowdown(exchanged):
-    """How many times as long a layer takes as it would with the same bytes and rows spread evenly; 1 is even.
+    """How many times as long a layer takes as with the same bytes and rows spread evenly: from 1, even, to R.
 
-    Between 1 and R.  Capacity sets a limit to the rows: E/R experts have room for E/R * C, which is the capacity factor
+    Capacity sets a limit to the rows: E/R experts have room for E/R * C, which is the capacity factor
     times the mean K * T / R, up to rounding.  Buffers of fixed size always take as long as that.
     exchanged: an Exchange.
     """
@@ -93,10 +110,15 @@ def all_to_all_bytes(slots, width, bytes_per_number, ranks, all_to_alls=4):
 
         all_to_alls * (R - 1)/R * E * C * D * bytes                         [Switch, arXiv:2101.03961, sec. 5.4]
 
-    slots: E * C, of the queues that a rank's own tokens form: the capacity factor * K * tokens, so that more experts
-    change nothing [ST-MoE, arXiv:2202.08906, footnote 10].  The capacity of a Routing is that of all ranks' tokens
-    together: there a rank has E * C / R.   width: D.
-    all_to_alls: 4 are dispatch and combine, forward and backward; 2 are forward alone.
+    Args:
+        slots: E * C, of the queues that a rank's own tokens form: the capacity factor * K * tokens, so that more
+            experts change nothing [ST-MoE, arXiv:2202.08906, footnote 10].  The capacity of a Routing is that of all
+            ranks' tokens together: there a rank has E * C / R.
+        width: D.
+        bytes_per_number: of the vectors.
+        ranks: R.
+        all_to_alls: 4 are dispatch and combine, forward and backward; 2 are forward alone.
+
     Raises ValueError unless R divides the slots.
     """
     _need(bytes_per_number > 0, "bytes_per_number", bytes_per_number, "must be positive")
@@ -110,7 +132,14 @@ def expected_vectors(n_experts, top_k, ranks, once=False):
         K (R - 1)/R;    once: (R - 1) (1 - binomial(E - E/R, K) / binomial(E, K))
 
     The second: a rank is left out if all K are among the E - E/R elsewhere.  A rank's T/R tokens send T/R times as
-    many, and its experts compute K * T/R rows.   once: see `traffic`.
+    many, and its experts compute K * T/R rows.
+
+    Args:
+        n_experts: E.
+        top_k: K.
+        ranks: R.
+        once: see `traffic`.
+
     Raises ValueError unless R divides E and K is from 1 to E.
     """
     elsewhere = _whole("n_experts", n_experts) - _share("experts", n_experts, ranks)

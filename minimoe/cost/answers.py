@@ -5,23 +5,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import terminal
 from minimoe.config import describe
-from minimoe.cost import deployment, measured, ours, published, report, sheet
+from minimoe.cost import deployment, measured, ours, published, quantities, report, sheet
 from minimoe.generation import sampling
 
-PUBLISHED_CONTEXT, HELD_OUT = 2048, 64
-"""Tokens of a text for published models; texts that a run's routing is read from."""
-
+PUBLISHED_CONTEXT, MOST_HELD_OUT = 2048, 64
+"""Tokens of a sequence for published models; sequences that a run's routing is read from."""
 
 UNITS = {"bandwidth": "B/s", "flops": "FLOP/s"}
-"""Number of a machine that its user can say -> its unit."""
+"""Number of a machine that its user can give -> its unit."""
 
-OF_WHERE = ("context", "machine", *UNITS, "format", "expert_format")
+SETTING_OPTIONS = ("context", "machine", *UNITS, "format", "expert_format")
 """Options that say where and how a model is used."""
 
 
-class Where(NamedTuple):
-    """Where and how a model is used.  context: tokens of a text, None is the usual.  rest, experts: formats."""
+class Setting(NamedTuple):
+    """Where and how a model is used.
+
+    machine: Machine.
+    context: tokens of a sequence; None is the usual.
+    rest: format of the weights and the KV cache, see `memory.FORMATS`.
+    experts: format of the experts' matrices; None: the same.
+    """
 
     machine: deployment.Machine
     context: int | None
@@ -29,84 +35,90 @@ class Where(NamedTuple):
     experts: str | None
 
 
-def where(options, ours):
-    """The Where of the options of the command, with defaults for our models or for published ones.
+def setting(options, ours):
+    """The Setting of the options of the command, with defaults for our models or for published ones.
 
     Raises ValueError for numbers that cannot be.
     """
     if options.context is not None and options.context < 1:
         raise ValueError(f"--context {options.context}: must be 1 or more")
-    said = {name: getattr(options, name) for name in UNITS if getattr(options, name) is not None}
-    for name, value in said.items():
+    given = {name: getattr(options, name) for name in UNITS if getattr(options, name) is not None}
+    for name, value in given.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name} {value}: must be a finite number above 0")
     machine = deployment.MACHINES[options.machine or ("ddr5" if ours else "h100")]
-    numbers = " and ".join(f"{name} {report.quantity(value, UNITS[name])}" for name, value in said.items())
-    words = f"{machine.words}, but {numbers} as told" if said else machine.words
-    return Where(machine._replace(words=words, **said), options.context,
-                 options.format or ("float32" if ours else "bf16"), options.expert_format)
+    numbers = " and ".join(f"{name} {quantities.short(value, UNITS[name])}" for name, value in given.items())
+    words = f"{machine.words}, but {numbers} as told" if given else machine.words
+    return Setting(machine._replace(words=words, **given), options.context,
+                   options.format or ("float32" if ours else "bf16"), options.expert_format)
 
 
 def check_of_use(options, models):
-    """Raises ValueError for an option of OF_WHERE beside models of which parameters alone are shown, and no figure."""
-    several, given = len(models) > 1, [name for name in OF_WHERE if getattr(options, name) is not None]
+    """Raises ValueError for a SETTING_OPTION with models of which parameters alone are shown, and no figure."""
+    several, given = len(models) > 1, [name for name in SETTING_OPTIONS if getattr(options, name) is not None]
     if given and options.figure is None and (several or (models and options.json)):
         shown = "several models" if several else "the counts of --json"
         raise ValueError(f"--{given[0].replace('_', '-')} has no use with {shown} but for a picture: --figure")
 
 
-def known():
-    """The published models of our table."""
-    return list(published.models().values())
+def parameter_counts(models, as_json, with_keys=False):
+    """Parameters of several models, as JSON or as a table.
 
-
-find, of_file = published.find, published.read_file
-
-
-def counted(models, as_json, with_keys=False):
-    """Parameters of several models, as JSON or as a table.  with_keys: with the names that --model knows."""
+    Args:
+        models: list of Model.
+        as_json: whether as JSON.
+        with_keys: whether the table has the names that --model knows.
+    """
     counts = [published.counts(model) for model in models]
     if as_json:
         return json.dumps(counts, indent=2)
     rows = [("--model" if with_keys else "name", "parameters", "active", "without input embedding",
              "without embeddings", "layers", "experts")]
     for model, (name, *numbers) in zip(models, (count.values() for count in counts), strict=True):
-        rows.append((model.key if with_keys else name, *map(report.whole, numbers), str(model.arch.n_layers),
+        rows.append((model.key if with_keys else name, *map(quantities.full, numbers), str(model.arch.n_layers),
                      _experts(model.arch)))
-    return report.table(rows)
+    return terminal.table(rows)
 
 
 def _experts(arch):
     if arch.dense:
         return "-"
-    top_k, routed, shared = (str(n) if n < 10_000 else report.quantity(n)
+    top_k, routed, shared = (str(n) if n < 10_000 else quantities.short(n)
                              for n in (arch.top_k, arch.n_routed_experts, arch.n_shared_experts))
     return f"{top_k} of {routed}" + f" + {shared}" * (arch.n_shared_experts > 0)
 
 
-def of_published(model, where):
-    """The record of a published model.  Raises ValueError for a context that it cannot read."""
+def published_record(model, setting):
+    """The record of a Model, published or of a file.  Raises ValueError for a context that it cannot read."""
     longest = model.arch.ctx
-    if where.context is not None and longest is not None and where.context > longest:
-        raise ValueError(f"--context {where.context}: {model.name} reads {longest} tokens at most")
-    context = where.context or min(PUBLISHED_CONTEXT, longest or PUBLISHED_CONTEXT)
-    record = sheet.sheet(model.name, model.arch, context, where.machine, where.rest, where.experts)
+    if setting.context is not None and longest is not None and setting.context > longest:
+        raise ValueError(f"--context {setting.context}: {model.name} reads {longest} tokens at most")
+    context = setting.context or min(PUBLISHED_CONTEXT, longest or PUBLISHED_CONTEXT)
+    record = sheet.sheet(model.name, model.arch, context, setting.machine, setting.rest, setting.experts)
     return record | ({"published": published.printed(model)} if model.published else {})
 
 
-def of_ours(config, train_config, where, params=None, streams=None):
-    """The record of a model of ours, with what was counted and measured.  params, streams: see `measured.counted`."""
-    context = where.context or config.max_sequence
+def our_record(config, train_config, setting, params=None, streams=None):
+    """The record of a model of ours, with what was counted and measured.
+
+    Args:
+        config: ModelConfig.
+        train_config: TrainConfig, of the training step that is counted.
+        setting: Setting.
+        params: of a trained model, see `measured.counted_step`.
+        streams: its text.
+    """
+    context = setting.context or config.max_sequence
     if context > config.max_sequence:
         raise ValueError(f"--context {context}: the model reads max_sequence = {config.max_sequence} tokens at most")
     arch = ours.architecture(config)
     name = "a dense model" if arch.dense else f"a MoE, {config.top_k} of {config.n_experts}"
-    record = sheet.sheet(name, arch, context, where.machine, where.rest, where.experts,
+    record = sheet.sheet(name, arch, context, setting.machine, setting.rest, setting.experts,
                          decodes=sampling.causal(config))
     batch = train_config.batch, train_config.sequence, train_config.groups, params, streams
     layers = _behind_router(config) if arch.dense and config.moe_layers else describe.describe_layers(config)
-    return record | {"shape": f"{record['shape']}; {layers}",
-                     "counted": measured.counted(config, *batch), "step": measured.step_memory(config, train_config)}
+    return record | {"shape": f"{record['shape']}; {layers}", "counted": measured.counted_step(config, *batch),
+                     "step": measured.held_in_step(config, train_config)}
 
 
 def _behind_router(config):
@@ -116,24 +128,29 @@ def _behind_router(config):
             f"losses: {describe.describe_losses(config)}")
 
 
-def of_run(state, text, where, ranks):
-    """The same of a run, with what its routing of the text's held-out part costs, layer by layer, if it routes."""
-    record = of_ours(state.model_config, state.train_config, where, state.params, text.train)
+def run_record(state, text, setting, ranks):
+    """The record of a run, with the costs of its routing of the text's held-out part, layer by layer, if it routes.
+
+    Args:
+        state: of the run's checkpoint.
+        text: Corpus that it was trained on.
+        setting: Setting.
+        ranks: devices that the experts are spread over; None is the usual.
+    """
+    record = our_record(state.model_config, state.train_config, setting, state.params, text.train)
     config = state.model_config
     if not config.moe_layers or config.n_experts == 1 or not sampling.causal(config):
-        return record  # one expert is a dense model; what cannot write text has no steps of decoding
-    texts_BS = _held_out(text, state.train_config.sequence)
-    return record | {"routing": measured.routed(state.params, state.model_config, texts_BS, ranks, where.machine)}
+        return record  # one expert is a dense model; what cannot generate has no decoding steps
+    tokens_BS = _held_out(text, state.train_config.sequence)
+    return record | {"routing": measured.routing_costs(state.params, config, tokens_BS, ranks, setting.machine)}
 
 
 def _held_out(text, length):
-    """As many texts of each domain, from the beginning of what is held out: [B, S]."""
-    each = min(max(1, HELD_OUT // len(text.domains)), *(len(stream) // length for stream in text.held_out))
+    """As many sequences of each domain, from the beginning of what is held out: [B, S]."""
+    each = min(max(1, MOST_HELD_OUT // len(text.domains)), *(len(stream) // length for stream in text.held_out))
     return np.concatenate([stream[:each * length].reshape(each, length) for stream in text.held_out])
 
 
 def answer(record, as_json):
     """A record as JSON or as text."""
-    if as_json:
-        return json.dumps(record, indent=2)
-    return report.report(record)
+    return json.dumps(record, indent=2) if as_json else report.report(record)

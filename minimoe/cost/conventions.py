@@ -1,10 +1,10 @@
 """FLOPs of training by the formulas of the papers, each under its name.
 
 They disagree: on the embedding, the head, the softmax, the router, the attention to other tokens.  So "the FLOPs of a
-model" says little without the formula.  None halves attention because half of the scores are masked.
+model" means little without the formula.  None halves attention because half of the scores are masked.
 
     N   parameters, each formula has its own            T   tokens of a sequence
-    L   layers      d   width of the residual stream    V   tokens that the vocabulary tells apart
+    L   layers      d   width of the residual stream    V   tokens in the vocabulary
     H   heads       Q   width of a head, of its query   weights   matrices in the layers, those that one token uses
 """
 
@@ -15,11 +15,15 @@ IN_LAYERS = ("attention", "router", "experts", "shared experts", "dense")
 
 
 def dense_weights(n_layers, d_model, width, hidden):
-    """Weights of the layers of the plain dense transformers that the papers' tables are of.
+    """Weights of the layers of the plain dense transformers in the papers' tables.
 
         weights = L (4 d H Q + 2 d hidden)
 
-    width: H Q, of all heads.   hidden: width of the hidden layer of a feed-forward block.
+    Args:
+        n_layers: L.
+        d_model: d.
+        width: H Q, of all heads.
+        hidden: width of the hidden layer of a feed-forward network.
     """
     return n_layers * (4 * d_model * width + 2 * d_model * hidden)
 
@@ -29,8 +33,14 @@ def kaplan_forward(n, n_layers, sequence, width):
 
         2 N + 2 L T H Q                                     [Kaplan, arXiv:2001.08361, sec. 2.1 and table 1]
 
-    n: parameters without embeddings.   width: H Q.   Leaves out the embeddings, the head among them, softmax, norms and
-    biases; of the two products of attention with other tokens it has one.
+    Leaves out the embeddings, the head among them, softmax, norms and biases; of the two products of attention with
+    other tokens it has one.
+
+    Args:
+        n: parameters without embeddings.
+        n_layers: L.
+        sequence: T.
+        width: H Q.
     """
     return 2 * n + 2 * n_layers * sequence * width
 
@@ -40,7 +50,7 @@ def kaplan(n):
 
         6 N                                                 [Kaplan, arXiv:2001.08361, sec. 2.1]
 
-    n: parameters without embeddings.   Leaves out what `kaplan_forward` does, and attention to other tokens besides.
+    n: parameters without embeddings.   Leaves out what `kaplan_forward` does, and attention to other tokens too.
     """
     return 6 * n
 
@@ -50,8 +60,14 @@ def palm(n, n_layers, n_heads, head_width, sequence):
 
         6 N + 12 L H Q T                                    [PaLM, arXiv:2204.02311, app. B]
 
-    n: parameters with the table that is embedding and head in one, since it takes a product as the head.   Leaves out
-    softmax, norms and the look-up of the embedding.
+    Leaves out softmax, norms and the look-up of the embedding.
+
+    Args:
+        n: N, with the table that is embedding and head in one, since it takes a product as the head.
+        n_layers: L.
+        n_heads: H.
+        head_width: Q.
+        sequence: T.
     """
     return 6 * n + 12 * n_layers * n_heads * head_width * sequence
 
@@ -62,9 +78,18 @@ def chinchilla(weights, n_layers, n_heads, head_width, d_model, vocab, sequence,
         forward = 2 T weights + L H (4 Q T^2 + 3 T^2) + 4 T V d;  backward = 2 forward
                                                             [Chinchilla, arXiv:2203.15556, app. F]
 
-    weights: theirs are `dense_weights`.   3 T^2 is the softmax of a head.   embeddings: count 4 T V d, the embedding as
-    a product with one-hot vectors and the head; False leaves both out, as the paper's own table A4 does.   Leaves out
-    norms, and the projection of relative positions that its models have.
+    3 T^2 is the softmax of a head.  Leaves out norms, and the projection of relative positions that its models have.
+
+    Args:
+        weights: theirs are `dense_weights`.
+        n_layers: L.
+        n_heads: H.
+        head_width: Q.
+        d_model: d.
+        vocab: V.
+        sequence: T.
+        embeddings: count 4 T V d, the embedding as a product with one-hot vectors, and the head; False leaves both
+            out, as the paper's own table A4 does.
     """
     forward = 2 * sequence * weights + n_layers * n_heads * (4 * head_width + 3) * sequence**2
     return 3 * (forward + embeddings * 4 * sequence * vocab * d_model)
@@ -75,9 +100,17 @@ def deepseek_moe(weights, n_layers, width, d_model, vocab, sequence):
 
         T (6 weights + 12 L H Q T + 6 V d)                   [DeepSeekMoE, arXiv:2401.06066, from its tables]
 
-    weights: theirs are 4 L d^2 + 8 d^2 F, where F counts feed-forward blocks in all layers, an expert of a quarter of
-    the width as 1/4.   Leaves out the router, the look-up of the embedding, softmax and norms.   It is not printed as a
-    formula; the numbers of the tables follow it, but for the two largest models.
+    Leaves out the router, the look-up of the embedding, softmax and norms.  The paper prints no formula; the numbers of
+    its tables follow this one, but for the two largest models.
+
+    Args:
+        weights: theirs are 4 L d^2 + 8 d^2 F, where F counts feed-forward networks in all layers, an expert of a
+            quarter of the width as 1/4.
+        n_layers: L.
+        width: H Q.
+        d_model: d.
+        vocab: V.
+        sequence: T.
     """
     return sequence * (6 * weights + 12 * n_layers * width * sequence + 6 * vocab * d_model)
 
@@ -87,13 +120,21 @@ def nanogpt_forward(weights, n_layers, width, d_model, vocab, sequence):
 
         2 T (weights + V d) + 4 L H Q T^2                   [nanoGPT, transformer_sizing.ipynb]
 
-    weights: of a GPT-2, 12 L d^2.   Leaves out the look-ups of tokens and positions, softmax, norms and biases.
+    Leaves out the look-ups of tokens and positions, softmax, norms and biases.
+
+    Args:
+        weights: of a GPT-2, 12 L d^2.
+        n_layers: L.
+        width: H Q.
+        d_model: d.
+        vocab: V.
+        sequence: T.
     """
     return 2 * sequence * (weights + vocab * d_model) + 4 * n_layers * width * sequence**2
 
 
-def table(arch, sequence):
-    """What each formula makes of an Architecture: a list of (name, source, training FLOPs per token), ours last.
+def training_flops(arch, sequence):
+    """What each formula gives for an Architecture: a list of (name, source, training FLOPs per token), ours last.
 
     N and weights are those that one token uses, of the model as it is: gated blocks, few heads for keys and latent
     attention included.  N is without embeddings for Kaplan (norms and biases are in it), and for PaLM with the matrix
@@ -107,15 +148,16 @@ def table(arch, sequence):
     n = parts.parameters(arch).active_without_embeddings
     D, V, H, Q = arch.d_model, arch.vocab, arch.n_heads, (arch.query_width + arch.value_width) / 2
     L = sum(parts.n_attentions(arch, layer) for layer in range(arch.n_layers))
-    of_tables = deepseek_moe(weights - router, L, H * Q, D, V, sequence)
-    whole, layers = (chinchilla(weights, L, H, Q, D, V, sequence, embeddings) for embeddings in (True, False))
+    chinchilla_all, chinchilla_layers = (chinchilla(weights, L, H, Q, D, V, sequence, embeddings)
+                                         for embeddings in (True, False))
+    deepseek = deepseek_moe(weights - router, L, H * Q, D, V, sequence)
     ours = sum(formula.flops(arch, 1, sequence).values())
     return [
         ("Kaplan", "arXiv:2001.08361, sec. 2.1", kaplan(n)),
         ("PaLM", "arXiv:2204.02311, app. B", palm(n + V * D, L, H, Q, sequence)),
-        ("Chinchilla", "arXiv:2203.15556, app. F", whole / sequence),
-        ("Chinchilla, layers alone", "arXiv:2203.15556, table A4", layers / sequence),
-        ("DeepSeekMoE", "arXiv:2401.06066, tables", of_tables / sequence),
+        ("Chinchilla", "arXiv:2203.15556, app. F", chinchilla_all / sequence),
+        ("Chinchilla, layers alone", "arXiv:2203.15556, table A4", chinchilla_layers / sequence),
+        ("DeepSeekMoE", "arXiv:2401.06066, tables", deepseek / sequence),
         ("nanoGPT", "transformer_sizing.ipynb", 3 * nanogpt_forward(weights, L, H * Q, D, V, sequence) / sequence),
         ("ours", "each matrix product", ours / sequence),
     ]

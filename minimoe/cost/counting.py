@@ -10,27 +10,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import batches, model
-from minimoe.cost import ours, parts, places, report
+from minimoe import batches, model, terminal
+from minimoe.cost import formula, ours, parts, places
 from minimoe.moe import dense, experts, soft
 from minimoe.nn import attention
-
-SCORES, BLOCK = "attention scores", "block"
 
 FUNCTIONS = {
     "head": ((model, "model"),),
     "attention": ((attention, "attention"),),
-    SCORES: ((attention, "attend"),),
+    formula.SCORES: ((attention, "attend"),),
     "router": ((soft, "soft"),),
     "experts": ((experts, "experts"),),
     "dense": ((dense, "dense"),),
-    BLOCK: (places.BLOCK,),
+    "block": (places.BLOCK,),
 }
-"""Part of a model -> the functions whose products are its own.  A dense block beside experts is their shared one."""
+"""Part of a model -> the functions whose products are its own.  A dense block next to experts is their shared one."""
 
 
 class Product(NamedTuple):
-    """One matrix product that ran: the shapes of its factors."""
+    """One matrix product that ran.
+
+    left: shape of the first factor.
+    right: shape of the second.
+    """
 
     left: tuple[int, ...]
     right: tuple[int, ...]
@@ -42,7 +44,7 @@ class Product(NamedTuple):
             (*self.left[-2:], self.right[-1]))
 
 
-class Counted(np.ndarray):
+class CountedArray(np.ndarray):
     """An array that notes every product of two matrices that it, or an array made from it, takes part in."""
 
     note = None
@@ -52,18 +54,18 @@ class Counted(np.ndarray):
         self.note = getattr(source, "note", None)
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        """Run the operation on plain arrays; note it if it is a matrix product; hand the notebook on."""
-        note = next(a.note for a in (*inputs, *(out or ())) if isinstance(a, Counted))
-        plain = [a.view(np.ndarray) if isinstance(a, Counted) else a for a in inputs]
+        """Run the operation on plain arrays; note it if it is a matrix product; hand `note` on to the result."""
+        note = next(a.note for a in (*inputs, *(out or ())) if isinstance(a, CountedArray))
+        plain = [a.view(np.ndarray) if isinstance(a, CountedArray) else a for a in inputs]
         if out is not None:
-            options["out"] = tuple(a.view(np.ndarray) if isinstance(a, Counted) else a for a in out)
+            options["out"] = tuple(a.view(np.ndarray) if isinstance(a, CountedArray) else a for a in out)
         result = getattr(ufunc, method)(*plain, **options)
         if ufunc is np.matmul and min(plain[0].ndim, plain[1].ndim) >= 2:
             note(Product(plain[0].shape, plain[1].shape))
         return out[0] if out is not None else counted(result, note)
 
     def __array_function__(self, function, types, arguments, options):
-        """Functions that forget the kind of their arguments, such as concatenate, hand the notebook on too."""
+        """Functions that forget the kind of their arguments, such as concatenate, hand `note` on too."""
         result = super().__array_function__(function, types, arguments, options)
         if isinstance(result, (list, tuple)):
             each = [counted(a, self.note) for a in result]
@@ -72,16 +74,21 @@ class Counted(np.ndarray):
 
 
 def counted(array, note):
-    """The array as a Counted one.  note: a function that is called with each Product."""
+    """The array as a CountedArray.  note: a function that is called with each Product."""
     if not isinstance(array, np.ndarray):
         return array
-    view = array.view(Counted)
+    view = array.view(CountedArray)
     view.note = note
     return view
 
 
 class Rows(NamedTuple):
-    """Rows of a layer's experts.  chosen: assignments, before capacity.  kept: those with room.  run: computed."""
+    """Rows of a layer's experts.
+
+    chosen: assignments, before capacity.
+    kept: those with room.
+    run: rows computed.
+    """
 
     chosen: int
     kept: int
@@ -91,7 +98,10 @@ class Rows(NamedTuple):
 class Cost(NamedTuple):
     """Cost of the forward and the backward pass of one batch.
 
-    work: Place -> FLOPs.   rows: layer -> Rows, of the layers that have a router.   tokens: of the batch.
+    parameters: of the model.
+    work: Place -> FLOPs.
+    rows: layer -> Rows, of the layers that have a router.
+    tokens: of the batch.
     """
 
     parameters: parts.Parameters
@@ -100,12 +110,12 @@ class Cost(NamedTuple):
     tokens: int
 
     def __str__(self):
-        """The FLOPs of each part, as a table, and of a token."""
+        """The FLOPs of each part, as a table, and per token."""
         names = list(dict.fromkeys(place.part for place in self.work))
         rows = [("FLOPs", "forward", "backward"),
                 *((part, f"{self.flops('forward', part):,}", f"{self.flops('backward', part):,}") for part in names),
                 ("together", f"{self.flops('forward'):,}", f"{self.flops('backward'):,}")]
-        return f"{report.table(rows)}\n{self.tokens:,} tokens, {self.training_flops_per_token:,.0f} FLOPs each"
+        return (f"{terminal.table(rows)}\n{self.tokens:,} tokens, {self.training_flops_per_token:,.0f} FLOPs per token")
 
     def flops(self, way=None, part=None, layer=any):
         """FLOPs of the places with this way, part and layer; None and any are all."""
@@ -142,7 +152,12 @@ class Cost(NamedTuple):
 def count(config, batch=1, sequence=None, groups=1, seed=0):
     """Cost of a training step's forward and backward pass, counted on random tokens and a freshly initialised model.
 
-    batch: sequences.  sequence: tokens each; None is config.max_sequence.  groups: see `groups.cut`.
+    Args:
+        config: ModelConfig.
+        batch: sequences.
+        sequence: tokens of each; None is config.max_sequence.
+        groups: groups of the batch, see `batches.cut`.
+        seed: of the parameters, the tokens, and what training draws at random.
     """
     sequence = sequence or config.max_sequence
     tokens_BS = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, sequence))
@@ -150,14 +165,22 @@ def count(config, batch=1, sequence=None, groups=1, seed=0):
 
 
 def count_run(params, tokens_BS, config, groups=1, seed=0):
-    """The same for given parameters and tokens.  seed: of what training leaves to chance.  Returns Cost."""
+    """The Cost of given parameters and tokens.
+
+    Args:
+        params: dict of arrays.
+        tokens_BS: the batch.
+        config: ModelConfig.
+        groups: groups of the batch.
+        seed: of what training draws at random.
+    """
     noted, routings = noted_products(params, tokens_BS, config, groups, seed)
     work = Counter()
     for place, product in noted:
         shared = place.part == "dense" and config.layer_kinds[place.layer] == "moe"
         work[place._replace(part="shared experts") if shared else place] += product.flops
-    rows = {layer: Rows(*np.sum([_rows(r, config) for r in of_layer], axis=0).tolist())
-            for layer, of_layer in zip(config.moe_layers, zip(*routings, strict=True), strict=True)}
+    rows = {layer: Rows(*np.sum([_rows(r, config) for r in of_groups], axis=0).tolist())
+            for layer, of_groups in zip(config.moe_layers, zip(*routings, strict=True), strict=True)}
     return Cost(parts.parameters(ours.architecture(config)), dict(work), rows, tokens_BS.size)
 
 
@@ -170,19 +193,26 @@ def _rows(routing, config):
 def noted_products(params, tokens_BS, config, groups=1, seed=0):
     """The matrix products of a training step's forward and backward pass, in order.
 
-    Returns a list of (Place, Product), and the routings of each group.
+    Arguments are those of `count_run`.  Returns a list of (Place, Product), and the routings of each group.
     """
     noted = []
     with places.watched(config, FUNCTIONS) as here:
         noting = {name: counted(array, lambda product: noted.append((here(), product)))
                   for name, array in params.items()}
         result = batches.gradients(noting, batches.cut(tokens_BS, np.roll(tokens_BS, -1, 1), groups), config,
-                                     np.random.default_rng(seed))
+                                   np.random.default_rng(seed))
     return noted, result.routings
 
 
 def products(config, batch, sequence, seed=0):
-    """The shapes alone, of random tokens as one group: a list of Product."""
+    """The matrix products of a step on random tokens, in one group: a list of Product.
+
+    Args:
+        config: ModelConfig.
+        batch: sequences.
+        sequence: tokens of each.
+        seed: of the parameters and the tokens.
+    """
     tokens_BS = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, sequence))
     noted, _ = noted_products(model.init_params(config, seed), tokens_BS, config, seed=seed)
     return [product for _, product in noted]

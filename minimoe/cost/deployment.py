@@ -1,7 +1,7 @@
-"""What a token costs where a model is used: the bytes that one step of decoding reads, and the time on a machine.
+"""What a token costs where a model is used: the bytes that one decoding step reads, and its time on a machine.
 
-A step makes one token for each of B texts.  It reads every weight that any of them uses, once, and the keys and values
-of each; so a MoE that is small in FLOPs can be large in bytes: its texts use different experts.
+A step makes one token for each sequence of a batch.  It reads every weight that any of them uses, once, and the KV
+cache of each; so an MoE that is small in FLOPs can be large in bytes: its sequences use different experts.
 """
 
 from collections import Counter
@@ -13,14 +13,18 @@ from minimoe.cost import parts
 from minimoe.cost.memory import FORMATS, kv_numbers
 
 CACHE = "keys and values"
+"""The KV cache among the bytes of the parts."""
 
 
 class Machine(NamedTuple):
     """A device by its data sheet.
 
-    bandwidth: of its memory, bytes/s.   flops: of dense matrix products, FLOP/s, in the format that the words say;
-    others are slower or faster, which is left to the user's own number.   memory: bytes.
-    link: to its neighbours, each way, bytes/s.   host: from the host's memory, bytes/s.
+    words: what it is, and the format that `flops` holds for.
+    bandwidth: of its memory, bytes/s.
+    flops: of dense matrix products, FLOP/s.
+    memory: bytes.
+    link: to its neighbours, each way, bytes/s.
+    host: from the host's memory, bytes/s.
     """
 
     words: str
@@ -32,7 +36,7 @@ class Machine(NamedTuple):
 
 
 BATCHES = (1, 4, 16, 64, 256)
-"""Texts at once that tables show."""
+"""Batch sizes that tables show."""
 
 MACHINES = {
     "h100": Machine("NVIDIA H100 SXM, its data sheet, products in 16 bits", 3.35e12, 989.4e12, 80e9, 450e9, 64e9),
@@ -46,25 +50,37 @@ MACHINES = {
 
 
 def distinct_experts(n_experts, top_k, batch):
-    """Experts of a layer that a batch of tokens uses, on average, if each token's K are any K alike.
+    """Experts of a layer that a batch of tokens uses, on average, if any K are as likely for each token.
 
         E (1 - (1 - K/E)^B)         not E (1 - (1 - 1/E)^(K B)): a token's experts are K different ones
+
+    Args:
+        n_experts: E.
+        top_k: K.
+        batch: B, tokens of different sequences.
     """
     return n_experts * (1 - (1 - top_k / n_experts) ** batch)
 
 
 def drawn_experts(n_experts, top_k, batch, rng, draws=1000):
-    """The same by drawing lots: the count of each draw.  rng: numpy.random.Generator."""
+    """Experts that random choices use: the count of each draw.
+
+    Args:
+        n_experts: E.
+        top_k: K.
+        batch: tokens.
+        rng: numpy.random.Generator.
+        draws: how many times the batch is drawn.
+    """
     chosen = np.argsort(rng.random((draws, batch, n_experts)), axis=2, kind="stable") < top_k
     return chosen.any(axis=1).sum(axis=1)
 
 
 def touched_experts(routing, batch):
-    """The same of a real Routing, which is not even: one entry for each batch of `batch` texts at one position.
+    """Experts that a real Routing uses, which is not even: one entry for each batch of tokens at one position.
 
-    What was dropped is not used.
-
-    routing: of whole sequences; texts that follow one another make a batch, and what is left over is left out.
+    routing: of whole sequences.  Each `batch` that follow one another make a batch, the rest is left out; what was
+    dropped is not used.
     Raises ValueError if there are not as many sequences.
     """
     tokens = routing.tokens
@@ -78,8 +94,13 @@ def touched_experts(routing, batch):
     return used.any(axis=1).sum(axis=2).ravel()
 
 
-class Step(NamedTuple):
-    """One step of decoding, for a batch.  weights, cache: bytes that are read.  flops: of its matrix products."""
+class DecodeStep(NamedTuple):
+    """One decoding step of a batch.
+
+    weights: bytes of weights that are read.
+    cache: bytes of the KV cache that are read.
+    flops: of its matrix products.
+    """
 
     weights: float
     cache: float
@@ -96,7 +117,7 @@ class Step(NamedTuple):
         return self.flops / self.bytes
 
     def seconds(self, machine):
-        """Time on a machine that reads and computes at its peaks, one beside the other: the slower counts.
+        """Time on a machine that reads and computes at its peaks, both at the same time: the slower counts.
 
                                                         [Williams 2009, "Roofline", CACM 52(4)]
         """
@@ -104,26 +125,33 @@ class Step(NamedTuple):
 
 
 def decode_step(arch, batch, context, rest="bf16", experts=None, cache="bf16", distinct=None):
-    """The Step that makes one token for each of `batch` texts of `context` tokens.
+    """The DecodeStep of a batch.
 
-    rest, experts, cache: formats, see `memory.FORMATS`.   distinct: experts of a layer that the batch uses; None is the
-    mean of even routing.
+    Args:
+        arch: Architecture.
+        batch: sequences, of which each gets one token.
+        context: tokens of each.
+        rest: format of all weights but the experts' matrices, see `memory.FORMATS`.
+        experts: format of the experts' matrices; None: the same.
+        cache: format of the KV cache.
+        distinct: experts of a layer that the batch uses; None is the mean of even routing.
     """
     read = bytes_read(arch, batch, context, rest, experts, cache, distinct)
-    return Step(sum(read.values()) - read[CACHE], read[CACHE], batch * decode_flops(arch, context))
+    return DecodeStep(sum(read.values()) - read[CACHE], read[CACHE], batch * decode_flops(arch, context))
 
 
 def bytes_read(arch, batch, context, rest="bf16", experts=None, cache="bf16", distinct=None):
-    """Bytes that the step reads of each part, and of the cache: name -> bytes.
+    """Bytes that a step reads of each part, and of the cache: name -> bytes.
 
-        weights of what every token uses + layers * distinct * an expert + batch * context * keys and values
+        weights of what every token uses + layers * distinct * an expert + batch * context * KV cache of a token
 
-    Of a table that is looked up, of tokens or positions, a row a text is read: nothing beside the rest.
+    Of a table that is looked up, one row per sequence is read, which is not counted.  Arguments are those of
+    `decode_step`.
     """
     E, read = arch.n_routed_experts, Counter()
     if distinct is None and E:
         distinct = distinct_experts(E, arch.top_k, batch)
-    for part in parts.decoding(arch):
+    for part in parts.decoder_parts(arch):
         if part.name == "experts":
             read[part.name] += distinct * expert_bytes(arch, rest, experts)
         elif part.name == "embedding" and arch.tied_embeddings:
@@ -135,7 +163,7 @@ def bytes_read(arch, batch, context, rest="bf16", experts=None, cache="bf16", di
 
 
 def _moe_layers(arch):
-    return sum(part.name == "experts" for part in parts.decoding(arch))
+    return sum(part.name == "experts" for part in parts.decoder_parts(arch))
 
 
 def expert_bytes(arch, rest="bf16", experts=None):
@@ -148,23 +176,29 @@ def expert_bytes(arch, rest="bf16", experts=None):
 
 
 def decode_flops(arch, context):
-    """FLOPs of one more token of one text: two for each weight that it uses, and attention to `context` tokens.
+    """FLOPs of one more token of a sequence: two for each weight that it uses, and attention to `context` tokens.
 
-    Latent attention looks at the latent vectors themselves: what makes keys and values of them is multiplied into the
-    query and the result instead                              [DeepSeek-V2, arXiv:2405.04434, sec. 2.1.2 and appendix C]
+    Latent attention attends to the latent vectors themselves: the matrices that make keys and values of them are
+    multiplied into the query and the result instead          [DeepSeek-V2, arXiv:2405.04434, sec. 2.1.2 and appendix C]
     """
-    H = arch.n_heads
     width = arch.query_width + arch.value_width
     if arch.mla is not None:
         width = 2 * arch.mla.kv_lora_rank + arch.mla.qk_rope_head_dim
-    looks = len(arch.stacks) * arch.stacks[-1]  # a decoder's layer looks at two texts, which are taken as equally long
-    return 2 * sum(part.products for part in parts.decoding(arch)) + 2 * looks * H * width * context
+    attentions = len(arch.stacks) * arch.stacks[-1]  # a decoder's layer has two, to sequences taken as equally long
+    return 2 * (sum(part.products for part in parts.decoder_parts(arch)) + attentions * arch.n_heads * width * context)
 
 
 def turning_batch(arch, machine, context, limit=2**20, **formats):
-    """The smallest batch at which a step takes as long to compute as to read; None if even `limit` texts do not.
+    """The smallest batch whose step takes as long to compute as to read; None if even one of `limit` does not.
 
-    Below it the machine waits for bytes.  A cache that is read for each text can keep it waiting for ever.
+    Smaller batches are memory-bound.  The KV cache, which is read for each sequence, can keep every batch so.
+
+    Args:
+        arch: Architecture.
+        machine: Machine.
+        context: tokens of each sequence.
+        limit: the largest batch that is tried.
+        formats: `rest`, `experts` and `cache` of `decode_step`.
     """
     def computes(batch):
         step = decode_step(arch, batch, context, **formats)
@@ -180,9 +214,16 @@ def turning_batch(arch, machine, context, limit=2**20, **formats):
 
 
 def offload_seconds(arch, machine, batch, resident, rest="bf16", experts=None, distinct=None):
-    """Time of a step to fetch experts from the host's memory, when `resident` of each layer's E are on the machine.
+    """Time of a step to fetch experts from the host's memory.  With even routing resident/E of those used are there.
 
-    Even routing: a share resident/E of those that are used is there already.
+    Args:
+        arch: Architecture.
+        machine: Machine.
+        batch: sequences.
+        resident: experts of each layer that are in the machine's memory.
+        rest: format of all weights but the experts' matrices.
+        experts: format of the experts' matrices; None: the same.
+        distinct: experts of a layer that the batch uses; None is the mean of even routing.
     """
     E = arch.n_routed_experts
     if not 0 <= resident <= E:
@@ -194,19 +235,19 @@ def offload_seconds(arch, machine, batch, resident, rest="bf16", experts=None, d
 
 
 def misses(routing, resident):
-    """Share of a text's uses of experts that are not among the `resident` ones used last, token after token.
+    """Share of a sequence's uses of experts that are not among the `resident` ones used last, token after token.
 
     routing: of one layer; each of its sequences begins with none resident.  A token's experts are needed together: what
-    it lacks is fetched, in place of those that were not used for the longest time.  What was dropped is not needed.
+    is missing is fetched, in place of those that were not used for the longest time.  What was dropped is not needed.
                                                         [after Eliseev & Mazur 2023, arXiv:2312.17238, sec. 3.1]
     """
     S, missed = routing.n_tokens // routing.tokens.n_sequences, 0
     order = np.lexsort((routing.rank_A, routing.token_A))
     token_N, expert_N = (a[order][routing.kept_A[order]] for a in (routing.token_A, routing.expert_A))
-    held, text = [], -1  # the one used last is at the end
+    held, sequence = [], -1  # the one used last is at the end
     for token in np.unique(token_N):
-        if token // S != text:
-            held, text = [], token // S
+        if token // S != sequence:
+            held, sequence = [], token // S
         needed = expert_N[token_N == token].tolist()
         missed += sum(expert not in held for expert in needed)
         held = [expert for expert in held if expert not in needed] + needed[::-1]

@@ -6,6 +6,7 @@ from minimoe.cost import parts
 from minimoe.cost.places import Place
 
 SCORES = "attention scores"
+"""The part whose products have no weights: queries times keys, and the weighted mean of the values."""
 
 
 def flops(arch, batch, sequence, rows=None):
@@ -14,9 +15,14 @@ def flops(arch, batch, sequence, rows=None):
         forward = 2 * multiply-adds of the weights that each token uses + 4 * H * P * S for the scores and their mean
         backward = 2 * forward: each product y = x W has two, for dx and for dW
 
-    The scores of all S * S pairs are computed, the masked half too.  rows: layer -> rows that its experts compute;
-    None is dropless, K a token (routers that leave a token's second expert to chance compute fewer).
-    Two stacks: of as many tokens in each.
+    The scores of all S * S pairs are computed, the masked half too.  Two stacks have as many tokens each.
+
+    Args:
+        arch: Architecture.
+        batch: sequences.
+        sequence: S, tokens of each.
+        rows: layer -> rows that its experts compute; None is dropless, K per token (routers that leave a token's
+            second expert to chance compute fewer).
     """
     T, work = batch * sequence, Counter()
     for part in parts.parts(arch):
@@ -26,7 +32,7 @@ def flops(arch, batch, sequence, rows=None):
         else:
             work[part.layer, part.name] += 2 * T * part.products
     for layer in range(arch.n_layers):
-        looks = parts.n_attentions(arch, layer)
-        work[layer, SCORES] = 2 * T * looks * arch.n_heads * (arch.query_width + arch.value_width) * sequence
+        width = parts.n_attentions(arch, layer) * arch.n_heads * (arch.query_width + arch.value_width)
+        work[layer, SCORES] = 2 * T * width * sequence
     return {Place(layer, name, way): times * n for (layer, name), n in work.items() if n
             for way, times in (("forward", 1), ("backward", 2))}

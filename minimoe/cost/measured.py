@@ -1,4 +1,4 @@
-"""What a model of ours costs, counted and measured on runs, beside the closed forms: records that JSON can hold."""
+"""What a model of ours costs, counted and measured on runs, next to the closed forms: records that JSON can hold."""
 
 import math
 from collections import Counter
@@ -9,15 +9,21 @@ from minimoe import model
 from minimoe.cost import all_to_all, counting, deployment, formula, memory, ours, parts, peak
 from minimoe.training import data, loop
 
-RANKS = 4
-"""Devices that share the experts of a run, if nothing is said and 4 divides them."""
+MOST_RANKS = 4
+"""Devices that the experts of a run are spread over, if none are given: as many of these as divide the experts."""
 
 
-def counted(config, batch, sequence, groups=1, params=None, streams=None):
+def counted_step(config, batch, sequence, groups=1, params=None, streams=None):
     """The forward and backward pass of one batch, counted product by product, and by formula: equal to the last FLOP.
 
-    params, streams: of a trained model, and the text that a batch is drawn from, one array a domain; None are fresh
-    parameters and random tokens.
+    Args:
+        config: ModelConfig.
+        batch: sequences.
+        sequence: tokens of each.
+        groups: groups of the batch.
+        params: of a trained model; None are fresh parameters and random tokens.
+        streams: the text that a batch is drawn from, one array per domain, with params.
+
     Returns rows of parts, and rows of layers: assignments chosen and kept, rows of experts computed.
     """
     if params is None:
@@ -42,13 +48,13 @@ def counted(config, batch, sequence, groups=1, params=None, streams=None):
 
 def _by_part(arch, work, ways):
     """FLOPs of each part, under the name that it is shown under."""
-    found = Counter()
+    sums = Counter()
     for place, flops in work.items():
-        found[parts.called(arch, place.part)] += flops * (place.way in ways)
-    return found
+        sums[parts.shown_name(arch, place.part)] += flops * (place.way in ways)
+    return sums
 
 
-def step_memory(config, train_config):
+def held_in_step(config, train_config):
     """Bytes of a training step: what it keeps, walked and by formula, and its peak, traced and by formula.
 
     The groups run one after another.
@@ -64,25 +70,33 @@ def step_memory(config, train_config):
             "peak_formula": peak.peak_formula(config, batch, sequence, groups, 1, train_config.accumulate, rows)}
 
 
-def routed(params, config, tokens_BS, ranks, machine):
-    """What the routing of a trained model does to its costs: a record a layer, beside even routing.
+def routing_costs(params, config, tokens_BS, ranks, machine):
+    """What the routing of a trained model does to its costs: a record per layer, next to even routing.
 
-    tokens_BS: held-out text.   ranks: devices that share the experts; None is 4, or what divides.
-    sent: bytes of dispatch that leave a device, of all tokens.
-    touched: experts that a step of decoding uses, by texts at once.   missed: share of a text's uses that a memory of
-    E/2 experts, the last used, does not have.   imbalance: rows of the busiest rank over the mean.
-    seconds: of the layer on the ranks, as it is, and if it were even.
+    Args:
+        params: of the trained model.
+        config: ModelConfig.
+        tokens_BS: held-out text.
+        ranks: devices that the experts are spread over; None is MOST_RANKS, or what divides.
+        machine: Machine, of each rank.
+
+    Each record has, with what even routing would give:
+        touched: experts that a decoding step uses, for the batch sizes of "texts"; by_lot: for random choices.
+        missed: share of a sequence's uses of experts that a memory of E/2 experts, the last used, does not have.
+        sent: bytes of dispatch that leave a device, of all tokens.
+        imbalance: rows of the busiest rank over the mean.
+        seconds: of the layer on the ranks.
     """
     _, routings = model.forward(params, tokens_BS, config)
     E, K = config.n_experts, config.top_k
-    ranks = math.gcd(RANKS, E, tokens_BS.size) if ranks is None else ranks
+    ranks = math.gcd(MOST_RANKS, E, tokens_BS.size) if ranks is None else ranks
     rng = np.random.default_rng(0)
     sizes = [n for n in deployment.BATCHES if n <= len(tokens_BS)]
-    found = []
+    records = []
     for layer, routing in zip(config.moe_layers, routings, strict=True):
         moved = all_to_all.exchange(routing, ranks, config.d_model, 4, d_hidden=config.d_hidden, link=machine.link,
-                                  flops=machine.flops)
-        found.append({
+                                    flops=machine.flops)
+        records.append({
             "layer": layer, "texts": sizes,
             "touched": [float(deployment.touched_experts(routing, n).mean()) for n in sizes],
             "touched_if_even": [deployment.distinct_experts(E, K, n) for n in sizes],
@@ -92,4 +106,4 @@ def routed(params, config, tokens_BS, ranks, machine):
             "sent_if_even": 4 * config.d_model * routing.n_tokens * all_to_all.expected_vectors(E, K, ranks),
             "imbalance": moved.imbalance,
             "seconds": moved.slowest.total, "seconds_if_even": moved.even.total})
-    return found
+    return records

@@ -3,10 +3,10 @@
 import functools
 from typing import NamedTuple
 
-from minimoe.cost.architecture import FEED_FORWARD
+from minimoe.cost.architecture import FFN_MATRICES
 
 BUCKETS = 32
-"""Distances that relative positions tell apart, each with a number a head [T5, arXiv:1910.10683, sec. 2.1]."""
+"""Distances that relative positions tell apart, each with a number per head [T5, arXiv:1910.10683, sec. 2.1]."""
 
 NAMES = ("embedding", "positions", "norms", "attention", "router", "experts", "shared experts", "dense", "head")
 
@@ -14,8 +14,11 @@ NAMES = ("embedding", "positions", "norms", "attention", "router", "experts", "s
 class Part(NamedTuple):
     """Weights of one kind in one layer.
 
-    layer: None outside of the layers.  name: of NAMES.  total, active: parameters, in all, and those of one token.
-    products: multiply-adds that the matrix products of one token take with them, forward.
+    layer: its place from 0; None outside of the layers.
+    name: one of NAMES.
+    total: parameters.
+    active: parameters that one token uses.
+    products: multiply-adds of the matrix products of one token with them, forward.
     """
 
     layer: int | None
@@ -26,7 +29,13 @@ class Part(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters.  Active is what one token uses; papers differ in which embeddings they count."""
+    """Numbers of parameters.  Active is what one token uses; papers differ in which embeddings they count.
+
+    total: all.
+    active: with all embeddings.
+    active_without_input_embedding: without the table that tokens are looked up in, unless it is the head too.
+    active_without_embeddings: without that table, learned positions and the head.
+    """
 
     total: int
     active: int
@@ -44,23 +53,23 @@ class Parameters(NamedTuple):
 def parts(arch):
     """All parts of an Architecture, a tuple in the order of the forward pass."""
     table = arch.vocab * arch.d_model
-    found = [Part(None, "embedding", table, table, 0)]  # a look-up
+    listed = [Part(None, "embedding", table, table, 0)]  # a look-up
     if arch.positions == "learned":
-        found.append(_whole(None, "positions", arch.ctx * arch.d_model, 0))
+        listed.append(_used_by_all(None, "positions", arch.ctx * arch.d_model, 0))
     for i, kind in enumerate(arch.kinds):
-        found += _layer(arch, i, kind)
-    final_norms = len(arch.stacks) * arch.norm_vectors * arch.d_model
-    found.append(_whole(None, "norms", final_norms, 0))
+        listed += _layer(arch, i, kind)
+    listed.append(_used_by_all(None, "norms", len(arch.stacks) * _norm_vectors(arch) * arch.d_model, 0))
     if arch.positions == "relative":
-        found.append(_whole(None, "attention", len(arch.stacks) * BUCKETS * arch.n_heads, 0))
-    own = 0 if arch.tied_embeddings else table + ("head" in arch.biased) * arch.vocab
-    return (*found, _whole(None, "head", own, table))
+        listed.append(_used_by_all(None, "attention", len(arch.stacks) * BUCKETS * arch.n_heads, 0))
+    head = 0 if arch.tied_embeddings else table + ("head" in arch.biased) * arch.vocab
+    return (*listed, _used_by_all(None, "head", head, table))
 
 
 @functools.cache
-def decoding(arch):
-    """The parts that one more token of a text needs: all; of two stacks the decoder's, whose keys and values of the
-    other text are there already.
+def decoder_parts(arch):
+    """The parts that one more token of a sequence needs: all; of two stacks the decoder's.
+
+    The decoder's keys and values of the encoder's sequence are in the cache, so their matrices are left out.
     """
     if len(arch.stacks) == 1:
         return parts(arch)
@@ -73,28 +82,34 @@ def decoding(arch):
 
 
 def parameters(arch):
-    """Total and active parameters.
+    """Total and active Parameters.
 
-        active = total - (1 - K/E) * parameters of the experts that tokens are sent to
+        active = total - (1 - K/E) * parameters of the routed experts
     """
     listed = parts(arch)
     total, active = sum(part.total for part in listed), sum(part.active for part in listed)
-    of = {name: sum(part.total for part in listed if part.name == name) for name in NAMES}
-    without_input = active if arch.tied_embeddings else active - of["embedding"]  # a tied table is also the head
-    return Parameters(total, active, without_input, active - of["embedding"] - of["positions"] - of["head"])
+    embedding, positions, head = (sum(part.total for part in listed if part.name == name)
+                                  for name in ("embedding", "positions", "head"))
+    without_input = active if arch.tied_embeddings else active - embedding  # a tied table is also the head
+    return Parameters(total, active, without_input, active - embedding - positions - head)
 
 
-def called(arch, name):
+def shown_name(arch, name):
     """The name that a part is shown under: what every token uses is a dense block, be it the only expert."""
     return "dense" if arch.dense and name in ("experts", "shared experts") else name
 
 
 def n_attentions(arch, layer):
-    """A decoder that stands behind an encoder looks at its own stack and at the other."""
+    """Attentions of a layer: a decoder next to an encoder attends to its own stack and to the other."""
     return 2 if len(arch.stacks) == 2 and layer >= arch.stacks[0] else 1
 
 
-def _whole(layer, name, total, products):
+def shared_width(arch):
+    """Width of the hidden layers of all shared experts together."""
+    return arch.n_shared_experts * (arch.shared_hidden or arch.expert_hidden or 0)
+
+
+def _used_by_all(layer, name, total, products):
     """A part that every token uses."""
     return Part(layer, name, total, total, products)
 
@@ -102,42 +117,46 @@ def _whole(layer, name, total, products):
 def _layer(arch, i, kind):
     n, (attention, matrices, inner_norms) = n_attentions(arch, i), _attention(arch)
     n_norms = n + 1 if arch.n_norms is None else n - 1 + arch.n_norms
-    yield _whole(i, "norms", n_norms * arch.norm_vectors * arch.d_model + n * inner_norms, 0)
-    yield _whole(i, "attention", n * attention, n * matrices)
+    yield _used_by_all(i, "norms", n_norms * _norm_vectors(arch) * arch.d_model + n * inner_norms, 0)
+    yield _used_by_all(i, "attention", n * attention, n * matrices)
     if kind == "dense":
-        yield _whole(i, "dense", *_feed_forward(arch, arch.dense_ffn_hidden, "dense" in arch.biased))
+        yield _used_by_all(i, "dense", *_feed_forward(arch, arch.dense_ffn_hidden, "dense" in arch.biased))
         return
     D, E, K = arch.d_model, arch.n_routed_experts, arch.top_k
     columns = _router_columns(arch)
-    yield _whole(i, "router", D * columns + ("router" in arch.biased) * columns + (arch.soft_slots > 0),
-                 (3 if arch.soft_slots else 1) * D * columns)
+    yield _used_by_all(i, "router", D * columns + ("router" in arch.biased) * columns + (arch.soft_slots > 0),
+                       (3 if arch.soft_slots else 1) * D * columns)
     one, products = _feed_forward(arch, arch.expert_hidden, "experts" in arch.biased)
     yield Part(i, "experts", E * one, K * one, K * products)
     if arch.n_shared_experts:
-        shared, products = _feed_forward(arch, arch.shared_width, "shared" in arch.biased, arch.n_shared_experts)
+        shared, products = _feed_forward(arch, shared_width(arch), "shared" in arch.biased, arch.n_shared_experts)
         gate = D if arch.shared_gate else 0
-        yield _whole(i, "shared experts", shared + gate, products + gate)
+        yield _used_by_all(i, "shared experts", shared + gate, products + gate)
+
+
+def _norm_vectors(arch):
+    """Vectors of a norm: its gain, if it has one, and the bias of a LayerNorm where norms have biases."""
+    layer_norm = arch.norm == "LayerNorm" or (not arch.norm and arch.biases is True)
+    return 0 if arch.norm == "without weights" else 1 + (layer_norm and "norms" in arch.biased)
 
 
 def _router_columns(arch):
-    """Numbers that a router makes of a token.  Soft MoE makes one a slot, and mixes with them to slots and back."""
-    if arch.soft_slots:
-        return arch.soft_slots
-    return arch.n_routed_experts * arch.router_matrices
+    """Numbers that a router makes of a token.  Soft MoE makes one per slot, and mixes with them to slots and back."""
+    return arch.soft_slots or arch.n_routed_experts * arch.router_matrices
 
 
 def _attention(arch):
     """Of one attention: parameters, those of its matrices, and those of norms inside it."""
-    D, H, G, P, m = arch.d_model, arch.n_heads, arch.kv_heads, arch.query_width, arch.mla
-    if m is None:
+    D, H, G, P, latent = arch.d_model, arch.n_heads, arch.kv_heads, arch.query_width, arch.mla
+    if latent is None:
         matrices, inner_norms = D * (H + 2 * G) * P + H * P * D, 0
         biases = ("qkv" in arch.biased) * (H + 2 * G) * P
     else:
-        narrow, value = m.kv_lora_rank + m.qk_rope_head_dim, m.v_head_dim
-        queries = D * H * P if m.q_lora_rank is None else m.q_lora_rank * (D + H * P)
-        keys_values = D * narrow + m.kv_lora_rank * H * (m.qk_nope_head_dim + value)
-        matrices, inner_norms = queries + keys_values + H * value * D, (m.q_lora_rank or 0) + m.kv_lora_rank
-        biases = ("qkv" in arch.biased) * ((m.q_lora_rank or H * P) + narrow)
+        rank, narrow, value = latent.q_lora_rank, latent.kv_lora_rank + latent.qk_rope_head_dim, latent.v_head_dim
+        queries = D * H * P if rank is None else rank * (D + H * P)
+        keys_values = D * narrow + latent.kv_lora_rank * H * (latent.qk_nope_head_dim + value)
+        matrices, inner_norms = queries + keys_values + H * value * D, (rank or 0) + latent.kv_lora_rank
+        biases = ("qkv" in arch.biased) * ((rank or H * P) + narrow)
     if arch.qk_norm:
         inner_norms += 2 * P if arch.qk_norm == "per head" else (H + G) * P
     biases += ("out" in arch.biased) * D + (H if arch.sinks else 0)
@@ -145,7 +164,14 @@ def _attention(arch):
 
 
 def _feed_forward(arch, width, biased, blocks=1):
-    """Parameters of feed-forward blocks with `width` hidden numbers in all, and those of their matrices."""
-    n = FEED_FORWARD[arch.ffn_type]
+    """Parameters of feed-forward networks, and those of their matrices.
+
+    Args:
+        arch: Architecture.
+        width: hidden numbers of all of them together.
+        biased: whether each matrix has biases.
+        blocks: how many networks share the width.
+    """
+    n = FFN_MATRICES[arch.ffn_type]
     matrices = n * arch.d_model * width
     return matrices + biased * ((n - 1) * width + blocks * arch.d_model), matrices

@@ -1,55 +1,35 @@
-"""The costs of a model in words and tables: `sheet` as text."""
+"""The costs of a model in words and tables: the record of `sheet.sheet` as text, as wide as the terminal."""
 
-import textwrap
+from minimoe import terminal
+from minimoe.cost import quantities
 
-WIDTH, WIDEST = 118, 120
-"""Columns of a line of words; of any line."""
-
-SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
+BOUND = {"bytes": "memory", "FLOPs": "compute"}
+"""What a step waits for, in a record -> what it is bound by, in words."""
 
 AGAIN = 1.1
-"""A saving that grows by more than this with more texts is worth a word."""
+"""A saving that grows by more than this with larger batches is worth a sentence."""
 
 
 def report(sheet):
-    """All of a `sheet.sheet` as text, with what was counted and measured if it is there; the verdict last."""
-    measured = {"counted": of_counted, "step": of_step, "routing": of_routing}
-    blocks = [f"{textwrap.fill(sheet['name'], WIDTH)}\n{textwrap.fill(sheet['shape'], WIDTH)}",
-              of_parameters(sheet["parameters"]) + of_published(sheet.get("published")), of_parts(sheet),
-              of_memory(sheet), of_decoding(sheet), of_exchange(sheet["exchange"]),
-              of_conventions(sheet), *(words(sheet[name]) for name, words in measured.items() if name in sheet),
-              verdict(sheet)]
+    """All of a record as text: what is saved, all costs, and what was counted and measured if it is there."""
+    measured = {"counted": counted_table, "step": step_table, "routing": routing_table}
+    blocks = [f"{terminal.fill(sheet['name'])}\n{terminal.fill(sheet['shape'])}", saved_words(sheet),
+              parameters_table(sheet["parameters"]) + published_words(sheet.get("published")), parts_table(sheet),
+              memory_table(sheet), decoding_table(sheet), exchange_words(sheet["exchange"]), conventions_table(sheet),
+              *(words(sheet[name]) for name, words in measured.items() if name in sheet)]
     return "\n\n".join(block for block in blocks if block)
 
 
-def quantity(n, unit=""):
-    """A number with three digits, in units of thousands: 46.7 G; of a million P and more as a power of ten."""
-    n = float(f"{n:.3g}")  # first, since 999.6 is 1 k
-    if abs(n) >= 1e21:
-        return f"{n:.3g} {unit}".rstrip()
-    for scale, letter in SCALES:
-        if abs(n) >= scale:
-            return f"{n / scale:.3g} {letter}{unit}" if n < 1000 * scale else f"{n / scale:.0f} {letter}{unit}"
-    return f"{n:.3g} {unit}".rstrip()
-
-
-def whole(n):
-    """A number without its fraction, in full; from 10^15 on, which no model has, with three digits."""
-    return f"{n:,.0f}" if abs(n) < 1e15 else quantity(n)
-
-
-def of_parameters(counted):
+def parameters_table(counts):
     """Total, and the three counts of what is active."""
-    lines = {"total": "all", "active_incl_all_embeddings": "active: that one token uses",
+    names = {"total": "all", "active_incl_all_embeddings": "active: that one token uses",
              "active_excl_input_embedding": "  without the input embedding",
              "active_non_embedding": "  without embedding, positions and head"}
-    return table([("parameters", "", "of all"), *((words, whole(counted[field]),
-                                                   f"{counted[field] / counted['total']:.1%}")
-                                                  for field, words in lines.items())])
+    return terminal.table([("parameters", "", "of all"), *(
+        (words, quantities.full(counts[key]), f"{counts[key] / counts['total']:.1%}") for key, words in names.items())])
 
 
-def of_published(printed):
+def published_words(printed):
     """What the publishers print, with our count by their convention; empty if there is nothing."""
     if not printed:
         return ""
@@ -57,127 +37,130 @@ def of_published(printed):
     if printed["here"] is not None:
         with_ = "with " if printed["convention"] == "all embeddings" else ""
         active = f"{active} ({with_}{printed['convention']}; here {printed['here']:,})".replace(") (", "; ")
-    said = [printed["total"], active if printed["active"] else None]
-    words = f"published: {', '.join(filter(None, said))}, source: {printed['source']}"
-    return "\n" + textwrap.fill(words, WIDTH)
+    counts = [printed["total"], active if printed["active"] else None]
+    return "\n" + terminal.fill(f"published: {', '.join(filter(None, counts))}, source: {printed['source']}")
 
 
-def of_parts(sheet):
+def parts_table(sheet):
     """Where parameters and FLOPs are."""
-    of_all = sheet["parameters"]
-    rows = [("part", "parameters", "active", "share", "forward FLOPs a token", "share")]
-    flops = sheet["forward_flops_per_token"]
+    all_of_it, flops = sheet["parameters"], sheet["forward_flops_per_token"]
+    rows = [("part", "parameters", "active", "share", "FLOPs/token", "share")]
     for row in sheet["parts"]:
         work = row["forward_flops_per_token"]
-        share = row["active"] / of_all["active_incl_all_embeddings"]
-        rows.append((row["part"], whole(row["total"]), whole(row["active"]), f"{share:.1%}", quantity(work),
-                     f"{work / flops:.1%}"))
-    rows.append(("together", whole(of_all["total"]), whole(of_all["active_incl_all_embeddings"]), "", quantity(flops),
-                 ""))
-    return (f"{table(rows)}{_of_idle_router(sheet['parts'])}\n"
-            f"FLOPs: of texts of {sheet['context']:,} tokens, read at once, without drops and empty slots; training "
-            "takes 3 times these\nactive: with its share of all that is active")
+        share = row["active"] / all_of_it["active_incl_all_embeddings"]
+        rows.append((row["part"], quantities.full(row["total"]), quantities.full(row["active"]), f"{share:.1%}",
+                     quantities.short(work), f"{work / flops:.1%}"))
+    rows.append(("together", quantities.full(all_of_it["total"]),
+                 quantities.full(all_of_it["active_incl_all_embeddings"]), "", quantities.short(flops), ""))
+    return "\n".join([
+        terminal.table(rows), *_idle_router(sheet["parts"]),
+        terminal.fill(f"FLOPs: of the forward pass of sequences of {sheet['context']:,} tokens, without drops and "
+                      "empty slots; training takes 3 times as many"),
+        terminal.fill("active: with its share of all active parameters")])
 
 
-def _of_idle_router(rows):
-    """That a router ran where there was nothing to choose, if it did."""
+def _idle_router(rows):
+    """A line that a router ran where there was nothing to choose, if it did."""
     names = {row["part"] for row in rows}
-    if "router" not in names or "experts" in names:
-        return ""
-    return "\nrouter: with one dense block it has nothing to choose, but its product runs, so it is counted"
+    if "router" in names and "experts" not in names:
+        yield terminal.fill("router: with one dense block it has nothing to choose, but its product runs, so it is "
+                            "counted")
 
 
-def of_memory(sheet):
-    """Bytes of weights, of training and of the cache."""
-    of, context = sheet["memory"], sheet["context"]
-    rows = [("weights in", *of["weights"]), ("", *(quantity(n, "B") for n in of["weights"].values()))]
-    training = " as ".join(f"in {words}" for words in of["training"])
-    return (f"{table(rows)}\ntraining: {quantity(max(of['training'].values()), 'B')} {training}, with gradients and "
-            "Adam's two moments, activations not counted\n"
-            f"keys and values: {quantity(of['cache_per_token'], 'B')} a token, "
-            f"{quantity(context * of['cache_per_token'], 'B')} a text of {context:,} tokens")
+def memory_table(sheet):
+    """Bytes of weights, of training and of the KV cache."""
+    held, context = sheet["memory"], sheet["context"]
+    rows = [("weights in", *held["weights"]), ("", *(quantities.short(n, "B") for n in held["weights"].values()))]
+    formats = " as ".join(f"in {words}" for words in held["training"])
+    training, per_token, per_sequence = (quantities.short(n, "B") for n in (
+        max(held["training"].values()), held["cache_per_token"], context * held["cache_per_token"]))
+    return "\n".join([
+        terminal.table(rows),
+        terminal.fill(f"training: {training} {formats}, with gradients and Adam's two moments, without activations"),
+        terminal.fill(f"KV cache: {per_token} per token, {per_sequence} per sequence of {context:,} tokens")])
 
 
-def of_decoding(sheet):
-    """One step of decoding, by the number of texts; that it cannot, if it cannot."""
+def decoding_table(sheet):
+    """One decoding step, by the batch size; that the model cannot decode, if it cannot."""
     if not sheet["decode"]:
-        return "it cannot write text token by token: it would need the tokens to come"
-    machine, twin = sheet["machine"], sheet["dense_twin"]
+        return terminal.fill("it cannot generate token by token: it would need the tokens to come")
+    twin, turn = sheet["dense_twin"], sheet["turning_batch"]
     rest, experts = sheet["memory"]["formats"]
     dense = twin["decode_seconds"] if twin else [None] * len(sheet["decode"])
     cells = [_decoding_cells(row, sheet, times) for row, times in zip(sheet["decode"], dense, strict=True)]
     form = rest if experts == rest else f"{rest}, experts in {experts}"
-    turn = sheet["turning_batch"]
-    words = (f"from {turn:,} texts on it waits for FLOPs" if turn else
-             "it waits for bytes whatever the number of texts: each reads a cache of its own")
-    words += (f"\ntexts: written at the same time.{'  experts used: of a layer.' * bool(twin)}  memory: weights and "
-              f"cache over the machine's;\nabove 100% they do not fit"
-              f"{'.  dense: a dense model of equal size' * bool(twin)}")
-    head = (f"decoding on {machine['words']}: texts of {sheet['context']:,} tokens, {form}, at the machine's peaks, "
-            f"{'even routing, ' * bool(twin)}attention to the whole text")
-    rows = [tuple(cells[0]), *(tuple(of_row.values()) for of_row in cells)]
-    return f"{textwrap.fill(head, WIDTH)}\n{table(rows)}\n{words}" + (_of_offload(sheet) if twin else "")
+    bound = (f"compute-bound from a batch of {turn:,} sequences on" if turn else
+             "memory-bound at every batch size: each sequence reads a KV cache of its own")
+    return "\n".join([
+        terminal.fill(f"decoding on {sheet['machine']['words']}: sequences of {sheet['context']:,} tokens, {form}, at "
+                      f"the machine's peaks, {'even routing, ' * bool(twin)}attention to the whole sequence"),
+        terminal.table([tuple(cells[0]), *(tuple(row.values()) for row in cells)]),
+        bound,
+        terminal.fill("batch: sequences that are decoded at the same time.  memory: weights and cache over the "
+                      "machine's; above 100% they do not fit."
+                      + "  experts used: in a layer.  dense: a dense model of equal size." * bool(twin)),
+        *_offload(sheet)])
 
 
 def _decoding_cells(row, sheet, times):
-    """Column -> its cell for a number of texts.  times: what a dense model of equal size takes longer; None: it is."""
+    """Column -> its cell for a batch size.  times: what a dense model of equal size takes longer; None: it is one."""
     held = (sheet["memory"]["weights_as_said"] + row["cache_bytes"]) / sheet["machine"]["memory"]
     used = {"experts used": f"{row['distinct_experts']:.1f}"} if times else {}
-    beside = {"dense: ms": f"{1e3 * times * row['seconds']:.3g}"} if times else {}
-    return {"texts": str(row["texts"]), **used, "weights read": quantity(row["weight_bytes"], "B"),
-            "cache read": quantity(row["cache_bytes"], "B"), "FLOPs": quantity(row["flops"]),
-            "a byte": f"{row['intensity']:.1f}", "memory": f"{whole(100 * held)}%",
-            "ms a step": f"{1e3 * row['seconds']:.3g}", "waits for": row["waits_for"],
-            "tokens/s": whole(row["tokens_per_second"]), **beside}
+    twin = {"dense: ms": f"{1e3 * times * row['seconds']:.3g}"} if times else {}
+    return {"batch": str(row["texts"]), **used, "weights read": quantities.short(row["weight_bytes"], "B"),
+            "cache read": quantities.short(row["cache_bytes"], "B"), "FLOPs": quantities.short(row["flops"]),
+            "FLOPs/byte": f"{row['intensity']:.1f}", "memory": f"{quantities.full(100 * held)}%",
+            "ms/step": f"{1e3 * row['seconds']:.3g}", "bound by": BOUND[row["waits_for"]],
+            "tokens/s": quantities.full(row["tokens_per_second"]), **twin}
 
 
-def _of_offload(sheet):
-    one = sheet["offload_half"][0]
-    return (f"\nwith half of the experts in the host's memory a step of one text waits {1e3 * one:.3g} ms more for "
-            "those that it fetches")
+def _offload(sheet):
+    if sheet["dense_twin"]:
+        one = 1e3 * sheet["offload_half"][0]
+        yield terminal.fill("with half of the experts in the host's memory a step of one sequence takes "
+                            f"{one:.3g} ms more to fetch what it lacks")
 
 
-def of_exchange(exchange):
+def exchange_words(moved):
     """Experts on several devices; empty for a dense model."""
-    if exchange is None:
+    if moved is None:
         return ""
-    return textwrap.fill(
-        f"with the experts on {exchange['ranks']} devices each layer sends copies of a token to "
-        f"{exchange['vectors']:.2f} experts, on {exchange['vectors_once']:.2f} other devices: "
-        f"{quantity(exchange['bytes'], 'B')} in all layers, there and back, "
-        f"{1e6 * exchange['link_seconds']:.3g} us on the links beside {1e6 * exchange['expert_seconds']:.3g} us of "
-        "the experts' FLOPs, if routing is even", WIDTH)
+    return terminal.fill(
+        f"with the experts on {moved['ranks']} devices each layer sends copies of a token to {moved['vectors']:.2f} "
+        f"experts, on {moved['vectors_once']:.2f} other devices: {quantities.short(moved['bytes'], 'B')} in all "
+        f"layers, there and back, {1e6 * moved['link_seconds']:.3g} us on the links, compared with "
+        f"{1e6 * moved['expert_seconds']:.3g} us of the experts' FLOPs, if routing is even")
 
 
-def of_conventions(sheet):
-    """Training FLOPs a token by the papers' formulas."""
+def conventions_table(sheet):
+    """Training FLOPs per token by the papers' formulas."""
     ours = sheet["conventions"][-1]["training_flops_per_token"]
-    rows = [("training FLOPs a token, by", "", "of ours", "source")]
-    rows += [(row["name"], quantity(row["training_flops_per_token"]), f"{row['training_flops_per_token'] / ours:.3f}",
-              row["source"]) for row in sheet["conventions"]]
-    return table(rows, left=(0, 3))
+    rows = [("training FLOPs per token, by", "", "of ours", "source")]
+    rows += [(row["name"], quantities.short(row["training_flops_per_token"]),
+              f"{row['training_flops_per_token'] / ours:.3f}", row["source"]) for row in sheet["conventions"]]
+    return terminal.table(rows, left=(0, 3))
 
 
-def verdict(sheet):
+def saved_words(sheet):
     """The claim that a model with few active parameters saves that much compute, for this model; empty for a dense."""
     twin = sheet["dense_twin"]
     if twin is None:
         return ""
     times = twin["decode_seconds"]
-    listed = ", ".join(f"{t:.1f} with {row['texts']} text{'s' * (row['texts'] > 1)}"
-                       for row, t in zip(sheet["decode"], times, strict=True))
-    again = ("; with the most texts the dense model waits for FLOPs, and the MoE saves again"
+    listed = ", ".join(f"{t:.1f} at batch size {row['texts']}" for row, t in zip(sheet["decode"], times, strict=True))
+    again = ("; in the largest batch the dense model is compute-bound, and the MoE saves again"
              if times and times[-1] > AGAIN * min(times) else "")
-    decoding = (f"A step of decoding takes this many times less time: {listed}. Texts use different experts, and all "
+    decoding = (f"A decoding step takes this many times less time: {listed}. Sequences use different experts, and all "
                 f"that are used are read{again}. ") if listed else ""
-    return textwrap.fill(
-        f"What is saved: {twin['active_share']:.0%} of the parameters are active. Beside a dense model of equal size "
-        f"its routed experts take {twin['expert_flops']:.1f} times fewer FLOPs, the whole model {twin['flops']:.1f} "
-        f"times fewer, in training and in reading as well. {decoding}Its weights take as much memory as those of the "
-        "dense model: nothing is saved. How good it is beside that dense model is another question (`compare`).", WIDTH)
+    return terminal.fill(
+        f"What is saved: {twin['active_share']:.0%} of the parameters are active. Compared with a dense model of equal "
+        f"size its routed experts take {twin['expert_flops']:.1f} times fewer FLOPs, the whole model "
+        f"{twin['flops']:.1f} times fewer, in training and in reading as well. {decoding}Its weights take as much "
+        "memory as those of the dense model: nothing is saved. How good it is compared with that dense model is a "
+        "different question (`compare`).")
 
 
-def of_counted(counted):
+def counted_table(counted):
     """FLOPs of a step that ran, part by part, and the rows of its experts."""
     total = counted["training_flops"]
     rows = [("part", "forward", "backward", "share", "by formula")]
@@ -187,64 +170,48 @@ def of_counted(counted):
         rows.append((row["part"], f"{row['forward']:,}", f"{row['backward']:,}", f"{both / total:.1%}", same))
     groups = f", in {counted['groups']} groups" if counted["groups"] > 1 else ""
     shape = f"{counted['batch']} x {counted['sequence']} {counted['of']}{groups}"
-    head = textwrap.fill(f"FLOPs of a training step of {shape}, counted product by product", WIDTH)
-    text = (f"{head}\n{table(rows)}\ntogether {total:,}, {quantity(total / counted['tokens'])} a token")
-    return text + (_of_rows(counted) if counted["layers"] else "")
+    head = terminal.fill(f"FLOPs of a training step of {shape}, counted product by product")
+    per_token = quantities.short(total / counted["tokens"])
+    text = f"{head}\n{terminal.table(rows)}\ntogether {total:,}, {per_token} per token"
+    return text + (f"\n\n{_expert_rows(counted)}" if counted["layers"] else "")
 
 
-def _of_rows(counted):
-    dense = any(row["part"] == "dense" for row in counted["parts"]) and not any(
-        row["part"] == "experts" for row in counted["parts"])
+def _expert_rows(counted):
+    names = {row["part"] for row in counted["parts"]}
+    dense = "dense" in names and "experts" not in names
     rows = [(f"rows of {'the dense block' if dense else 'experts'} in layer", "chosen", "kept", "computed")]
     rows += [(str(row["layer"]), *(f"{row[name]:,}" for name in ("chosen", "kept", "run")))
              for row in counted["layers"]]
     chosen, kept = (sum(row[name] for row in counted["layers"]) for name in ("chosen", "kept"))
     wasted = counted["padding_flops"] / counted["training_flops"]
-    return (f"\n\n{table(rows)}\n{1 - kept / max(chosen, 1):.1%} of the assignments had no room and were dropped; "
-            f"{wasted:.1%} of the FLOPs went into empty slots")
+    dropped = terminal.fill(f"{1 - kept / max(chosen, 1):.1%} of the assignments had no room and were dropped; "
+                            f"{wasted:.1%} of the FLOPs went into empty slots")
+    return f"{terminal.table(rows)}\n{dropped}"
 
 
-def of_step(of):
+def step_table(held):
     """Bytes of a training step that ran."""
     rows = [("bytes of a training step", "measured", "by formula"),
-            *((name, quantity(of[name], "B"), "") for name in ("parameters", "gradients", "moments")),
-            ("kept for the backward pass, by a group", quantity(of["activations"], "B"),
-             quantity(of["activations_formula"], "B")),
-            ("most at once", quantity(of["peak"], "B"), quantity(of["peak_formula"], "B"))]
-    return table(rows)
+            *((name, quantities.short(held[name], "B"), "") for name in ("parameters", "gradients", "moments")),
+            ("kept for the backward pass, by a group", quantities.short(held["activations"], "B"),
+             quantities.short(held["activations_formula"], "B")),
+            ("most at once", quantities.short(held["peak"], "B"), quantities.short(held["peak_formula"], "B"))]
+    return terminal.table(rows)
 
 
-def of_routing(layers):
+def routing_table(layers):
     """What real routing does: experts touched, memory that misses, ranks that wait."""
-    even, sizes = layers[0], layers[0]["texts"]
-    rows = [("layer", *(f"{n} text{'s' * (n > 1)}" for n in sizes), "to fetch", "to others", "busiest device", "time")]
+    even = layers[0]
+    rows = [("layer", *(f"batch {n}" for n in even["texts"]), "to fetch", "to others", "busiest device", "time")]
     rows += [(str(row["layer"]), *(f"{n:.2f}" for n in row["touched"]), f"{row['missed']:.0%}",
-              quantity(row["sent"], "B"), f"{row['imbalance']:.2f}", f"{row['seconds'] / row['seconds_if_even']:.2f}")
-             for row in layers]
+              quantities.short(row["sent"], "B"), f"{row['imbalance']:.2f}",
+              f"{row['seconds'] / row['seconds_if_even']:.2f}") for row in layers]
     rows.append(("even routing, by formula", *(f"{n:.2f}" for n in even["touched_if_even"]),
                  f"{even['missed_if_even']:.0%}",
-                 quantity(even["sent_if_even"], "B"), "1.00", "1.00"))
+                 quantities.short(even["sent_if_even"], "B"), "1.00", "1.00"))
     rows.append(("even routing, random draws", *(f"{n:.2f}" for n in even["touched_by_lot"]), "", "", "", ""))
-    return ("the run's own routing of held-out text: experts of a layer that a step of decoding uses, by texts\n"
-            f"{table(rows)}\nto fetch: share of a text's uses of experts that are not in memory, which holds half of "
-            f"them, the last used.\nto others: tokens' bytes that go to experts on another of the {even['ranks']} "
-            "devices that share them.\nbusiest device: its tokens over the mean.  time: of the layer on them, over "
-            "that of even shares")
-
-
-def table(rows, left=(0,)):
-    """Rows of cells as text in columns, the first row with a line below.  left: columns that stand at the left.
-
-    A first cell for which there is no room on a line of WIDEST goes on below.
-    """
-    room = max(6, WIDEST - sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]))
-    rows = [(piece, *([""] * len(cells) if i else cells)) for name, *cells in rows
-            for i, piece in enumerate(_broken(name, room))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in
-                       enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-def _broken(cell, room):
-    return [cell] if len(cell) <= room else textwrap.wrap(cell, room)
+    notes = ["to fetch: share of a sequence's uses of experts that are not in memory, which holds half of them, the "
+             "last used", f"to others: tokens' bytes that go to experts on another of the {even['ranks']} devices",
+             "busiest device: its tokens over the mean", "time: of the layer on them, over that of even shares"]
+    head = "the run's own routing of held-out text: experts of a layer that a decoding step uses, by batch size"
+    return "\n".join([terminal.fill(head), terminal.table(rows), *map(terminal.fill, notes)])

@@ -1,50 +1,54 @@
-"""All costs of one model on one page: as a record that JSON can hold, and as text."""
+"""All costs of one model on one page, as a record that JSON can hold; `report` writes it as text."""
 
 import math
 from collections import Counter
 
 from minimoe.cost import all_to_all, conventions, deployment, formula, memory, parts
 
-RANKS = 8
-"""Devices that the experts are shared out to; as many of them as divide the experts."""
-
-TEXTS = deployment.BATCHES
-"""Texts at once that are shown."""
+MOST_RANKS = 8
+"""Devices that the experts are spread over: as many of these as divide the experts."""
 
 
 def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True):
     """The record of an Architecture.  Units: FLOPs, bytes, seconds.
 
-    context: tokens of the texts.  machine: Machine.  rest, experts: formats of `memory.FORMATS`; the cache has `rest`.
-    decodes: whether it can write text token by token, else there is nothing of decoding.
+    Args:
+        name: of the model.
+        arch: Architecture.
+        context: tokens of the sequences.
+        machine: Machine.
+        rest: format of the weights and the KV cache, see `memory.FORMATS`.
+        experts: format of the experts' matrices; None: the same.
+        decodes: whether it can generate token by token, else there is nothing on decoding.
     """
-    texts, experts = TEXTS if decodes else (), None if arch.dense else experts
+    batches, experts = deployment.BATCHES if decodes else (), None if arch.dense else experts
     counted, work = parts.parameters(arch), flops_of_parts(arch, context)
     resident = arch.n_routed_experts if arch.dense else arch.n_routed_experts // 2
     return {
         "name": name, "shape": shape(arch), "context": context, "parameters": counted.record(),
         "parts": part_rows(arch, work),
         "forward_flops_per_token": sum(work.values()),
-        "dense_twin": dense_twin(arch, texts, context, machine, rest, experts),
+        "dense_twin": dense_twin(arch, batches, context, machine, rest, experts),
         "memory": {
             "weights": {form: memory.weight_bytes(arch, form) for form in memory.FORMATS},
             "weights_as_said": memory.weight_bytes(arch, rest, experts), "formats": [rest, experts or rest],
             "training": {words: n * counted.total for words, n in memory.ADAM_BYTES.items()},
             "cache_per_token": memory.FORMATS[rest].bytes(memory.kv_numbers(arch)),
         },
-        "bytes_read": {n: as_called(arch, deployment.bytes_read(arch, n, context, rest, experts, rest)) for n in texts},
-        "machine": machine._asdict(), "decode": [decode_row(arch, n, context, machine, rest, experts) for n in texts],
+        "bytes_read": {n: by_shown_name(arch, deployment.bytes_read(arch, n, context, rest, experts, rest))
+                       for n in batches},
+        "machine": machine._asdict(),
+        "decode": [decode_row(arch, n, context, machine, rest, experts) for n in batches],
         "turning_batch": deployment.turning_batch(arch, machine, context, rest=rest, experts=experts, cache=rest),
-        "offload_half": [deployment.offload_seconds(arch, machine, n, resident, rest, experts)
-                         for n in texts],
-        "exchange": exchange(arch, machine, rest),
+        "offload_half": [deployment.offload_seconds(arch, machine, n, resident, rest, experts) for n in batches],
+        "exchange": expert_parallelism(arch, machine, rest),
         "conventions": [{"name": words, "source": source, "training_flops_per_token": flops}
-                        for words, source, flops in conventions.table(arch, context)],
+                        for words, source, flops in conventions.training_flops(arch, context)],
     }
 
 
 def shape(arch):
-    """What an Architecture is taken to be, in a line: what was not said is said here."""
+    """What an Architecture is taken to be, in a line: defaults are filled in."""
     heads = f"{arch.n_heads} heads"
     if arch.mla is not None:
         heads += f", latent attention of width {arch.mla.kv_lora_rank}"
@@ -52,7 +56,7 @@ def shape(arch):
         heads += f", {arch.kv_heads} of keys and values"
     moe, dense = arch.kinds.count("moe"), Counter({arch.dense_ffn_hidden: arch.kinds.count("dense")})
     if arch.dense and moe:
-        dense[arch.expert_hidden + arch.shared_width] += moe
+        dense[arch.expert_hidden + parts.shared_width(arch)] += moe
     blocks = [f"{n} layers with a {arch.ffn_type} block of {width}" for width, n in dense.items() if n]
     if not arch.dense:
         shared = f" and {arch.n_shared_experts} shared" if arch.n_shared_experts else ""
@@ -63,26 +67,29 @@ def shape(arch):
 
 
 def flops_of_parts(arch, context):
-    """Forward FLOPs a token of each part, when texts of `context` tokens are read at once."""
+    """Forward FLOPs per token of each part, when sequences of `context` tokens are read at once."""
     work = Counter()
     for place, flops in formula.flops(arch, 1, context).items():
         work[place.part] += flops / context if place.way == "forward" else 0
-    return as_called(arch, {part: flops for part, flops in work.items() if flops})
+    return by_shown_name(arch, {part: flops for part, flops in work.items() if flops})
 
 
-def as_called(arch, amounts):
-    """Amounts of parts, name -> number, under the names of `parts.called`."""
-    found = Counter()
+def by_shown_name(arch, amounts):
+    """Amounts of parts, name -> number, under the names of `parts.shown_name`."""
+    sums = Counter()
     for name, amount in amounts.items():
-        found[parts.called(arch, name)] += amount
-    return dict(found)
+        sums[parts.shown_name(arch, name)] += amount
+    return dict(sums)
 
 
 def part_rows(arch, work):
-    """Parameters, active parameters and forward FLOPs of each part, over all layers."""
+    """Parameters, active parameters and forward FLOPs of each part, over all layers.
+
+    work: part -> forward FLOPs per token.
+    """
     total, active = Counter(), Counter()
     for part in parts.parts(arch):
-        name = parts.called(arch, part.name)
+        name = parts.shown_name(arch, part.name)
         total[name] += part.total
         active[name] += part.active
     names = [name for name in (*parts.NAMES, formula.SCORES) if total[name] or work.get(name)]
@@ -90,28 +97,34 @@ def part_rows(arch, work):
             for name in names]
 
 
-def decode_row(arch, texts, context, machine, rest, experts):
-    """One step of decoding for a number of texts."""
-    step = deployment.decode_step(arch, texts, context, rest, experts, rest)
+def decode_row(arch, batch, context, machine, rest, experts):
+    """One decoding step.  Arguments are those of `sheet`; batch: sequences."""
+    step = deployment.decode_step(arch, batch, context, rest, experts, rest)
     seconds = step.seconds(machine)
-    return {"texts": texts, "distinct_experts": _distinct(arch, texts), "weight_bytes": step.weights,
+    distinct = 0.0 if arch.dense else deployment.distinct_experts(arch.n_routed_experts, arch.top_k, batch)
+    return {"texts": batch, "distinct_experts": distinct, "weight_bytes": step.weights,
             "cache_bytes": step.cache, "flops": step.flops, "intensity": step.intensity, "seconds": seconds,
-            "tokens_per_second": texts / seconds,
+            "tokens_per_second": batch / seconds,
             "waits_for": "bytes" if step.bytes / machine.bandwidth > step.flops / machine.flops else "FLOPs"}
 
 
-def _distinct(arch, texts):
-    return 0.0 if arch.dense else deployment.distinct_experts(arch.n_routed_experts, arch.top_k, texts)
+def expert_parallelism(arch, machine, rest):
+    """Experts on several devices with even routing, of one token in all layers, forward; None for a dense model.
 
+    Args:
+        arch: Architecture.
+        machine: Machine, each device.
+        rest: format of the weights; vectors are float32 with float32, else they have 2 bytes.
 
-def exchange(arch, machine, rest):
-    """Expert parallelism with even routing, of one token in all layers, forward; None for a dense model.
-
-    vectors: that it sends to other devices in a layer; vectors_once: if one goes to each device, however many of its
-    experts are there.   bytes: there and back.   link_seconds: to send them.   expert_seconds: of the experts' FLOPs.
+    The record has
+        vectors: that a token sends to other devices in a layer.
+        vectors_once: the same if one goes to each device, however many of its experts are there.
+        bytes: there and back.
+        link_seconds: to send them.
+        expert_seconds: of the experts' FLOPs.
     """
     E, K, layers = arch.n_routed_experts, arch.top_k, arch.kinds.count("moe")
-    ranks = math.gcd(RANKS, E)
+    ranks = math.gcd(MOST_RANKS, E)
     if E < 2 or arch.soft_slots:
         return None
     sent = layers * 2 * (4 if rest == "float32" else 2) * arch.d_model  # vectors are not packed as weights can be
@@ -121,11 +134,16 @@ def exchange(arch, machine, rest):
             "link_seconds": sent * vectors / machine.link, "expert_seconds": work / machine.flops}
 
 
-def dense_twin(arch, texts, context, machine, rest, experts):
+def dense_twin(arch, batches, context, machine, rest, experts):
     """How many times as much a model costs in which every token uses every expert: a dense one of equal size.
 
-    None for a model with no experts to leave out.  expert_flops, flops: of the experts alone, of the whole model.
-    decode_seconds: of decoding, for each number of `texts`.
+    None for a model with no experts to leave out.  Arguments are those of `sheet`; batches: batch sizes.
+
+    The record has
+        active_share: active parameters over all.
+        expert_flops: FLOPs of the experts, the twin's over its own.
+        flops: the same of the whole model.
+        decode_seconds: of a decoding step, for each batch size.
     """
     if arch.n_routed_experts < 2:
         return None
@@ -135,7 +153,7 @@ def dense_twin(arch, texts, context, machine, rest, experts):
     twin = whole - of_experts + of_experts * E / K
     extra = of_experts * (E / K - 1)
     times = []
-    for n in texts:
+    for n in batches:
         step = deployment.decode_step(arch, n, context, rest, experts, rest)
         all_read = deployment.decode_step(arch, n, context, rest, experts, rest, distinct=E)
         times.append(all_read._replace(flops=all_read.flops + n * extra).seconds(machine) / step.seconds(machine))

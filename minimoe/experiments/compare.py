@@ -15,8 +15,7 @@ from minimoe import cost, files, terminal
 from minimoe.analysis import bench
 from minimoe.config import ModelConfig, preset, variants
 from minimoe.config.variants import DENSE_ACTIVE, DENSE_TOTAL
-from minimoe.cost import deployment, ours
-from minimoe.cost.report import quantity
+from minimoe.cost import deployment, ours, quantities
 from minimoe.experiments import archive, effective_size, engine, wording
 from minimoe.experiments.engine import Experiment, Variant
 from minimoe.plots import figures, pareto
@@ -212,8 +211,8 @@ def table(entries, moe):
     for entry in entries:
         gap = entry.ce - moe.ce
         same = entry is moe
-        rows.append((entry.budget, entry.name, f"{entry.steps:,}", quantity(entry.parameters.total),
-                     quantity(entry.parameters.active), quantity(entry.flops), f"{entry.seconds:.3g}",
+        rows.append((entry.budget, entry.name, f"{entry.steps:,}", quantities.short(entry.parameters.total),
+                     quantities.short(entry.parameters.active), quantities.short(entry.flops), f"{entry.seconds:.3g}",
                      wording.mean_and_spread(entry.ce), "" if same else f"{gap.mean():+.3f}",
                      "" if same else f"{int((gap * gap.mean() > 0).sum())} of {len(gap)}"))
     return terminal.table(rows, left=(0, 1), repeat=2)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe.cost.report import quantity
+from minimoe.cost import quantities
 
 DRAWS = 1000
 """Times that the seeds are drawn anew, to see how far a worth depends on them."""
@@ -70,10 +70,10 @@ def falling_losses(losses):
 def worth_words(moe, found):
     """The effective size in words."""
     if found.low <= found.smallest and found.high >= found.largest:
-        return (f"{moe.name}: the seeds do not tell what it is worth: anything from {quantity(found.smallest)} to "
-                f"{quantity(found.largest)} parameters of a dense model.")
-    ends = [("at most " if size <= found.smallest else "at least " if size >= found.largest else "") + quantity(size)
-            for size in (found.size, found.low, found.high)]
+        return (f"{moe.name}: the seeds do not tell what it is worth: anything from {quantities.short(found.smallest)} "
+                f"to {quantities.short(found.largest)} parameters of a dense model.")
+    ends = [("at most " if size <= found.smallest else "at least " if size >= found.largest else "")
+            + quantities.short(size) for size in (found.size, found.low, found.high)]
     drawn = f"80 % of draws of the seeds: {ends[1]} to {ends[2]}" if len(moe.ce) > 1 else "one seed"
     return (f"{moe.name}: worth a dense model of {ends[0]} parameters ({drawn}), "
             f"{found.size / moe.parameters.active:.2f} times its active and {found.size / moe.parameters.total:.2f} "

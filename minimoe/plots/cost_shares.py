@@ -3,8 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from minimoe.cost import answers, deployment
-from minimoe.cost.report import quantity
+from minimoe.cost import answers, deployment, published, quantities
 from minimoe.plots import figures, palette
 
 SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Path("figures/costs.png")
@@ -13,8 +12,8 @@ SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Pa
 
 def figure(say=print):
     """Draw the costs of published models, for the README."""
-    usual = answers.Where(deployment.MACHINES["h100"], None, "bf16", None)
-    figures.save(cost_shares([answers.of_published(answers.find(key), usual) for key in SHOWN]), FIGURE)
+    usual = answers.Setting(deployment.MACHINES["h100"], None, "bf16", None)
+    figures.save(cost_shares([answers.published_record(published.find(key), usual) for key in SHOWN]), FIGURE)
     say(f"wrote {FIGURE}")
 
 
@@ -82,9 +81,9 @@ def _cost_bars(record):
     columns = {field: {row["part"]: row[field] for row in record["parts"]}
                for field in ("total", "active", "forward_flops_per_token")}
     return {
-        "parameters": (columns["total"], quantity(record["parameters"]["total"])),
-        "active parameters": (columns["active"], quantity(record["parameters"]["active_incl_all_embeddings"])),
-        "FLOPs a token": (columns["forward_flops_per_token"], quantity(flops)),
-        **{f"bytes to decode {n} text{'s' * (n > 1)}": (read[n], quantity(sum(read[n].values()), "B"))
+        "parameters": (columns["total"], quantities.short(record["parameters"]["total"])),
+        "active parameters": (columns["active"], quantities.short(record["parameters"]["active_incl_all_embeddings"])),
+        "FLOPs a token": (columns["forward_flops_per_token"], quantities.short(flops)),
+        **{f"bytes to decode {n} text{'s' * (n > 1)}": (read[n], quantities.short(sum(read[n].values()), "B"))
            for n in (1, 64) if n in read},
     }

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.collections import PathCollection
 
 from minimoe.config.variants import DENSE_ACTIVE, DENSE_TOTAL
-from minimoe.cost.report import quantity
+from minimoe.cost import quantities
 from minimoe.plots import figures, palette
 
 BUDGETS = ("steps", "FLOPs", "time")
@@ -49,7 +49,7 @@ def _equal_steps(axis, entries):
         _names(axis, of_kind, mean, area, shade)
     axis.set(xscale="log", xlabel="training FLOPs (matrix products, forward and backward)",
              title="equal steps (area: total parameters)")
-    figures.name_powers(axis.xaxis, quantity)
+    figures.name_powers(axis.xaxis, quantities.short)
     axis.margins(x=0.3, y=0.25)
 
 
@@ -57,7 +57,7 @@ def _names(axis, entries, mean, area, shade):
     """A name next to each marker: those of MoEs in a column at the left, of dense models above right."""
     rows = sorted(zip(mean, entries, np.sqrt(area) / 2, strict=True), key=lambda row: row[0])
     for place, (loss, entry, radius) in enumerate(rows):  # the lowest loss has the lowest name
-        words = f"{entry.name.removeprefix('dense, ')}\n{quantity(entry.parameters.total)}"
+        words = f"{entry.name.removeprefix('dense, ')}\n{quantities.short(entry.parameters.total)}"
         if entry.name.startswith("MoE"):
             axis.annotate(words, (entry.flops, loss), (0.02, 0.05 + 0.13 * place), textcoords="axes fraction",
                           fontsize=9, color=shade, va="center",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimoe.cost.report import quantity
+from minimoe.cost import quantities
 from minimoe.plots import figures, palette
 
 MARKS = ((palette.DENSE, "s"), (palette.MOE, "D"), (palette.LARGE_DENSE, "o"))
@@ -45,7 +45,7 @@ def _draw_costs(axis, y, values, unit):
         axis.plot(place, y, mark, color=shade, ms=SIZES[mark], zorder=4 if shade == palette.MOE else 3)
         if len(of_model) > 1:
             axis.plot(places, np.full(len(places), y + 0.28), "|", color=shade, ms=7, mew=1.5)
-    return " | ".join(f"{mean:.3f}" if unit is None else quantity(mean, unit) for mean in means)
+    return " | ".join(f"{mean:.3f}" if unit is None else quantities.short(mean, unit) for mean in means)
 
 
 def alarms(raised, modes, title):

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from minimoe.cost.report import quantity
+from minimoe.cost import quantities
 from minimoe.plots import figures, palette
 from minimoe.plots.lessons import downsides
 
@@ -89,9 +89,9 @@ def effective_sizes(sizes, ce, falling, moes, title):
         beyond = "at most " if size < sizes[0] + 0.5 else "at least " if size > sizes[-1] - 0.5 else ""
         axis.axhline(loss, color=palette.MOE, ls=line, lw=1.2, zorder=1)
         axis.plot(size, loss, mark, color=palette.MOE, ms=10, fillstyle="none", mew=2,
-                  label=f"{name}: worth {beyond}{quantity(size)}")
+                  label=f"{name}: worth {beyond}{quantities.short(size)}")
     axis.set(xscale="log", xlabel="parameters of a dense model", ylabel="held-out loss (nats per token)", title=title)
-    figures.name_powers(axis.xaxis, quantity)
+    figures.name_powers(axis.xaxis, quantities.short)
     axis.margins(x=0.1)
     axis.legend(frameon=False)
     figures.plain(axis)

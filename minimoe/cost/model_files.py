@@ -1,0 +1,109 @@
+"""Models described in JSON files: how one is read.
+
+A file is {"models": [...]}, such a list, or one record: {"name": "mine", "arch": {"vocab": 32000, ...}}.  The keys of
+"arch" are the fields of `Architecture`, those of its "mla" the fields of `Latent`, with the values that are documented
+there and no others; null leaves a key at its default.  Records can have more keys, such as "source": they are not read.
+"""
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from minimoe.cost import architecture
+from minimoe.cost.architecture import Architecture, Latent
+
+REMARKS = ("aux_coef_hf", "lb_coef", "z_coef", "groups", "group_limit", "route_scale", "batch", "dropout", "lr",
+           "optimizer", "iters")
+"""Keys of "arch" that no cost depends on: how a model is trained, what its gates are multiplied by."""
+
+
+class Model(NamedTuple):
+    """A model to count.
+
+    key: its name on a command line.
+    name: its name in tables.
+    arch: what it is made of.
+    published: what its publishers print, as they print it: "total", "active", and the "convention" that the active
+        count follows; empty for a model of a user.
+    source: where that stands, or the file.
+    """
+
+    key: str
+    name: str
+    arch: Architecture
+    published: dict
+    source: str
+
+
+def read_file(path):
+    """The Models of a JSON file.  Raises ValueError with the file, and the model and the key if it is in one."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        return _models(json.loads(text, object_pairs_hook=_record), path)
+    except OSError as error:
+        reason = error.strerror or error
+    except RecursionError:
+        reason = "is nested too deeply"
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = f"is not JSON in UTF-8: {error}"
+    except ValueError as error:
+        reason = error
+    raise ValueError(f"{path}: {reason}")
+
+
+def read_architecture(record):
+    """The Architecture of the dict of "arch".  Raises ValueError for unknown or missing keys, and for bad values."""
+    if not isinstance(record, dict):
+        raise ValueError(f"arch = {record!r}: must be a record of keys")
+    given = _given(record, Architecture, REMARKS)
+    if isinstance(given.get("mla"), dict):
+        given["mla"] = Latent(**_given(given["mla"], Latent, prefix="mla."))
+    return Architecture(**given)
+
+
+def _given(record, described, remarks=(), prefix=""):
+    """The fields of a dataclass that a record gives a value for.
+
+    record: dict.   described: the dataclass.   remarks: keys that are left out.   prefix: of keys in messages.
+    """
+    known = {f.name: f.default is MISSING for f in fields(described)}
+    for key, value in record.items():
+        hint = architecture.did_you_mean(key, (*known, *remarks)) or f"; there are {', '.join((*known, *remarks))}"
+        architecture.check(key in known or key in remarks, prefix + key, value, f"there is no such key{hint}")
+    for key, required in known.items():
+        architecture.check(not required or record.get(key) is not None, prefix + key, None, "is required")
+    return {key: value for key, value in record.items() if key in known and value is not None}
+
+
+def _record(pairs):
+    record = {}
+    for key, value in pairs:
+        architecture.check(key not in record, key, value, "is given twice in one record")
+        record[key] = value
+    return record
+
+
+def _models(data, path):
+    entries = data.get("models", [data]) if isinstance(data, dict) else data
+    if not isinstance(entries, list) or not entries:
+        raise ValueError('must be {"models": [...]}, a list of models or one model, and hold at least one')
+    found = {}
+    for place, entry in enumerate(entries, 1):
+        try:
+            model = _model(entry, path)
+            architecture.check(model.name not in found, "name", model.name, "an earlier model has this name too")
+        except ValueError as error:
+            name = f", {entry['name']!r}" if isinstance(entry, dict) and "name" in entry else ""
+            raise ValueError(f"model {place}{name}: {error}") from None
+        found[model.name] = model
+    return list(found.values())
+
+
+def _model(entry, path):
+    if not isinstance(entry, dict) or not {"name", "arch"} <= entry.keys():
+        raise ValueError('must be a record with "name" and "arch"')
+    name = entry["name"]
+    one_line = isinstance(name, str) and name.strip() and name.isprintable()
+    architecture.check(one_line, "name", name, "must be text of one line")
+    return Model(name, name, read_architecture(entry["arch"]), {}, str(path))
