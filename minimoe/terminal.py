@@ -69,21 +69,23 @@ def _split(needed, repeat, limit):
 
 
 def _draw(rows, left):
-    from rich import box, table, text
-    grid = table.Table(box=box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n"), show_edge=False, pad_edge=False,
-                       padding=(0, 1, 0, 0), header_style="")
+    from rich.box import Box
+    from rich.table import Table
+    from rich.text import Text
+    grid = Table(box=Box("    \n    \n -- \n    \n    \n    \n    \n    \n"), show_edge=False, pad_edge=False,
+                 padding=(0, 1, 0, 0), header_style="")
     for i, name in enumerate(rows[0]):
         words = i in left
-        grid.add_column(text.Text(name), justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        grid.add_column(Text(name), justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in rows[1:]:
-        grid.add_row(*map(text.Text, row))
+        grid.add_row(*map(Text, row))
     lines = [line.rstrip() for line in rendered(grid).split("\n")]
     rule = next(i for i, line in enumerate(lines) if re.fullmatch(r"-[- ]*", line))  # rich draws it with gaps
     lines[rule] = "-" * len(lines[rule])
     return "\n".join(lines)
 
 
-def colours(when="auto"):
+def colour_system(when="auto"):
     """The colours that standard output can show, by rich's name for them: "truecolor", "256", ...; None for none.
 
     when: "always", "never", or "auto", which asks the terminal; NO_COLOR and FORCE_COLOR are honoured.
@@ -95,14 +97,15 @@ def colours(when="auto"):
 
 
 def rendered(thing, colours=None):
-    """What rich draws of a Text or a Table, as a string with escape codes if there are colours (see `colours`)."""
+    """What rich draws of a Text or a Table, as a string.  colours: see `colour_system`; None is plain text."""
     text = io.StringIO()
     console(text, colours).print(thing)
     return text.getvalue().rstrip("\n")
 
 
 def console(file, colours):
-    """A rich Console as wide as the terminal.  file: None is standard output.  colours: see `colours`, or "auto"."""
+    """A rich Console as wide as the terminal.  file: None is standard output.  colours: of `colour_system`, or "auto".
+    """
     from rich.console import Console
     return Console(file=file, width=width(), color_system=colours, highlight=False, legacy_windows=False,
                    force_jupyter=False, force_terminal=None if colours == "auto" else colours is not None,

@@ -9,8 +9,8 @@ from minimoe.plots import palette
 def coloured(text, experts, colours=None):
     """The text with each character on the colour of its expert; without colours, the experts' numbers beneath.
 
-    experts: the expert of each character, -1 for none.  colours: see `terminal.colours`.  Lines that are too long for
-    the terminal are broken, and what has no shape, such as a tab, is a space.
+    experts: the expert of each character, -1 for none.  colours: see `terminal.colour_system`.  Lines that are too long
+    for the terminal are broken, and what has no shape, such as a tab, is a space.
     """
     shown, start = [], 0
     for line in text.split("\n"):

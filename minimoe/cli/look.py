@@ -70,7 +70,7 @@ def run_route(options):
         raise ValueError(f"the text has {len(text)} characters: the model takes 1 to {config.max_sequence}")
     _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
     shown = {layer: routing for layer, routing in zip(config.moe_layers, routings, strict=True) if layer in layers}
-    colours = terminal.colours(options.colour)
+    colours = terminal.colour_system(options.colour)
     print(route.legend(config.n_experts, colours))
     for layer, routing in shown.items():
         print(f"\nlayer {layer}, first choice of each character:")

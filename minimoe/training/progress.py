@@ -69,17 +69,18 @@ def _printed(label, total, unit, start):
 
 @contextlib.contextmanager
 def _drawn(label, total, unit, start):
-    from rich import progress, table
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     def column(text):
-        return progress.TextColumn(text, markup=False)
+        return TextColumn(text, markup=False)
 
-    words = progress.TextColumn("{task.fields[words]}", markup=False, table_column=table.Column())  # which may wrap
+    words = TextColumn("{task.fields[words]}", markup=False, table_column=Column())  # which may wrap
     steps = column(f"{{task.completed}}/{{task.total}} {unit}")
-    left = progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True)
-    columns = column("{task.description}"), progress.BarColumn(10), steps, left, words
+    left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+    columns = column("{task.description}"), BarColumn(10), steps, left, words
     # drawn in this thread, when a step has ended: one of its own would take time from the training
-    with progress.Progress(*columns, console=_console(sys.stderr), auto_refresh=False, redirect_stdout=False,
+    with Progress(*columns, console=_console(sys.stderr), auto_refresh=False, redirect_stdout=False,
                            redirect_stderr=False) as bars:
         task = bars.add_task(label, total=total, completed=start, words="")
         yield lambda done, words: bars.update(task, completed=done, words=words, refresh=True)

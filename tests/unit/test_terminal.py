@@ -99,13 +99,13 @@ def test_colours_are_those_of_the_terminal_unless_they_are_asked_for(monkeypatch
     screen(monkeypatch)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert terminal.colours(when) == colours
+    assert terminal.colour_system(when) == colours
 
 
 def test_a_pipe_has_colours_only_if_they_are_forced(monkeypatch):
-    assert terminal.colours() is None
+    assert terminal.colour_system() is None
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert terminal.colours() == "256"
+    assert terminal.colour_system() == "256"
 
 
 def test_what_is_drawn_has_the_colours_and_no_others():
