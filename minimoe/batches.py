@@ -1,4 +1,4 @@
-"""A batch in groups: each has capacity and balance of its own, and can run beside the others.
+"""A batch in groups: each has capacity and balance of its own, and groups can run at the same time.
 
     L = ce + mean over groups of sum of coef * auxiliary loss            [GShard, arXiv:2006.16668, sec. 2.2]
 
@@ -53,8 +53,14 @@ def cut(tokens_BS, targets_BS, groups, mask_BS=None):
 def gradients(params, groups, config, rng=None, look=None, training=True, each=map):
     """Mean gradients of the objective over groups.
 
-    rng: for what training leaves to chance; each group gets a stream of its own from it.  look: called with the Losses
-    and the cache of each group before its backward.  each: see `workers`.
+    Args:
+        params: name -> array.
+        groups: list of Group.
+        config: ModelConfig.
+        rng: for what training leaves to chance; each group gets a stream of its own from it.
+        look: called with the Losses and the ObjectiveCache of each group before its backward.
+        training: whether noise, capacity and drop order of training apply.
+        each: `map`, or that of `workers`, to run groups at the same time.
 
     With `global_balance` the balance loss multiplies each group's probabilities with the load of all, which has to be
     known first, so that all forward passes are held at once; else those that run, and gradients that wait to be added.
@@ -63,20 +69,20 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
     def forward(group, rng):
         return model.model_forward(params, group.tokens_BS, config, group.mask_BS, training=training, rng=rng)
 
-    def backward(group, passed, load_LE=None):
-        (logit_TV, routings), cache = passed
+    def backward(group, forwarded, load_LE=None):
+        (logit_TV, routings), cache = forwarded
         losses, losses_cache = model.losses_forward(logit_TV, routings, group.targets_BS, config, group.mask_BS,
                                                     load_LE, group.n_real)
         cache = model.ObjectiveCache(cache, losses_cache)
-        looked = look(losses, cache) if look is not None else None
-        return losses, routings, looked, model.objective_backward(1 / len(groups), cache)
+        seen = look(losses, cache) if look is not None else None
+        return losses, routings, seen, model.objective_backward(1 / len(groups), cache)
 
     rngs = streams(rng, len(groups))
     if config.global_balance and config.moe_layers:
-        held = list(each(forward, groups, rngs))
-        count_LE = sum(np.array([r.count_E for r in routings]) for (_, routings), _ in held)
+        forwards = list(each(forward, groups, rngs))
+        count_LE = sum(np.array([r.count_E for r in routings]) for (_, routings), _ in forwards)
         load_LE = count_LE / count_LE.sum(axis=1, keepdims=True)
-        results = each(lambda group, passed: backward(group, passed, load_LE), groups, held)
+        results = each(lambda group, forwarded: backward(group, forwarded, load_LE), groups, forwards)
     else:
         results = each(lambda group, rng: backward(group, forward(group, rng)), groups, rngs)
     return _mean(results)
@@ -85,8 +91,8 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
 def _mean(results):
     total = Gradients([], [], [], {})
     for *parts, grads in results:
-        for so_far, part in zip(total[:3], parts, strict=True):
-            so_far.append(part)
+        for collected, part in zip(total[:3], parts, strict=True):
+            collected.append(part)
         if not total.grads:
             total.grads.update(grads)
         while grads:  # taken out one by one, so that none is held while the next group's are made
@@ -110,10 +116,16 @@ def mean_losses(parts):
 def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training=True, rng=None, groups=1):
     """The losses of one batch, and their gradients for every parameter.
 
-    targets_BS: the token that follows each token.  training: whether training capacity and drop order apply.
-    rng: numpy.random.Generator, for what is left to chance in training: jitter, noise, lots.
-    groups: how many groups of sequences have a capacity and a balance of their own.  Here they run one after another;
-    `gradients` runs them side by side with the `each` of `workers`.
+    Args:
+        params: name -> array.
+        tokens_BS: whole numbers in [0, V).
+        targets_BS: the token that follows each token.
+        config: ModelConfig.
+        mask_BS: False for padding after the text; None is no padding.
+        training: whether noise, capacity and drop order of training apply.
+        rng: numpy.random.Generator, for what is left to chance in training: jitter, noise, random drops.
+        groups: how many groups of sequences have a capacity and a balance of their own.  Here they run one after
+            another; `gradients` runs them at the same time with the `each` of `workers`.
     Returns Losses and a dict with the keys of params.
     Raises ValueError if params, tokens, targets, mask or groups do not fit the config or each other.
     """

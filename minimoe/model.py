@@ -5,8 +5,8 @@
     x = x + moe(rmsnorm(x))              }
     logits = rmsnorm(x) W_head
 
-The block is that of today's open MoE models (RMSNorm before, rotary grouped-query attention, SwiGLU experts).  In place
-of the MoE a layer can have one dense feed-forward block, or a Soft MoE; neither has a Routing.
+The block is that of today's open MoE models (RMSNorm before, rotary grouped-query attention, SwiGLU experts).  Instead
+of the MoE a layer can have one dense feed-forward network, or a Soft MoE; neither has a Routing.
 """
 
 import math
@@ -54,7 +54,7 @@ class BlockCache(NamedTuple):
 
 
 class ModelCache(NamedTuple):
-    """What the whole model keeps for its backward; `blocks[i].attention` also holds generation's keys and values."""
+    """What the whole model keeps for its backward; `blocks[i].attention` also holds generation's KV cache."""
 
     embed: ops.EmbeddingCache
     blocks: list
@@ -90,20 +90,22 @@ def init_params(config, seed=0, dtype=np.float32):
 
 
 def block_forward(x_TD, weights, config, kind, tokens, rope, past=None, **routing_options):
-    """One block: attention, then experts, each on a normalised copy and added to the stream.
+    """One block: attention, then a feed-forward network, each on a normalised copy and added to the stream.
 
-    weights: dict with the names "attention.*" and those of the kind, "moe.*" or "dense.*" or "soft.*".
+    weights: name -> array, "attention.*" and those of the kind, "moe.*" or "dense.*" or "soft.*".
     tokens: Tokens.  rope, past, routing_options: see `attention_forward`, `moe_forward`.
     Returns (x_TD, Routing or None), cache.
     """
-    for_attention, for_experts = parameters.scope(weights, "attention."), parameters.scope(weights, f"{kind}.")
-    normed_TD, attention_norm = ops.rmsnorm_forward(x_TD, for_attention["gain_D"], config.norm_eps)
+    attention_weights = parameters.scope(weights, "attention.")
+    network_weights = parameters.scope(weights, f"{kind}.")
+    normed_TD, attention_norm = ops.rmsnorm_forward(x_TD, attention_weights["gain_D"], config.norm_eps)
     normed_BSD = normed_TD.reshape(tokens.n_sequences, -1, x_TD.shape[1])
-    mixed_BSD, attended = attention.attention_forward(normed_BSD, for_attention, rope, past)
+    mixed_BSD, attended = attention.attention_forward(normed_BSD, attention_weights, rope, past)
     x_TD = x_TD + mixed_BSD.reshape(x_TD.shape)
-    normed_TD, norm = ops.rmsnorm_forward(x_TD, for_experts["gain_D"], config.norm_eps)
-    (y_TD, routing), done = feed_forward.kind_forward(normed_TD, for_experts, config, kind, tokens, **routing_options)
-    return (x_TD + y_TD, routing), BlockCache(attention_norm, attended, norm, done)
+    normed_TD, norm = ops.rmsnorm_forward(x_TD, network_weights["gain_D"], config.norm_eps)
+    (y_TD, routing), network = feed_forward.kind_forward(normed_TD, network_weights, config, kind, tokens,
+                                                         **routing_options)
+    return (x_TD + y_TD, routing), BlockCache(attention_norm, attended, norm, network)
 
 
 def block_backward(dx_TD, grad, cache, batch):
@@ -125,9 +127,9 @@ def block_backward(dx_TD, grad, cache, batch):
 def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=None, **routing_options):
     """Logits of the next token after each token.
 
-    mask_BS: False for padding, which must come after the text.  pasts: one a layer, see `attention_forward`.
-    replays: one a layer that has a router, see `moe_forward`.
-    Returns (logit_TV, list of one Routing a layer that has a router), cache.
+    mask_BS: False for padding, which must come after the text.  pasts: one per layer, see `attention_forward`.
+    replays: one per layer that has a router, see `moe_forward`, as for the other routing_options.
+    Returns (logit_TV, list of one Routing per layer that has a router), cache.
     """
     n_past = 0 if pasts is None else pasts[0][0].shape[2]
     tokens = Tokens.of_batch(tokens_BS, mask_BS, n_past)
@@ -135,10 +137,10 @@ def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=N
     position_S = n_past + np.arange(tokens_BS.shape[1])
     rope = attention.rope_table(position_S, config.d_head, config.rope_theta, x_TD.real.dtype)
     routings, blocks = [], []
-    replay_of = dict(zip(config.moe_layers, replays or [], strict=False))
+    replay_by_layer = dict(zip(config.moe_layers, replays or [], strict=False))
     for i, (kind, past) in enumerate(zip(config.layer_kinds, pasts or [None] * config.n_layers, strict=True)):
         (x_TD, routing), block = block_forward(x_TD, parameters.scope(params, f"layers.{i}."), config, kind, tokens,
-                                               rope, past, replay=replay_of.get(i), **routing_options)
+                                               rope, past, replay=replay_by_layer.get(i), **routing_options)
         routings += [] if routing is None else [routing]
         blocks.append(block)
     normed_TD, norm = ops.rmsnorm_forward(x_TD, params["final.gain_D"], config.norm_eps)
@@ -148,7 +150,7 @@ def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=N
 
 
 def model_backward(dlogit_TV, grads_of_routings, cache):
-    """Gradients of all parameters, as a dict.  grads_of_routings: one RoutingGrad a layer that has a router."""
+    """Gradients of all parameters, as a dict.  grads_of_routings: one RoutingGrad per layer that has a router."""
     dnormed_TD, dw_head_DV = ops.linear_backward(dlogit_TV, cache.head)
     dx_TD, dgain_D = ops.rmsnorm_backward(dnormed_TD, cache.norm)
     grads, pulls = {"final.gain_D": dgain_D}, list(grads_of_routings)
@@ -180,10 +182,17 @@ class ObjectiveCache(NamedTuple):
 
 
 def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, load_LE=None, n_real=None):
-    """What training lowers, from what the model said: total = ce + sum over losses of coef * mean over layers of loss.
+    """What training lowers, from the model's logits: total = ce + sum over losses of coef * mean over layers of loss.
 
-    load_LE: for `global_balance`, each layer's load in the whole step; None is that of the routings.
-    n_real: the number of real tokens that ce is a mean over; None counts them.  Returns Losses, cache.
+    Args:
+        logit_TV: of the model.
+        routings: one Routing per layer that has a router.
+        targets_BS: the token that follows each token.
+        config: ModelConfig, for the weights of the losses.
+        mask_BS: False for padding; None is no padding.
+        load_LE: for `global_balance`, each layer's load in the whole step; None is that of the routings.
+        n_real: the number of real tokens that ce is a mean over; None counts them.
+    Returns Losses, cache.
     """
     mask_T = np.ones(targets_BS.size, bool) if mask_BS is None else mask_BS.ravel()
     weight_T = (mask_T / (n_real or max(mask_T.sum(), 1))).astype(logit_TV.real.dtype)
@@ -207,8 +216,8 @@ def losses_backward(dtotal, cache):
 def objective_forward(params, tokens_BS, targets_BS, config, mask_BS=None, **options):
     """The losses of one batch.
 
-    options: training, rng, replays of `model_forward`.
-    Returns (Losses, list of one Routing a layer that has a router), cache.
+    targets_BS: the token that follows each token.  options: training, rng and replays; for others see `model_forward`.
+    Returns (Losses, list of one Routing per layer that has a router), cache.
     """
     (logit_TV, routings), model_cache = model_forward(params, tokens_BS, config, mask_BS, **options)
     result, losses_cache = losses_forward(logit_TV, routings, targets_BS, config, mask_BS)
@@ -238,9 +247,9 @@ def after_step(params, count_LE, config):
 def forward(params, tokens_BS, config, mask_BS=None):
     """Evaluate the model: logits of the next token, and what each layer's router decided.
 
-    params: dict of arrays, of `init_params` or a checkpoint.  tokens_BS: whole numbers in [0, V).
-    mask_BS: False for padding after the text.  Returns logits_BSV and a list of one Routing a layer that has a router.
-    Raises ValueError if params, tokens or mask do not fit the config.
+    params: name -> array, of `init_params` or a checkpoint.  tokens_BS: whole numbers in [0, V).
+    mask_BS: False for padding after the text.  Raises ValueError if they do not fit the config.
+    Returns logits_BSV and a list of one Routing per layer that has a router.
     """
     tokens_BS, mask_BS = check_inputs(params, config, tokens_BS, mask_BS)
     (logit_TV, routings), _ = model_forward(params, tokens_BS, config, mask_BS)
@@ -272,7 +281,7 @@ def check_tokens(tokens_BS, config, name="tokens_BS"):
         raise ValueError(f"{name} has values from {tokens_BS.min()} to {tokens_BS.max()}: must be in "
                          f"[0, {config.vocab_size})")
     if tokens_BS.shape[1] > config.max_sequence:
-        raise ValueError(f"{name} has {tokens_BS.shape[1]} tokens a sequence: max_sequence is {config.max_sequence}")
+        raise ValueError(f"{name} has {tokens_BS.shape[1]} tokens per sequence: max_sequence is {config.max_sequence}")
     return tokens_BS
 
 

@@ -15,7 +15,7 @@ def _weight_of_loss(name):
     usual = "".join(f"{coef:g} for {', '.join(names)}, " for coef, names in users.items())
     others = "other" if usual else "all"
     return fields.option(
-        None, f"weight in the objective: {losses.LOSSES[name].summary}; unsaid: {usual}0 for {others} routers", "1")
+        None, f"weight in the objective: {losses.LOSSES[name].summary}; if not set: {usual}0 for {others} routers", "1")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ModelConfig:
     """
 
     vocab_size: int = fields.option(65, "number of distinct tokens; for characters it comes from the text", "tokens")
-    d_model: int = fields.option(128, "width of the residual stream", "numbers a token")
+    d_model: int = fields.option(128, "width of the residual stream", "numbers per token")
     n_layers: int = fields.option(4, "number of blocks", "layers")
     n_heads: int = fields.option(4, "number of attention heads", "heads")
     n_kv_heads: int | None = fields.option(None, "number of key and value heads; none: as many as n_heads", "heads")
@@ -34,14 +34,14 @@ class ModelConfig:
     n_experts: int = fields.option(8, "experts in a layer; 1, with top_k 1, is a dense model", "experts")
     top_k: int = fields.option(
         2, "experts that work on a token; their mean number, for expert_choice and soft", "experts")
-    n_shared_experts: int = fields.option(0, "experts that work on every token, beside the top_k", "experts")
+    n_shared_experts: int = fields.option(0, "experts that work on every token, besides the top_k", "experts")
     first_dense_layers: int = fields.option(0, "first layers that are dense instead of a mixture of experts", "layers")
     moe_every: int = fields.option(1, "of the layers after them, every n-th is a mixture of experts: n", "layers")
     d_dense: int | None = fields.option(
         None, "width of the hidden layer of a dense layer; none: of the experts of a token together", "numbers")
     router: str = fields.option("softmax_topk", "how tokens choose experts")
     renormalize: bool | None = fields.option(
-        None, "scale the gates of a token to sum to 1; unsaid: if top_k is 2 or more")
+        None, "scale the gates of a token to sum to 1; if not set: where top_k is 2 or more")
     capacity_factor: float | None = fields.option(
         None, "room in each expert while training, in multiples of the mean load; none: dropless", "mean loads")
     eval_capacity_factor: float | None = fields.option(
@@ -50,7 +50,7 @@ class ModelConfig:
     drop_order: str = fields.option("position", "who queues first for an expert that is full")
     jitter: float = fields.option(0.01, "spread of the factors on the router's input in training, around 1", "1")
     bias_rate: float = fields.option(
-        0.001, "how far the bias of an expert moves after a step, by its load", "score a step")
+        0.001, "how far the bias of an expert moves after a step, by its load", "score per step")
     n_groups: int = fields.option(1, "nodes that the experts are on, for top_groups; not those of --groups", "groups")
     top_groups: int = fields.option(1, "groups in which a token may have experts", "groups")
     gate_scale: float = fields.option(1.0, "factor on the gates", "1")
@@ -108,11 +108,11 @@ class ModelConfig:
         return self.d_dense or (self.top_k + self.n_shared_experts) * self.d_hidden
 
     def finer(self, finer):
-        """The same with fine-grained experts: `finer` times as many, `finer` times as narrow, `finer` times as many a
-        token.  Parameters and FLOPs of the experts stay; the ways to combine them grow.
+        """The same with fine-grained experts: `finer` times as many, `finer` times as narrow, `finer` times as many
+        per token.  Parameters and FLOPs of the experts stay; the ways to combine them grow.
 
                                                         [DeepSeekMoE, arXiv:2401.06066, sec. 3.1]
-        Raises ValueError if the width cannot be divided so, or the router knows one number of experts a token alone.
+        Raises ValueError if the width cannot be divided so, or the router knows only one number of experts per token.
         """
         whole = isinstance(finer, int) and finer >= 1
         fields.require(whole and self.d_hidden % finer == 0, "finer", finer, f"must divide d_hidden = {self.d_hidden}")
@@ -124,5 +124,5 @@ class ModelConfig:
 
     @property
     def gates_sum_to_one(self):
-        """Whether gates are renormalised, with the default filled in: yes for two or more experts a token."""
+        """Whether gates are renormalised, with the default filled in: yes for two or more experts per token."""
         return self.top_k >= 2 if self.renormalize is None else self.renormalize

@@ -86,7 +86,7 @@ ROOM = {"dropless": dict(capacity_factor=None)} | {
 
 
 def layer_cases():
-    """Name -> ModelConfig of every way that a MoE layer can be set up: router x gates and K x capacity and drop order;
+    """Name -> ModelConfig of every way that an MoE layer can be set up: router x gates and K x capacity and drop order;
     and each option of a router or a layer."""
     base = dict(vocab_size=7, d_model=10, n_heads=1, n_layers=1, d_hidden=6, n_experts=4)
     cases = {}

@@ -85,7 +85,7 @@ def check_flips(config=SMALL, seed=0):
 
 
 def flips(before, after):
-    """Number of assignments that two lists of Routings, one a layer, decide differently: expert, or kept or not."""
+    """Number of assignments that two lists of Routings, one per layer, decide differently: expert, or kept or not."""
     return sum(int(((a.expert_A != b.expert_A) | (a.kept_A != b.kept_A)).sum())
                for a, b in zip(before, after, strict=True))
 

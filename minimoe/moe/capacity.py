@@ -16,7 +16,7 @@ from minimoe.moe.routing import require_rng
 
 
 def capacity(n_assignments, n_tokens, n_experts, factor):
-    """Slots an expert has: C = clip(ceil(factor * K * T / E), 1, T), with K * T the number of assignments.
+    """Slots of an expert: C = clip(ceil(factor * K * T / E), 1, T), with K * T the number of assignments.
 
     The factor is read as the decimal number that was typed, so 1.1 * 200 / 4 is 55 slots, not 56 by rounding error.
     Switch and some ports leave K out; others round down.  factor None is dropless: returns None.
@@ -37,10 +37,14 @@ def rules(config, training):
 def keep_forward(routing, top_k, factor, order, rng=None, replay=None):
     """Give every assignment a slot in its expert's queue, and keep those within the capacity.
 
-    top_k: K, which sets the capacity, even if a router sent some tokens to fewer experts.
-    factor: capacity factor; None keeps all.  order: a name of ORDERS.  rng: for "random".
-    replay: a Routing whose slots are taken instead.  Returns a Routing, cache.  Raises ValueError for order "random"
-    without rng.
+    Args:
+        routing: of a router, with no queue formed yet.
+        top_k: K, which sets the capacity, even if a router sent some tokens to fewer experts.
+        factor: capacity factor; None keeps all.
+        order: a name of ORDERS.
+        rng: numpy.random.Generator, for order "random".
+        replay: a Routing whose slots are taken instead.
+    Returns a Routing, cache.  Raises ValueError for order "random" without rng.
     """
     # without a limit every order keeps all, and only the rows of an expert change places
     n_tokens = int(routing.mask_T.sum())

@@ -37,10 +37,15 @@ class ExpertsCache(NamedTuple):
 
 
 def experts_forward(rows_ND, weights, count_E, n_slots=None):
-    """Each expert works on its own rows.  count_E: rows of each expert.  Returns out_ND, cache.
+    """Each expert works on its own rows.
 
-    n_slots: rows that each computes, zeros behind its own, as systems with buffers of a fixed size do: the numbers are
-    the same, the work is that of E * n_slots rows [GShard, arXiv:2006.16668, sec. 3.2].  None: its own rows alone.
+    Args:
+        rows_ND: the copied tokens, sorted by expert.
+        weights: name -> array, those of `weights`.
+        count_E: rows of each expert.
+        n_slots: rows that each computes, zeros after its own, as systems with buffers of a fixed size do: the numbers
+            are the same, the work is that of E * n_slots rows [GShard, arXiv:2006.16668, sec. 3.2].  None: its own.
+    Returns out_ND, cache.
     """
     w_gate_EDF, w_up_EDF, w_down_EFD = (weights[name] for name in NAMES)
     out_ND = np.empty(rows_ND.shape, np.result_type(rows_ND, w_gate_EDF, w_up_EDF, w_down_EFD))

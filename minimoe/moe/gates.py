@@ -11,7 +11,12 @@ import numpy as np
 def top_k_experts(score_TE, top_k, replay=None):
     """The K experts of each token with the highest scores, best first; equal scores go to the lowest number.
 
-    No gradient flows through a choice.  replay: a Routing whose choices are taken instead, where it has any.
+    No gradient flows through a choice.
+
+    Args:
+        score_TE: the larger, the better.
+        top_k: K.
+        replay: a Routing whose choices are taken instead, where it has any.
     Returns expert_TK.
     """
     lowest = np.finfo(score_TE.real.dtype).min
@@ -59,8 +64,13 @@ def gates_forward(score_TE, expert_TK, sent, renormalize):
         raw: g = s                                              [OLMoE, arXiv:2409.02060, sec. 2]
         renormalised: g = s / sum over the K chosen of s        [Mixtral, arXiv:2401.04088, sec. 2.1]
 
-    expert_TK: all different in a row.  sent: which choices become assignments, [T, K]; or mask_T, for all of a real
-    token's.  A choice that is not sent still counts in the sum.  Returns (token_A, expert_A, rank_A, gate_A), cache.
+    Args:
+        score_TE: from which the gates come.
+        expert_TK: the choices of each token, all different.
+        sent: which choices become assignments, [T, K]; or mask_T, for all choices of real tokens.  One that is not sent
+            still counts in the sum.
+        renormalize: whether gates are shares.
+    Returns (token_A, expert_A, rank_A, gate_A), cache.
     """
     token_A, expert_A, rank_A = assignments_by_token(expert_TK, sent)
     rows_T1 = np.arange(len(score_TE))[:, None]

@@ -37,9 +37,14 @@ def moe_forward(x_TD, weights, config, tokens, training=False, rng=None, replay=
 
         y_t = sum over the kept experts e of t of gate_te * SwiGLU_e(x_t)       [Shazeer 2017, arXiv:1701.06538, eq. 1]
 
-    tokens: Tokens, which tokens they are.  training: whether noise, capacity and drop order of training apply.
-    rng: numpy.random.Generator, for routers with noise and drop_order "random", in training.  replay: for checks alone,
-    a Routing whose decisions (choices and slots) are taken over, so that they cannot flip.
+    Args:
+        x_TD: the normalised tokens.
+        weights: name -> array, those of `weights`.
+        config: ModelConfig.
+        tokens: Tokens, which tokens they are.
+        training: whether noise, capacity and drop order of training apply.
+        rng: numpy.random.Generator, for routers with noise and drop_order "random", in training.
+        replay: only for checks, a Routing whose decisions (choices and slots) are taken over, so that they cannot flip.
     Returns (y_TD, Routing), cache.
     """
     factor, order = capacity.rules(config, training)
@@ -60,8 +65,11 @@ def moe_forward(x_TD, weights, config, tokens, training=False, rng=None, replay=
 def moe_backward(dy_TD, grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.
 
-    grad: RoutingGrad, the pull of the auxiliary losses on the router.  A token's gradient has two parts: through the
-    experts that worked on it, and through the router that chose them.
+    Args:
+        dy_TD: gradient of the output.
+        grad: RoutingGrad, the pull of the auxiliary losses on the router.
+        cache: MoECache.
+    A token's gradient has two parts: through the experts that worked on it, and through the router that chose them.
     """
     dout_ND, dgate_N = dispatch.combine_backward(dy_TD, cache.combine)
     drows_ND, dexperts = experts.experts_backward(dout_ND, cache.experts)

@@ -1,6 +1,6 @@
 """Routing is data: which token goes to which expert, with what gate, to which slot, and whether there was room.
 
-A router makes this record; capacity clears `kept_A`; everything else reads it.  One row an assignment:
+A router makes this record; capacity clears `kept_A`; everything else reads it.  One row per assignment:
 
     assignment   token  rank  expert  gate  slot  kept
              0       0     0       3  0.71     0  True
@@ -22,7 +22,7 @@ class Tokens:
     """The T tokens that a layer sees, sequence by sequence: which are padding, where each stands, what it is.
 
     mask_T: False for padding.   sequence_T: the number of each token's sequence, from 0.
-    position_T: its place in the sequence, from 0.   id_T: its number in the vocabulary; None where nobody knows it.
+    position_T: its place in the sequence, from 0.   id_T: its number in the vocabulary; None where it is unknown.
     """
 
     mask_T: np.ndarray
@@ -58,7 +58,7 @@ class Tokens:
 class Routing:
     """The decisions of one MoE layer on T tokens, as A assignments of a token to an expert.
 
-    token_A, expert_A: who goes where; the experts of a token are distinct.
+    token_A, expert_A: which token goes to which expert; the experts of a token are distinct.
     rank_A: 0 for a token's first choice, 1 for its second, ...; a token has each rank at most once.
     gate_A: the weight of the expert's output in the token's.
     slot_A: place in the expert's queue, from 0.   kept_A: whether that place is within the capacity.
@@ -192,7 +192,7 @@ class RoutingGrad(NamedTuple):
 
 
 def zero_gradient(routing):
-    """The RoutingGrad of a Routing that nobody pulls at."""
+    """The RoutingGrad of a Routing at which nothing pulls."""
     dgate_A, zeros_TE = np.zeros_like(routing.gate_A), np.zeros_like(routing.prob_TE)
     return RoutingGrad(dgate_A, zeros_TE, zeros_TE, zeros_TE)
 

@@ -24,7 +24,7 @@ TINY = 1e-12
 
 
 def slots_per_expert(config):
-    """C, so that the experts do as much work as with K of them a token, on the longest sequence."""
+    """C, so that the experts do as much work as with K of them per token, on the longest sequence."""
     return max(1, config.top_k * config.max_sequence // config.n_experts)
 
 
@@ -58,7 +58,11 @@ def soft_forward(x_TD, weights, tokens):
         y = sum over slots of combine * expert(slot),  combine = softmax of the logits over slots
 
                                                         [Puigcerver 2023, arXiv:2308.00951, sec. 2.1 and 2.3]
-    Padding is in no slot.  Returns y_TD, cache.
+    Args:
+        x_TD: the normalised tokens.
+        weights: name -> array, those of `weights`.
+        tokens: Tokens, which tokens they are; padding is in no slot.
+    Returns y_TD, cache.
     """
     (D, E, C), B = weights["w_slot_DEC"].shape, tokens.n_sequences
     x_BSD = x_TD.reshape(B, -1, D)

@@ -24,7 +24,7 @@ class Summary(NamedTuple):
 
 
 def summarize(routings):
-    """The Summary of a batch.  routings: one Routing a layer."""
+    """The Summary of a batch.  routings: one Routing per layer."""
     return Summary(
         np.array([r.load_E for r in routings]),
         np.array([drop_rate(r) for r in routings]),
@@ -60,7 +60,7 @@ def margin(routing):
 
 
 def logit_size(routing):
-    """Mean over tokens of max_e |logit|, in nats: 0 for a router that has said nothing yet.
+    """Mean over tokens of max_e |logit|, in nats: 0 for a router that prefers nothing yet.
 
     Not the spread max - min, which the softmax sees: a constant added to all logits changes no choice, but costs the
     same digits (bfloat16 rounds numbers above 16 to multiples of 1/8).  Not the root of the z-loss: that is log E for
@@ -113,7 +113,7 @@ def mutual_information(counts):
 
 
 def chosen(routing):
-    """Who goes where, before capacity: True where a token has an expert.  Returns chosen_TE."""
+    """Which token goes where, before capacity: True where a token has an expert.  Returns chosen_TE."""
     chosen_TE = np.zeros((routing.n_tokens, routing.n_experts), bool)
     chosen_TE[routing.token_A, routing.expert_A] = True
     return chosen_TE
@@ -124,7 +124,7 @@ def churn(before_TE, after_TE):
 
                                         [1 - router saturation of OLMoE, arXiv:2409.02060, sec. 5.1]
     before_TE, after_TE: `chosen` of the same tokens at two times.  For K = 1 it is the share of tokens that have moved;
-    for more, unlike that share, it does not grow with K.  0 where nobody has an expert.
+    for more, unlike that share, it does not grow with K.  0 where no token has an expert.
     """
     return float((after_TE & ~before_TE).sum() / max(after_TE.sum(), 1))
 

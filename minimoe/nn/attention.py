@@ -46,8 +46,12 @@ class AttentionCache(NamedTuple):
 def attention_forward(x_BSD, weights, rope, past=None):
     """Mix each token with the tokens before it.
 
-    rope: `rope_table` of the positions.  past: (k_BGMP, v_BGMP) of an earlier call whose tokens come before these; None
-    at the start of a text.  Returns y_BSD, cache.
+    Args:
+        x_BSD: the normalised tokens.
+        weights: name -> array, those of `weights`.
+        rope: `rope_table` of the positions.
+        past: (k_BGMP, v_BGMP) of an earlier call whose tokens come before these; None at the start of a text.
+    Returns y_BSD, cache.
     """
     q_BHSP, split_q = split_heads_forward(x_BSD, weights["w_q_DHP"])
     k_BGSP, split_k = split_heads_forward(x_BSD, weights["w_k_DGP"])

@@ -85,7 +85,11 @@ def rmsnorm_forward(x_TD, gain_D, eps):
 
         y = gain * x / sqrt(mean_D(x^2) + eps)          [Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4]
 
-    eps: added to the mean square, in the square of x's unit.  Returns y_TD, cache.
+    Args:
+        x_TD: the tokens.
+        gain_D: what each number of a scaled token is multiplied by.
+        eps: added to the mean square, in the square of x's unit.
+    Returns y_TD, cache.
     """
     square_T = np.einsum("td,td->t", x_TD, x_TD)  # sums of products without the products in memory
     scale_T1 = 1 / np.sqrt(square_T / x_TD.shape[1] + eps)[:, None]
@@ -156,7 +160,13 @@ def swiglu_forward(x_TD, w_gate_DF, w_up_DF, w_down_FD):
 
 
 def swiglu_backward(dy_TD, cache, out=(None, None, None)):
-    """Gradients of x_TD, w_gate_DF, w_up_DF and w_down_FD.  out: where to write those of the weights; None: new."""
+    """Gradients of x_TD, w_gate_DF, w_up_DF and w_down_FD.
+
+    Args:
+        dy_TD: gradient of the output.
+        cache: SwiGLUCache.
+        out: three arrays to write the gradients of the weights to; None makes a new one.
+    """
     kept = cache.activation
     h_TF = kept.gate * kept.sigmoid * kept.up  # made again, which is cheaper than to keep it
     dw_down_FD = np.matmul(h_TF.T, dy_TD, out=out[2])
@@ -200,7 +210,10 @@ class CrossEntropyCache(NamedTuple):
 def cross_entropy_forward(logit_TV, target_T, weight_T):
     """Weighted mean of -log softmax(logit)[target], in nats per token.
 
-    target_T: whole numbers in [0, V).  weight_T: the weight of each token, sums to 1; 0 for padding.
+    Args:
+        logit_TV: of each token.
+        target_T: the token that came, whole numbers in [0, V).
+        weight_T: the weight of each token, sums to 1; 0 for padding.
     Returns the loss, cache.
     """
     rows_T = np.arange(len(target_T))

@@ -25,7 +25,7 @@ def losses(parts, routings):
     routings: of each group of the last micro-batch, for its drops.
     """
     values = {"ce": np.mean([part.ce for part in parts]), "balance": np.mean([part.balance for part in parts]),
-              "z": np.mean([part.z for part in parts]), "drop": np.mean([drop(of_group) for of_group in routings])}
+              "z": np.mean([part.z for part in parts]), "drop": np.mean([drop(group) for group in routings])}
     return values | {name: np.mean([part.auxiliary[name] for part in parts]) for name in parts[0].auxiliary}
 
 
@@ -42,10 +42,10 @@ def routed(routings, train_config):
     drop_sequence [L, B / groups]: by place in the group, where sequences queue for the same slots.
     """
     queue = train_config.batch // train_config.groups
-    rows = [{name.split("_")[0]: value for name, value in telemetry.summarize(of_group)._asdict().items()} | {
-        "drop_position": drop_position(of_group, train_config.sequence),
-        "drop_sequence": _by_layer([telemetry.drop_by_label(r, r.tokens.sequence_T, queue) for r in of_group], queue)}
-        for of_group in routings]
+    rows = [{name.split("_")[0]: value for name, value in telemetry.summarize(group)._asdict().items()} | {
+        "drop_position": drop_position(group, train_config.sequence),
+        "drop_sequence": _by_layer([telemetry.drop_by_label(r, r.tokens.sequence_T, queue) for r in group], queue)}
+        for group in routings]
     means = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
     return means | {"dead": np.array([np.sum(load_E == 0) for load_E in means["load"]])}
 
@@ -79,7 +79,7 @@ def gradients(grads, pulls, config):
         return {}
     rows = []
     for place, i in enumerate(config.moe_layers):
-        own = [np.mean([of_batch[place][name] for of_batch in pulls], axis=0) for name in names]
+        own = [np.mean([group[place][name] for group in pulls], axis=0) for name in names]
         router, work = ([grads[f"layers.{i}.moe.{name}"] for name in part] for part in (names, experts.NAMES))
         rows.append((_length(own), _length([w - o for w, o in zip(router, own, strict=True)]), _length(work)))
     return dict(zip(("grad_own", "grad_gates", "grad_experts"), _by_layer(rows, 3).T, strict=True))
@@ -91,15 +91,15 @@ def counts(routings, domain, sizes):
     sizes: how many values "token" (of the vocabulary), "position", "domain" and "expert" have.
     Returns a dict of label -> counts [L, values, E].
     """
-    label_of = {"token": lambda r: r.tokens.id_T, "position": lambda r: r.tokens.position_T,
-                "domain": lambda r: np.full(r.n_tokens, domain)}
-    return {label: _by_layer([telemetry.count_by_label(r, of(r), sizes[label]) for r in routings],
-                             sizes[label], sizes["expert"]) for label, of in label_of.items()}
+    labels = {"token": lambda r: r.tokens.id_T, "position": lambda r: r.tokens.position_T,
+              "domain": lambda r: np.full(r.n_tokens, domain)}
+    return {name: _by_layer([telemetry.count_by_label(r, label(r), sizes[name]) for r in routings],
+                            sizes[name], sizes["expert"]) for name, label in labels.items()}
 
 
 def information(total):
     """What an assignment's expert tells of its token, position and domain, [L] each, nats.  total: sum of `counts`."""
-    return {f"information_{label}": np.array([telemetry.mutual_information(of_layer) for of_layer in count])
+    return {f"information_{label}": np.array([telemetry.mutual_information(layer) for layer in count])
             for label, count in total.items()}
 
 
@@ -125,7 +125,7 @@ def describe_routers(history, layers=None):
 
 
 def _by_layer(rows, *shape):
-    """One row a layer, each of the shape, even where there is no layer."""
+    """One row per layer, each of the shape, even where there is no layer."""
     return np.array(rows).reshape(len(rows), *shape)
 
 

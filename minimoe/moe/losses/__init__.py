@@ -49,7 +49,7 @@ LOSSES = {
                  load_forward, load_backward, "dchance_TE", kept_scores=4),
     "sequence": Loss("balance loss of each sequence by itself (DeepSeek-V3)",
                      sequence_forward, sequence_backward, "dprob_TE", kept_scores=1),
-    "device": Loss("balance loss of groups of experts, one a device (DeepSeekMoE)",
+    "device": Loss("balance loss of groups of experts, one per device (DeepSeekMoE)",
                    device_forward, device_backward, "dprob_TE"),
     "entropy": Loss("what the router's entropy lacks of the largest possible, so that it stays unsure",
                     entropy_forward, entropy_backward, "dprob_TE", kept_scores=1),
@@ -73,8 +73,8 @@ def auxiliary_forward(routing, config, load_E=None):
     load_E: see `balance_forward`.  Returns a dict of name -> loss, cache.
     """
     arguments = {"balance": (load_E,), "device": (config.n_devices,)}
-    asked = [name for name, coef in config.loss_coefs.items() if coef > 0 or name in ALWAYS]
-    pairs = {name: LOSSES[name].forward(routing, *arguments.get(name, ())) for name in asked}
+    names = [name for name, coef in config.loss_coefs.items() if coef > 0 or name in ALWAYS]
+    pairs = {name: LOSSES[name].forward(routing, *arguments.get(name, ())) for name in names}
     caches = {name: cache for name, (_, cache) in pairs.items()}
     return {name: loss for name, (loss, _) in pairs.items()}, AuxiliaryCache(routing, caches)
 

@@ -64,12 +64,12 @@ def sequence_backward(dloss, cache):
 
 
 def device_forward(routing, n_devices):
-    """The balance loss of groups of experts, one a device: devices have to be even, experts within one need not.
+    """The balance loss of groups of experts, one per device: devices have to be even, experts within one need not.
 
         L = sum_i f'_i P'_i,   f'_i = mean over the device's experts of E f_e,   P'_i = sum over them of P_e
 
                                                         [DeepSeekMoE, arXiv:2401.06066, sec. 3.3]
-    n_devices: must divide E.  1 when devices are even; with one expert a device it is the balance loss, with one
+    n_devices: must divide E.  1 when devices are even; with one expert per device it is the balance loss, with one
     device always 1.  Returns the loss (1), cache.
     """
     by_device = (routing.n_experts * routing.load_E).reshape(n_devices, -1)

@@ -12,7 +12,7 @@ FACTS = Facts(
     forward_scores=4,
     backward_scores=0,
     explorer=Rule(numbers=lambda routing, weights: {"choice_TE": mixed(routing.tokens.id_T, routing.n_experts)},
-                  equal_gates=True, chosen_by="lot of the character"),
+                  equal_gates=True, chosen_by="draw for the character"),
 )
 
 

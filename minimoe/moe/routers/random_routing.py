@@ -5,14 +5,14 @@ from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import hash_layers
 
 FACTS = Facts(
-    summary="control: experts by lot",
-    evaluation="a fixed lot for each position in the sequence",
+    summary="control: experts at random",
+    evaluation="a fixed random draw for each position in the sequence",
     matrices=0,
     forward_scores=2,
     backward_scores=0,
     explorer=Rule(numbers=lambda routing, weights: {
         "choice_TE": hash_layers.mixed(routing.tokens.position_T, routing.n_experts)},
-        equal_gates=True, chosen_by="lot of the place"),
+        equal_gates=True, chosen_by="draw for the place"),
 )
 
 weights = hash_layers.weights
