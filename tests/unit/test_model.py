@@ -206,7 +206,8 @@ def test_after_a_step_the_biases_of_layers_with_a_router_move_by_their_own_loads
 def test_the_gradient_is_a_multiple_of_that_of_the_objective_and_of_one_expert_that_of_the_dense_model():
     _, cache = model.objective_forward(gradcheck.random_params(CONFIG), *batch_of(), CONFIG)
     grads = model.objective_backward(1.0, cache)
-    cases.assert_same_gradients(model.objective_backward(-3.0, cache), {name: -3 * grad for name, grad in grads.items()})
+    expected = {name: -3 * grad for name, grad in grads.items()}
+    cases.assert_same_gradients(model.objective_backward(-3.0, cache), expected)
     config = DROPLESS["one expert"]
     result, grads = step(gradcheck.random_params(config), *batch_of(), config)
     assert result.total == result.ce and not grads["layers.0.moe.w_router_DE"].any()
