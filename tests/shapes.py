@@ -25,6 +25,19 @@ ELSEWHERE = {
 """Operation that is applied to other axes too -> letters that have sizes of their own in it; ... for leading axes."""
 
 
+def codes(file):
+    """The code of a file, and of each function, class and comprehension in it."""
+    found = [compile(Path(file).read_text(), str(file), "exec")]
+    for code in found:
+        found += [const for const in code.co_consts if hasattr(const, "co_code")]
+    return found
+
+
+def functions(file):
+    """Each function and class of a file, as "module.name"."""
+    return {f"{Path(file).stem}.{code.co_qualname}" for code in codes(file)}
+
+
 def suffix(name):
     """The letters of a name's shape; None of a name without."""
     match = SUFFIX.fullmatch(name)
@@ -33,11 +46,8 @@ def suffix(name):
 
 def suffixed_locals(file):
     """(file, first line, name) of each suffixed argument and local variable of each function in a file."""
-    codes = [compile(Path(file).read_text(), str(file), "exec")]
-    for code in codes:
-        codes += [const for const in code.co_consts if hasattr(const, "co_code")]
     return {(str(file), code.co_firstlineno, name)
-            for code in codes for name in code.co_varnames + code.co_cellvars if suffix(name)}
+            for code in codes(file) for name in code.co_varnames + code.co_cellvars if suffix(name)}
 
 
 def parts(value):
@@ -110,23 +120,26 @@ class Tracer:
         free = ELSEWHERE.get(re.sub("_(forward|backward)$", "", where), "")
         sizes = {letter: size for letter, size in self.sizes.items() if letter not in free}
 
-        def check(named, place, sizes):
-            for name, value in named:
-                wrong = lie(name, value, sizes, "..." in free) if suffix(name) and value is not None else None
-                if wrong:
-                    self.lies.setdefault(f"{place}: {name}", wrong)
+        leading, known = "..." in free, {}
 
         def look(frame, event, result):
-            here = frame.f_locals
-            check(here.items(), where, sizes)
-            self.seen |= {(code.co_filename, code.co_firstlineno, name) for name in here if here[name] is not None}
+            new = {name: value for name, value in frame.f_locals.items() if known.get(name) is not value}
+            known.update(new)
+            self._check(new.items(), where, sizes, leading)
+            self.seen |= {(code.co_filename, code.co_firstlineno, name) for name in new}
             if event == "return" and result is not None:
-                check(_promised(code, result), f"what {where} returns", sizes)
+                self._check(_promised(code, result), f"what {where} returns", sizes, leading)
                 for inside in containers(result):
-                    check(inside.items(), f"in what {where} returns", dict(self.sizes))
+                    self._check(inside.items(), f"in what {where} returns", dict(self.sizes), leading)
             return look
 
         return look
+
+    def _check(self, named, place, sizes, leading):
+        for name, value in named:
+            wrong = lie(name, value, sizes, leading) if suffix(name) and value is not None else None
+            if wrong:
+                self.lies.setdefault(f"{place}: {name}", wrong)
 
 
 def _promised(code, result):

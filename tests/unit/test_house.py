@@ -1,0 +1,321 @@
+"""The rules of the house, held for every file: what may import what, what stands where, what only a router's page
+knows, and what no file does."""
+
+import ast
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minimoe
+from minimoe.config import ModelConfig, TrainConfig
+from minimoe.moe import losses, routers
+from tests import shapes
+
+ROOT = Path(minimoe.__file__).parent
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+CORE = [name for name in TREES if name.startswith(("nn/", "moe/")) or name == "model.py"]
+NODES = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree)]
+FUNCTIONS = [(file, node) for file, node in NODES if isinstance(node, ast.FunctionDef)]
+
+FLOORS = {"parameters": 0, "files": 0, "terminal": 0, "nn": 1, "moe": 2, "config": 2.5, "model": 3, "batches": 3.5,
+          "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5, "cost": 5, "": 5.5, "plots": 6, "analysis": 7,
+          "experiments": 8, "course": 9, "cli": 10, "__main__": 11}
+"""A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""
+
+
+def assert_none(violations):
+    violations = sorted(set(violations))
+    assert not violations, "\n" + "\n".join(violations)
+
+
+def nodes(kind, files=TREES):
+    """(file:line, node) of every syntax node of a kind."""
+    return [(f"{file}:{node.lineno}", node) for file, node in NODES if isinstance(node, kind) and file in files]
+
+
+def room(file):
+    """The part of the house that a file is in: a folder, or the file itself; "" is the face."""
+    return file.split("/")[0].removesuffix(".py").replace("__init__", "")
+
+
+def floor(file):
+    return FLOORS.get(room(file), 12)
+
+
+def file_of(module):
+    """The file of a dotted name within minimoe; a name that is no module is looked up in what it is taken from."""
+    parts = module.split(".")[1:]
+    while parts:
+        for file in ("/".join(parts) + ".py", "/".join(parts) + "/__init__.py"):
+            if file in TREES:
+                return file
+        parts = parts[:-1]
+    return "__init__.py"
+
+
+def imports(file, tree):
+    """The files of minimoe that a file imports, at its head or inside functions."""
+    package = ["minimoe", *file.split("/")[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[:len(package) + 1 - node.level] if node.level else []
+            modules = [".".join([*above, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        else:
+            continue
+        yield from (file_of(module) for module in modules if module.split(".")[0] == "minimoe")
+
+
+def goes_up(file, target):
+    own_folder = "/" in file and room(file) == room(target)
+    return not own_folder and floor(target) >= floor(file)
+
+
+def test_imports_go_down():
+    assert_none(f"{file}: unknown; give {room(file)!r} a floor in FLOORS" for file in TREES if room(file) not in FLOORS)
+    assert_none(f"{file} (floor {floor(file)}) imports {target} (floor {floor(target)})"
+                for file, tree in TREES.items() for target in imports(file, tree) if goes_up(file, target))
+
+
+def test_an_import_is_found_however_it_is_written_and_up_and_down_are_told_apart():
+    for source in ("from minimoe import model", "import minimoe.model", "from minimoe.model import forward",
+                   "from .. import model", "from ..model import forward", "def f():\n    from minimoe import model"):
+        assert list(imports("nn/ops.py", ast.parse(source))) == ["model.py"]
+    assert list(imports("cli/train.py", ast.parse("from minimoe import ModelConfig"))) == ["__init__.py"]
+    for file, target, up in (
+            ("nn/ops.py", "moe/layer.py", True), ("nn/ops.py", "nn/attention.py", False),
+            ("moe/layer.py", "config/model.py", True), ("config/model.py", "moe/layer.py", False),
+            ("parameters.py", "files.py", True), ("model.py", "nn/ops.py", False), ("model.py", "__init__.py", True),
+            ("cli/train.py", "__init__.py", False), ("__init__.py", "generation/sampling.py", False),
+            ("__init__.py", "cli.py", True)):
+        assert goes_up(file, target) == up
+
+
+def test_importing_minimoe_needs_numpy_alone():
+    code = ("import sys; before = set(sys.modules); import minimoe; "
+            "print(*{name.split('.')[0] for name in sys.modules.keys() - before "
+            "if getattr(sys.modules[name], '__file__', None)})")
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) - sys.stdlib_module_names == {"minimoe", "numpy"}
+
+
+@pytest.mark.parametrize("file", [file for file in TREES if Path(file).name == "__init__.py"])
+def test_the_docstring_of_a_folder_is_its_map(file):
+    """A line for each file and folder in it, indented by 4: name, spaces, what it is."""
+    folder = (ROOT / file).parent
+    inside = [path.stem for path in folder.iterdir() if path.suffix == ".py" and not path.name.startswith("__")]
+    inside += [path.parent.name for path in folder.glob("*/__init__.py")]
+    lines = (ROOT / file).read_text().split('"""')[1].splitlines()
+    assert sorted(line.split()[0] for line in lines if re.match(r" {4}\w+ {2,}\S", line)) == sorted(inside)
+
+
+def is_forward(file, function):
+    return file in CORE and (function.name.endswith("_forward")
+                             or file.startswith("moe/routers/") and function.name == "forward")
+
+
+def test_a_backward_stands_directly_beneath_its_forward_whose_docstring_tells_of_the_cache():
+    for file in CORE:
+        defined = [node for node in TREES[file].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names, forwards = [node.name for node in defined], [node.name for node in defined if is_forward(file, node)]
+        backwards = [name for name in names if name.endswith("_backward") or name == "backward"]
+        assert backwards == [name.replace("forward", "backward") for name in forwards], file
+        assert [names[names.index(name) + 1] for name in forwards] == backwards, file
+    assert_none(f"{file}: {function.name}" for file, function in FUNCTIONS
+                if is_forward(file, function) and "cache" not in ast.get_docstring(function))
+
+
+def test_a_router_is_a_page_and_a_line_in_the_table():
+    pages = {f"minimoe.moe.routers.{path.stem}" for path in (ROOT / "moe/routers").glob("[!_]*.py")}
+    assert sorted(page.__name__ for page in routers.ROUTERS.values()) == sorted(pages | {"minimoe.moe.soft"})
+
+
+@pytest.mark.parametrize("page", routers.ROUTERS.values(), ids=routers.ROUTERS)
+def test_the_facts_of_a_router_are_complete_and_agree(page):
+    facts, fields = page.FACTS, {field.name: field for field in dataclasses.fields(ModelConfig)}
+    assert facts.causal_in_evaluation or not facts.causal  # evaluation looks at no more than training
+    assert facts.summary and facts.evaluation and facts.explorer.choice in ("best", "turn", "experts", "recorded")
+    assert facts.losses.keys() <= losses.LOSSES.keys() and min(facts.losses.values(), default=1) > 0
+    assert set(facts.options) <= fields.keys()
+    if not facts.soft:
+        weights = page.weights(ModelConfig(), 1.0)
+        assert sum(len(w.shape) == 2 for w in weights.values()) == facts.matrices
+        assert ("bias_E" in weights) == facts.has_bias
+        assert all(callable(getattr(page, name)) for name in ("forward", "backward"))
+
+
+def asked(node):
+    """The names of routers that a syntax node looks up or compares with."""
+    parts = {ast.Compare: lambda: [node.left, *node.comparators], ast.Dict: lambda: node.keys}.get(type(node), list)()
+    inside = [part for whole in parts if whole for part in getattr(whole, "elts", [whole])]
+    named = {part.value for part in inside if isinstance(part, ast.Constant)}
+    return named & routers.ROUTERS.keys() - {"soft", "random"}
+
+
+def test_only_its_own_page_knows_a_router():
+    """Others ask for its facts.  ("soft" is also a kind of layer, "random" a drop order.)"""
+    for line in ("a == 'switch'", "'switch' != a", "a in ('b', 'switch')", "{'switch': 1}"):
+        assert asked(ast.parse(line).body[0].value) == {"switch"}
+    rooms = {"config", "nn", "moe", "model", "batches", "gradcheck", "generation", "training", "cost", "analysis"}
+    assert_none(f"{where}: {name}" for where, node in nodes((ast.Compare, ast.Dict)) for name in asked(node)
+                if room(where) in rooms and where.split(":")[0] != "moe/routers/__init__.py")
+
+
+MADE_UP = '''
+"""Made up: the K experts with the lowest scores, their gates the probabilities."""
+
+from minimoe.moe import gates, routing
+from minimoe.moe.facts import Facts
+from minimoe.moe.routers import softmax_topk
+from minimoe.nn import ops
+
+FACTS = Facts(summary="the lowest scores", losses=dict(balance=0.01))
+
+weights = softmax_topk.weights
+
+
+def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
+    """Returns a Routing, cache."""
+    logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
+    prob_TE, softmax = ops.softmax_forward(logit_TE)
+    expert_TK = gates.top_k_experts(-logit_TE, config.top_k, replay)
+    assigned, weighed = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
+            softmax_topk.SoftmaxTopKCache(linear, softmax, weighed))
+
+
+def backward(grad, cache):
+    """Gradients of x_TD and, as a dict, of the weights."""
+    return softmax_topk.backward(grad, cache)
+'''
+MADE_UP_LINE = '    "made_up": "routers.made_up",\n'
+USE_IT = """
+from minimoe import cli, gradcheck
+from minimoe.moe import routers
+from minimoe.training import checkpoint
+
+assert cli.main(["train", "--router", "made_up", "--clusters", "--preset", "tiny", "--n-steps", "2"]) == 0
+assert checkpoint.load("runs/train/checkpoint.npz").model_config.router == "made_up"
+assert cli.main(["generate", "--run", "runs/train", "--n-tokens", "5"]) == 0
+made_up = [config for config in gradcheck.layer_cases().values() if config.router == "made_up"]
+assert len(made_up) == 15  # K of 1, 2 and all, each with and without capacity, which has four drop orders
+assert all(gradcheck.check_layer(config).ok for config in made_up[::4])
+assert gradcheck.check_layer(made_up[5], one_by_one=True).rows[-1].length > 0
+"""
+
+
+def test_a_new_router_needs_its_file_and_its_line_alone(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "minimoe", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "minimoe/moe/routers/made_up.py").write_text(MADE_UP)
+    table = tmp_path / "minimoe/moe/routers/__init__.py"
+    table.write_text(table.read_text().replace("PAGES = {\n", "PAGES = {\n" + MADE_UP_LINE))
+    run = subprocess.run([sys.executable, "-c", USE_IT], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_letter_of_a_suffix_is_in_the_key():
+    """The key is in the docstring of minimoe."""
+    key = set(re.findall(r"   ([A-Z1]) (?:= [^a-z]+ )?[a-z]", minimoe.__doc__))
+    assert set("BSTDHGPMQVLEKFJCZANR1") == key
+    assert_none(f"{file}: {match[0]}" for file in TREES
+                for match in shapes.SUFFIX.finditer((ROOT / file).read_text()) if not set(match[1]) <= key)
+
+
+NOT_ANALYTIC = {"abs", "absolute", "fabs", "maximum", "minimum", "fmax", "fmin", "clip", "sign", "hypot", "norm",
+                "angle", "conj", "conjugate", "vdot"}
+OF_REAL_NUMBERS = {
+    "moe/routers/sigmoid_bias.py": {"after_step"},
+    "moe/linear_assignment.py": {"balanced_assignment", "_best_move", "_prices", "_moves", "_shortest_paths"},
+    "moe/routers/sinkhorn.py": {"plan"},
+}
+"""Functions that choose or count, and so get real numbers alone: no gradient flows through them."""
+
+
+def test_the_forward_is_analytic():
+    """But for functions that get real numbers alone; and telemetry, which only reads a Routing."""
+    assert_none(f"{file}:{node.lineno}: {name}" for file in CORE if file != "moe/telemetry.py"
+                for part in TREES[file].body if getattr(part, "name", None) not in OF_REAL_NUMBERS.get(file, ())
+                for node in ast.walk(part) if isinstance(node, ast.Call)
+                if (name := ast.unparse(node.func).split(".")[-1]) in NOT_ANALYTIC)
+
+
+def test_ties_go_to_the_lowest_index():
+    calls = [(where, ast.unparse(node)) for where, node in nodes(ast.Call)]
+    assert_none(f"{where}: {call}" for where, call in calls
+                if re.match(r".*\.argpartition\(", call)
+                or re.match(r"[\w.]+\.argsort\(", call) and "kind='stable'" not in call)
+
+
+def test_randomness_is_a_generator_and_nothing_is_asserted():
+    """Neither NumPy's global generator nor Python's."""
+    used = [(where, ast.unparse(node)) for where, node in nodes(ast.Attribute)]
+    assert_none(f"{where}: {name}" for where, name in used if re.fullmatch(r"np\.random\.\w+", name)
+                and name not in ("np.random.default_rng", "np.random.Generator"))
+    assert_none(where for where, node in nodes((ast.Import, ast.ImportFrom))
+                if "random" in [getattr(node, "module", None), *(alias.name for alias in node.names)])
+    assert_none(where for where, _ in nodes(ast.Assert))
+
+
+CHANGES = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear",
+           "sort", "reverse", "fill"}
+
+
+def written_names(function):
+    """The names whose entries, attributes or contents a function changes."""
+    for node in ast.walk(function):
+        stored = isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load)
+        if stored or isinstance(node, ast.Attribute) and node.attr in CHANGES:
+            while isinstance(node, (ast.Subscript, ast.Attribute)):
+                node = node.value
+            yield ast.unparse(node)
+
+
+def test_no_function_writes_to_its_module():
+    for line in ("A[0] = 1", "A.b = 1", "A[B].c[0] += 1", "del A[0]", "A.b.append(1)"):
+        assert list(written_names(ast.parse(line))) == ["A"]
+    assert_none(where for where, _ in nodes(ast.Global))
+    for file, function in FUNCTIONS:
+        constants = {name.id for node in TREES[file].body if isinstance(node, (ast.Assign, ast.AnnAssign))
+                     for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+        assert_none(f"{file}: {function.name} changes {name}" for name in written_names(function) if name in constants)
+
+
+def test_only_the_programs_print():
+    programs = {"cli", "plots", "experiments", "course", "__main__"}
+    others = {file for file in TREES if room(file) not in programs and file != "training/progress.py"}
+    assert_none(where for where, node in nodes(ast.Name, others) if node.id == "print")
+
+
+def public(tree):
+    """(name, node) of a file's public functions and classes, and of the classes' public methods."""
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from ((f"{node.name}.{name}", method) for name, method in public(node))
+
+
+def test_what_is_public_explains_itself():
+    assert_none(file for file, tree in TREES.items() if not ast.get_docstring(tree))
+    assert_none(f"{file}: {name}" for file, tree in TREES.items() for name, node in public(tree)
+                if not ast.get_docstring(node))
+    assert_none(field.name for config in (ModelConfig, TrainConfig) for field in dataclasses.fields(config)
+                if not field.metadata.get("help"))
+
+
+def test_functions_and_files_are_short():
+    lengths = {f"{file}: {node.name}": (node.end_lineno - node.lineno + 1, 60) for file, node in FUNCTIONS}
+    lengths |= {file: (len((ROOT / file).read_text().splitlines()), 300) for file in TREES}
+    assert_none(f"{name}: {length} lines, at most {most}" for name, (length, most) in lengths.items() if length > most)
+
+
+def test_there_is_no_file_for_odds_and_ends_and_requirements_are_floors():
+    assert not list(ROOT.rglob("util*"))
+    lines = (ROOT.parent / "requirements.txt").read_text().splitlines()
+    assert_none(line for line in lines if not re.fullmatch(r"[a-z]+>=[0-9.]+", line))
