@@ -11,7 +11,7 @@ from minimoe.config import ModelConfig
 from minimoe.moe import capacity, gates, losses, routers, routing
 from minimoe.moe.routing import Tokens
 
-FEW = settings(derandomize=True, deadline=None, max_examples=30)
+FEW = settings(derandomize=True, deadline=None, max_examples=20)
 """Enough examples for a space of small sizes and seeds."""
 EXPERTS = "w_gate_EDF", "w_up_EDF", "w_down_EFD"
 SIGHTLESS = "hash", "random", "uniform"

@@ -54,9 +54,8 @@ def dot(left, right):
 
 
 def slow_swiglu(x_D, w_gate_DF, w_up_DF, w_down_FD):
-    h_F = [dot(x_D, gate) * sigmoid(dot(x_D, gate)) * dot(x_D, up) for gate, up in zip(w_gate_DF.T, w_up_DF.T,
-                                                                                    strict=True)]
-    return [dot(h_F, w) for w in w_down_FD.T]
+    gate_F, up_F = [dot(x_D, w) for w in w_gate_DF.T], [dot(x_D, w) for w in w_up_DF.T]
+    return [dot([z * sigmoid(z) * up for z, up in zip(gate_F, up_F, strict=True)], w) for w in w_down_FD.T]
 
 
 SLOW = {
@@ -154,22 +153,14 @@ def test_rmsnorm_by_hand():
     """x = (1, 7): mean square 25, with eps = 11 it is 36, so unit = x / 6 and y = (2/6, 3*7/6).
 
     dy = (1, 0): dunit = (2, 0), its mean along unit is (2/6)/2 = 1/6,
-    dx = (2 - 1/36, -7/36) / 6 = (71/216, -7/216); dgain = dy * unit = (1/6, 0).
+    dx = (2 - 1/36, -7/36) / 6 = (71/216, -7/216); dgain = dy * unit = (1/6, 0).  Of nothing it makes nothing.
     """
+    assert not ops.rmsnorm_forward(np.zeros((1, 2)), np.ones(2), 1e-5)[0].any()
     y, cache = ops.rmsnorm_forward(np.array([[1.0, 7.0]]), np.array([2.0, 3.0]), 11)
     dx, dgain = ops.rmsnorm_backward(np.array([[1.0, 0.0]]), cache)
     np.testing.assert_allclose(y, [[1 / 3, 7 / 2]], 1e-15)
     np.testing.assert_allclose(dx, [[71 / 216, -7 / 216]], 1e-14)
     np.testing.assert_allclose(dgain, [1 / 6, 0], 1e-15)
-
-
-def test_rmsnorm_gives_every_token_the_same_size_but_nothing_stays_nothing():
-    """With gain 1 and next to no eps the mean square is 1, and a gradient along the token itself is lost."""
-    x_TD, _ = arrays_of("rmsnorm")
-    unit_TD, cache = ops.rmsnorm_forward(x_TD, np.ones(D), 1e-300)
-    np.testing.assert_allclose((unit_TD**2).mean(axis=1), 1, 1e-14)
-    np.testing.assert_allclose(ops.rmsnorm_backward(unit_TD, cache)[0], 0, atol=1e-14)
-    assert not ops.rmsnorm_forward(0 * x_TD, np.ones(D), 1e-5)[0].any()
 
 
 def test_silu_gate_by_hand():
