@@ -7,19 +7,9 @@ import numpy as np
 import pytest
 
 from minimoe.cost import all_to_all
-from minimoe.moe import capacity, routing
-from minimoe.moe.routing import Tokens
+from tests.unit.cost.covering import sent_to
 
-
-def sent_to(expert_TK, n_experts, mask_T=None, factor=None):
-    """The Routing of these choices: gates of 1/K, queues in the order of tokens."""
-    expert_TK = np.array(expert_TK)
-    mask_T = np.ones(len(expert_TK), bool) if mask_T is None else mask_T
-    unlimited = routing.scoreless_routing(expert_TK, Tokens.anonymous(mask_T), n_experts, float)
-    return capacity.keep_forward(unlimited, expert_TK.shape[1], factor, "position")[0]
-
-
-CHOICES = [[0, 1], [0, 1], [2, 3], [0, 3], [0, 1], [1, 0], [3, 2], [1, 0]]
+CHOICES = [[[0, 1], [0, 1], [2, 3], [0, 3], [0, 1], [1, 0], [3, 2], [1, 0]]]
 EXAMPLE = sent_to(CHOICES, 4)
 """Eight tokens, four experts.  On two ranks tokens 0 to 3 and experts 0, 1 are at home on the first:
 
@@ -37,29 +27,12 @@ SPEED = dict(d_hidden=5, link=60, flops=1100)
     # room for 1 * 16 / 4 = 4: expert 0 has 0, 1, 3, 4 and drops 5, 7; expert 1 has 0, 1, 4, 5 and drops 7
     (dict(factor=1), [[5, 3], [3, 2]], [[3, 2], [2, 1]]),
     # token 2 sent two to rank 1, and token 7 two to rank 0: padding sends nothing but has its place
-    (dict(mask_T=~np.isin(np.arange(8), (2, 7))), [[5, 1], [4, 2]], [[3, 1], [2, 1]]),
+    (dict(mask_BS=~np.isin([range(8)], (2, 7))), [[5, 1], [4, 2]], [[3, 1], [2, 1]]),
 ], ids=["all", "dropped", "padded"])
 def test_traffic_by_hand(options, often, once):
     for ranks in (2, np.int64(2)):
         np.testing.assert_array_equal(all_to_all.traffic(sent_to(CHOICES, 4, **options), ranks), often)
         np.testing.assert_array_equal(all_to_all.traffic(sent_to(CHOICES, 4, **options), ranks, once=True), once)
-
-
-@pytest.mark.parametrize("ranks", [1, 3, 12])
-def test_traffic_equals_a_loop_over_assignments(ranks):
-    chosen_TK = np.random.default_rng(0).random((36, 12)).argsort(axis=1)[:, :4]
-    r = sent_to(chosen_TK, 12, mask_T=np.arange(36) % 5 != 2, factor=0.6)
-    count, once = [[0] * ranks for _ in range(ranks)], [[0] * ranks for _ in range(ranks)]
-    homes = [rank for rank in range(ranks) for _ in range(36 // ranks)]
-    owners = [rank for rank in range(ranks) for _ in range(12 // ranks)]
-    seen = set()
-    for token, expert, kept in zip(r.token_A.tolist(), r.expert_A.tolist(), r.kept_A.tolist(), strict=True):
-        if kept:
-            count[homes[token]][owners[expert]] += 1
-            once[homes[token]][owners[expert]] += (token, owners[expert]) not in seen
-            seen.add((token, owners[expert]))
-    np.testing.assert_array_equal(all_to_all.traffic(r, ranks), count)
-    np.testing.assert_array_equal(all_to_all.traffic(r, ranks, once=True), once)
 
 
 def test_an_exchange_by_hand():
@@ -73,7 +46,7 @@ def test_an_exchange_by_hand():
     assert all_to_all.slowdown(e) == pytest.approx(7 / (57 / 11), rel=1e-15)
     # of three ranks the first receives from none, sends to both others and is the slowest; the third receives most
     for choices, moved in ([2, 0, 2, 1, 2, 2], ([1, 1, 0], [0, 0, 2])), ([1, 2, 1, 1, 2, 2], ([2, 0, 0], [0, 1, 1])):
-        e = all_to_all.exchange(sent_to([[e] for e in choices], 3), 3, 1, 1, d_hidden=1, link=1, flops=1)
+        e = all_to_all.exchange(sent_to([[[e] for e in choices]], 3), 3, 1, 1, d_hidden=1, link=1, flops=1)
         assert (e.sent_R.tolist(), e.received_R.tolist(), e.slowest.transfer) == (*moved, 2 * 2)
     # once: 2 vectors of 10 single bytes go one way, and 3 the other; the experts compute as many rows as before
     e = all_to_all.exchange(EXAMPLE, 2, 10, bytes_per_number=1, once=True, **SPEED)
@@ -88,17 +61,15 @@ def test_one_rank_sends_nothing_and_waits_for_none():
     assert e.imbalance == all_to_all.slowdown(e) == 1
     assert all_to_all.all_to_all_bytes(16, 10, 2, 1) == 0
     assert all_to_all.expected_vectors(4, 2, 1) == all_to_all.expected_vectors(4, 2, 1, once=True) == 0
-
-
-def test_nothing_but_padding_takes_no_time():
-    e = all_to_all.exchange(sent_to(CHOICES, 4, mask_T=np.zeros(8, bool)), 2, 10, **SPEED)
+    # nothing but padding takes no time
+    e = all_to_all.exchange(sent_to(CHOICES, 4, mask_BS=np.zeros((1, 8), bool)), 2, 10, **SPEED)
     assert e.sent_R.tolist() == e.received_R.tolist() == e.rows_R.tolist() == [0, 0]
     assert e.slowest.total == e.even.total == 0 and e.imbalance == all_to_all.slowdown(e) == 1
 
 
 def test_an_even_routing_sends_what_the_formulas_say():
     # 32 tokens of four ranks take 8 experts round-robin: each rank has 8 tokens, which go to all experts as often
-    r = sent_to([[t % 8, (t + 1) % 8] for t in range(32)], 8, factor=1)
+    r = sent_to([[[t % 8, (t + 1) % 8] for t in range(32)]], 8, factor=1)
     e = all_to_all.exchange(r, 4, 7, **SPEED)
     assert (all_to_all.traffic(r, 4) == 2 * 32 / 4**2).all()
     np.testing.assert_allclose([e.sent_R, e.received_R], 8 * all_to_all.expected_vectors(8, 2, 4) * 7 * 2, rtol=1e-15)
@@ -136,21 +107,20 @@ def test_ranks_that_cannot_be_are_refused():
         with pytest.raises(ValueError, match=f"^ranks = {ranks!r}: must {says}"):
             all_to_all.traffic(EXAMPLE, ranks)
     with pytest.raises(ValueError, match="^ranks = 4: must divide the 6 tokens"):
-        all_to_all.traffic(sent_to(CHOICES[:6], 4), 4)
+        all_to_all.traffic(sent_to([CHOICES[0][:6]], 4), 4)
     with pytest.raises(ValueError, match="^ranks = 4: must divide the 10 slots"):
         all_to_all.all_to_all_bytes(10, 7, 2, 4)
 
 
-GOOD = {
-    all_to_all.exchange: dict(routing=EXAMPLE, ranks=2, width=10, bytes_per_number=2, **SPEED),
-    all_to_all.all_to_all_bytes: dict(slots=8, width=10, bytes_per_number=2, ranks=2, all_to_alls=4),
-    all_to_all.expected_vectors: dict(n_experts=4, top_k=2, ranks=2),
-}
-
-
-@pytest.mark.parametrize("function, name, value", [
-    *((function, name, 0) for function, numbers in GOOD.items() for name in numbers if name != "routing"),
-    (all_to_all.exchange, "flops", math.nan), (all_to_all.expected_vectors, "top_k", 5)])
-def test_numbers_that_cannot_be_are_refused(function, name, value):
-    with pytest.raises(ValueError, match=f"^{name} = {value}: must be "):
-        function(**GOOD[function] | {name: value})
+def test_numbers_that_cannot_be_are_refused():
+    good = dict(width=10, bytes_per_number=2, **SPEED)
+    for name, value in (*((name, 0) for name in good), ("flops", math.nan)):
+        with pytest.raises(ValueError, match=f"^{name} = {value}: must be "):
+            all_to_all.exchange(EXAMPLE, 2, **good | {name: value})
+    good = dict(slots=8, width=10, bytes_per_number=2, ranks=2, all_to_alls=4)
+    for name in good:
+        with pytest.raises(ValueError, match=f"^{name} = 0: must be "):
+            all_to_all.all_to_all_bytes(**good | {name: 0})
+    for E, K, says in ((0, 2, "n_experts = 0"), (4, 0, "top_k = 0"), (4, 5, "top_k = 5: must be at most the 4 exper")):
+        with pytest.raises(ValueError, match=says):
+            all_to_all.expected_vectors(E, K, 2)

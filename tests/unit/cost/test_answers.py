@@ -147,13 +147,9 @@ def test_a_file_is_a_page_a_table_or_a_list_of_counts(answer, record, monkeypatc
     first, second = (block.splitlines() for block in answer("--file two.json").split("\n\n"))
     assert [row.split() for row in first[2:]] == [[name, "824", "824", "744"] for name in "ab"]
     assert [row.split() for row in second[2:]] == [[name, "664", "1", "-"] for name in "ab"]
-
-
-def test_the_list_has_every_key_and_what_each_counts(answer, record):
-    _, rows = (block.splitlines()[2:] for block in answer("--list").split("\n\n"))
-    assert [row.split()[0] for row in rows] == list(published.models())
-    assert [row.split(maxsplit=3)[3] for row in rows[:9:4]] == ["-", "8 of 64", "8 of 256 + 1"]
     assert record("--list") == [published.counts(model) for model in published.models().values()]
+    rows = answer("--list").split("\n\n")[1].splitlines()[2:]
+    assert [row.split()[0] for row in rows] == list(published.models()) and rows[8].endswith("8 of 256 + 1")
 
 
 def test_a_model_that_cannot_generate_has_no_costs_of_decoding(record, answer):

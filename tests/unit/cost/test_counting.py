@@ -71,14 +71,6 @@ def test_counting_leaves_the_array_and_its_numbers_alone():
     assert np.array(indices).tolist() == [[0, 0, 1, 1, 1], [1, 2, 0, 1, 2]] and halves[1].tolist() == [[3, 4, 5]]
 
 
-def test_each_count_has_its_own_notes():
-    first, second = [], []
-    once = cost.counted(np.ones((2, 3)), first.append)
-    (2 * cost.counted(once, second.append)) @ np.ones((3, 4))
-    once @ np.ones((3, 1))
-    assert first == [((2, 3), (3, 1))] and second == [((2, 3), (3, 4))]
-
-
 def test_the_place_of_every_product_of_a_router_and_a_dense_block_by_hand():
     # y = x W has one product forward, and backward dx = dy W^T and dW = x^T dy: 6 tokens, D = 4, 2 experts, width 7
     config = replace(TINY, n_layers=2, first_dense_layers=1, d_dense=7)

@@ -9,15 +9,14 @@ from minimoe import model
 from minimoe.cost import architecture, counting, deployment, ours, published
 from minimoe.cost.deployment import DecodeStep, Machine
 from minimoe.generation import decoding, sampling
-from minimoe.moe import capacity, routing
-from minimoe.moe.routing import Tokens
-from tests.unit.cost.covering import BY_ROUTER, SHAPES
+from tests.unit.cost.covering import BY_ROUTER, SHAPES, sent_to
 
 TINY = architecture.Architecture(
     vocab=5, d_model=4, n_layers=2, n_heads=2, n_kv_heads=1, n_routed_experts=4, top_k=2, expert_hidden=3,
     n_shared_experts=1, dense_first_layers=1, dense_ffn_hidden=7, pos="learned", ctx=6)
 """Weights: norms 2*2*4 + 4 = 20, attention 2 * (16 + 8 + 8 + 16) = 96, dense 3*28 = 84, router 16, an expert 3*12 = 36,
 the shared one as many, head 20; the embedding of 20 and the positions of 24 are looked up.  Cache 2 * 2 * 2 = 8."""
+MACHINE = Machine("by hand", bandwidth=100.0, flops=1000.0, memory=1e3, link=7.0, host=5.0)
 DENSE = architecture.Architecture(vocab=5, d_model=4, n_layers=2, n_heads=2, dense_ffn_hidden=7)
 
 
@@ -33,6 +32,8 @@ def test_bytes_that_a_step_reads_by_hand():
     # two layers of two heads attend to 5 keys and 5 values of width 2
     assert deployment.decode_flops(TINY, 5) == 2 * 324 + 2 * 2 * 2 * (2 + 2) * 5
     assert (step.flops, step.intensity) == (3 * (648 + 160), 3 * 808 / 1036)
+    # the slower of reading and computing counts: 300 bytes take 3 s, 1000 FLOPs one
+    assert [DecodeStep(200.0, 100.0, flops).seconds(MACHINE) for flops in (0, 3001, 9000)] == [3, 3.001, 9]
 
 
 def test_bytes_of_given_formats_and_experts():
@@ -95,36 +96,17 @@ def test_a_step_of_our_decoder_takes_as_many_flops_as_by_formula(case):
     assert found == deployment.decode_flops(ours.architecture(config), context) - left_out
 
 
-MACHINE = Machine("by hand", bandwidth=100.0, flops=1000.0, memory=1e3, link=7.0, host=5.0)
-
-
-def test_the_slower_of_reading_and_computing_is_the_time():
-    # 300 bytes take 3 s, 1000 FLOPs one
-    assert [DecodeStep(200.0, 100.0, flops).seconds(MACHINE) for flops in (0, 3001, 9000)] == [3, 3.001, 9]
-
-
-def by_trial(arch, machine, context, limit, **formats):
-    """The first batch of all whose step takes as long to compute as to read."""
-    for batch in range(1, limit + 1):
-        step = deployment.decode_step(arch, batch, context, **formats)
-        if step.flops / machine.flops >= step.bytes / machine.bandwidth:
-            return batch
-    return None
-
-
-@pytest.mark.parametrize("flops", [50.0, 500.0, 1500.0, 4000.0])
-def test_the_turning_batch_by_trial(flops):
-    machine, turns = MACHINE._replace(flops=flops), []
-    for arch, formats in ((TINY, dict(rest="float32", cache="float32")), (TINY, dict(experts="int4")), (DENSE, {})):
-        turns.append(deployment.turning_batch(arch, machine, 1, limit=300, **formats))
-        assert turns[-1] == by_trial(arch, machine, 1, 300, **formats)
-    assert (None in turns, 1 in turns) == (flops == 4000.0, flops == 50.0)
-
-
-def test_the_largest_batch_that_is_tried_counts():
-    turn = deployment.turning_batch(TINY, MACHINE, 1)
-    assert turn > 1
-    assert [deployment.turning_batch(TINY, MACHINE, 1, limit=limit) for limit in (turn, turn - 1)] == [turn, None]
+def test_the_turning_batch_by_hand():
+    # weights 2 * (20 + 128 + 168 + 20) = 672 bytes, 32 of cache per sequence; 2 * (128 + 168 + 20) + 32 = 664 FLOPs:
+    # n * 664 / F >= (672 + 32 n) / 100, so n >= 6.72 / (664 / F - 0.32)
+    for flops, turn in ((50.0, 1), (500.0, 7), (1000.0, 20), (2000.0, 560), (2100.0, None)):
+        assert deployment.turning_batch(DENSE, MACHINE._replace(flops=flops), 1) == turn
+    assert [deployment.turning_batch(DENSE, MACHINE, 1, limit=limit) for limit in (20, 19)] == [20, None]
+    formats = dict(rest="float32", experts="int4", cache="bf16")
+    turn = deployment.turning_batch(TINY, MACHINE, 1, **formats)
+    for batch, computes in ((turn, True), (turn - 1, False)):
+        step = deployment.decode_step(TINY, batch, 1, **formats)
+        assert (step.flops / 1000 >= step.bytes / 100) == computes
 
 
 def test_offloading_by_hand():
@@ -148,15 +130,6 @@ def test_data_sheets():
         "h100": (3.35e12, 989.4e12, 80e9, 450e9, 64e9), "a100": (2.039e12, 312e12, 80e9, 300e9, 32e9),
         "rtx4090": (1.008e12, 165.2e12, 24e9, 32e9, 32e9),
         "ddr5": (2 * 8 * 5.6e9, 8 * 64 * 4e9, 64e9, 16e9, 7e9)}
-
-
-def sent_to(expert_BSK, n_experts, factor=None):
-    """The Routing of sequences of choices."""
-    expert_BSK = np.array(expert_BSK)
-    B, S, K = expert_BSK.shape
-    unlimited = routing.scoreless_routing(expert_BSK.reshape(-1, K), Tokens.of_batch(np.zeros((B, S), int)), n_experts,
-                                          float)
-    return capacity.keep_forward(unlimited, K, factor, "position")[0]
 
 
 def test_distinct_experts_as_published():

@@ -9,9 +9,8 @@ from minimoe import model
 from minimoe.config import ModelConfig
 from minimoe.cost import architecture, counting, memory, ours, published
 from minimoe.generation import decoding
-from minimoe.moe.routers import ROUTERS
 from tests.cases import with_router
-from tests.unit.cost.covering import CONFIG, TINY
+from tests.unit.cost.covering import CONFIG, COVERING, TINY
 
 SPARSE = architecture.Architecture(vocab=5, d_model=4, n_layers=2, n_heads=2, n_kv_heads=1, n_routed_experts=4,
                                    top_k=2, expert_hidden=3, biases="experts", dense_first_layers=1, dense_ffn_hidden=7)
@@ -44,20 +43,13 @@ def test_training_takes_sixteen_bytes_per_parameter():
     assert memory.step_memory(TINY, batch=2, sequence=3)[:3] == (720, 720, 1440)
 
 
-@pytest.mark.parametrize("arch, numbers", [
-    (SPARSE, 2 * 1 * (2 + 2)),  # two layers, one key head of width 2, key and value
-    (replace(SPARSE, head_dim=5, n_kv_heads=None), 2 * 2 * (5 + 5)),
-    (published.find("mixtral-8x7b").arch, 32 * 2 * 8 * 128),
-    # DeepSeek-V2, table 1: as a GQA cache with 2.25 groups, 2 * 2.25 * 128 a layer
-    (published.find("deepseek-v3").arch, 61 * 2 * 2.25 * 128),
-    # 12 decoder layers, each with keys and values of its own sequence and of the encoder's, 12 heads of 64
-    (published.find("switch-base-8").arch, 12 * 2 * 2 * 12 * 64),
-], ids=["small", "wide heads", "mixtral", "deepseek", "switch"])
-def test_numbers_of_the_cache_by_hand(arch, numbers):
-    assert memory.kv_numbers(arch) == numbers
-
-
-def test_our_decoder_keeps_as_many_numbers():
+def test_numbers_of_the_cache():
+    # two layers, two key heads of width 5, key and value.  DeepSeek-V2, table 1: as a GQA cache with 2.25 groups.
+    # Switch: 12 decoder layers, each with keys and values of its own sequence and of the encoder's, 12 heads of 64
+    assert memory.kv_numbers(replace(SPARSE, head_dim=5, n_kv_heads=None)) == 2 * 2 * (5 + 5)
+    assert memory.kv_numbers(published.find("deepseek-v3").arch) == 61 * 2 * 2.25 * 128
+    assert memory.kv_numbers(published.find("switch-base-8").arch) == 12 * 2 * 2 * 12 * 64
+    # our decoder keeps as many
     config, room = ModelConfig(d_model=32, n_layers=3, n_kv_heads=2, d_hidden=8, n_experts=2), 7
     _, decoder = decoding.start(model.init_params(config), config, np.array([1, 2]), room)
     kept = sum(layer.k_GMP.size + layer.v_GMP.size for layer in decoder.layers)
@@ -90,22 +82,11 @@ def test_peak_is_the_most_at_once_each_time():
     assert not memory.tracemalloc.is_tracing()
 
 
-MIDDLE = ModelConfig(d_model=64, n_layers=2, n_heads=4, d_hidden=128, n_experts=8, top_k=2, max_sequence=64)
-WALKED = {name: with_router(MIDDLE, name) for name in ROUTERS} | {name: replace(MIDDLE, **fields) for name, fields in {
-    "dense": dict(first_dense_layers=2, d_dense=512),
-    "one expert": dict(n_experts=1, top_k=1),
-    "shared experts": dict(n_shared_experts=2),
-    "every second layer": dict(n_layers=4, moe_every=2),
-    "soft after dense": dict(router="soft", first_dense_layers=1, d_dense=300),
-    "soft, more slots": dict(router="soft", top_k=8, d_hidden=16),
-    "grouped heads": dict(n_kv_heads=1),
-    "large vocabulary, tied": dict(vocab_size=2000, tie_embeddings=True),
-    "dropped": dict(capacity_factor=0.6),
-    "padded": dict(capacity_factor=1.5, pad_experts=True),
-    "jitter": dict(router="switch", top_k=1, jitter=0.01),
-    "jitter beside shared experts": dict(router="switch", top_k=1, jitter=0.01, n_shared_experts=2),
-    "losses of each token": dict(sequence_coef=0.1, entropy_coef=0.1),
-}.items()}
+LARGER = dict(vocab_size=65, d_model=64, d_hidden=128, n_heads=4, max_sequence=64)
+WALKED = COVERING | {
+    "jitter": with_router(CONFIG, "switch", jitter=0.01),
+    "jitter and shared experts": with_router(CONFIG, "switch", jitter=0.01, n_shared_experts=2),
+    "losses of each token": replace(CONFIG, sequence_coef=0.1, entropy_coef=0.1)}
 LEFT_OUT = {"base": 0.02, "gshard": 0.02}
 """What the formula leaves out: gshard's random numbers and the scores of its second choice; base, with one expert per
 token, has so little else that the numbers of the tokens, their places and the rotations show."""
@@ -113,7 +94,7 @@ token, has so little else that the numbers of the tokens, their places and the r
 
 @pytest.mark.parametrize("case", WALKED)
 def test_activations_by_formula_are_those_of_the_caches(case):
-    config, batch, sequence = WALKED[case], 4, 64
+    config, batch, sequence = replace(WALKED[case], **LARGER), 4, 64
     rows = {i: r.run for i, r in counting.count(config, batch, sequence).rows.items()} if config.moe_layers else None
     walked = memory.step_memory(config, batch, sequence).activations
     found = 4 * memory.activation_numbers(config, batch, sequence, rows)

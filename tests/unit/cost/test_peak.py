@@ -46,18 +46,14 @@ def test_the_peak_of_a_training_step_is_as_by_formula(case):
     assert found == pytest.approx(traced, rel=0.05)  # 0.1 is what is promised
 
 
-MIDDLE = ModelConfig(d_model=64, n_layers=2, n_heads=4, d_hidden=128, n_experts=8, top_k=2, max_sequence=64)
-
-
-@pytest.mark.parametrize("groups, threads, copies, held", [
+def test_the_peak_of_groups_that_run_at_the_same_time():
+    size = 4 * sum(array.size for array in model.init_params(DEEP).values())
     # weights and two moments, a gradient for each group that runs, and one sum that waits
-    (1, 1, 4, 1), (2, 1, 5, 1), (2, 8, 5, 2), (4, 2, 6, 2)])
-def test_the_peak_of_groups_that_run_at_the_same_time(groups, threads, copies, held):
-    size = 4 * sum(array.size for array in model.init_params(MIDDLE).values())
-    of_group = peak.peak_formula(MIDDLE, 8 // groups, 64) - 4 * size
-    # of each group that is done, the Routings of two layers: two scores of 8 experts and 13 of each of 2 assignments
-    done = 4 * (groups - held) * 2 * (8 // groups * 64) * (2 * 8 + 13 * 2)
-    assert peak.peak_formula(MIDDLE, 8, 64, groups, threads) == copies * size + held * of_group + done
+    for groups, threads, copies, held in ((1, 1, 4, 1), (2, 1, 5, 1), (2, 8, 5, 2), (4, 2, 6, 2)):
+        of_group = peak.peak_formula(DEEP, 8 // groups, 64) - 4 * size
+        # of groups that are done the Routings of two layers: two scores of 8 experts, 13 of each of 2 assignments
+        done = 4 * (groups - held) * 2 * (8 // groups * 64) * (2 * 8 + 13 * 2)
+        assert peak.peak_formula(DEEP, 8, 64, groups, threads) == copies * size + held * of_group + done
 
 
 def test_the_moments_of_a_step_by_hand():
@@ -75,13 +71,11 @@ def test_the_moments_of_a_step_by_hand():
 HAND = replace(TINY, n_experts=4, router="base")
 
 
-def test_the_choice_of_a_router_can_be_the_fullest_part_of_its_layer():
+def test_the_fullest_part_of_a_layer_with_experts_by_hand():
     # T = 6.  to the end 60 + 48 + 24 + 6, head 24; experts 3*48 of weights, rows 2*24; four of 24, input twice 24
     assert peak.moments(HAND, 2, 3)["moe of layer 0"] == 138 + 24 + 144 + 48 + 4 * 24 + 2 * 24
-
-
-def test_dropped_rows_are_copied_once_more_to_be_added_up():
-    # hash has no gradient: of the 9 rows 2*36; to be added: 36, the sum and a choice of each token 24 each
+    # dropped rows are copied once more to be added up.  hash has no gradient: of the 9 rows 2*36; to be added: 36, the
+    # sum and a choice of each token 24 each
     config = replace(HAND, router="hash", top_k=2)
     assert peak.moments(config, 2, 3, {0: 9})["moe of layer 0"] == 60 + 48 + 24 + 12 + 24 + 144 + 72 + 36 + 48
 

@@ -51,17 +51,6 @@ def test_the_innermost_function_is_the_place(made_up):
         ("block_backward again", backward), ("attend_forward", (None, "attention", "forward"))]
 
 
-@pytest.mark.parametrize("calls, layers", [
-    ("fff bbb fff bbb", [0, 1, 2, 2, 1, 0] * 2),  # group after group
-    ("fff fff bbb bbb", [0, 1, 2, 0, 1, 2, 2, 1, 0, 2, 1, 0]),  # all groups forward before the first backward
-])
-def test_layers_count_up_forward_and_down_backward(made_up, calls, layers):
-    with places.watched(CONFIG, made_up.parts) as made_up.here:
-        for call in calls.replace(" ", ""):
-            (made_up.block_forward if call == "f" else made_up.block_backward)()
-    assert [place.layer for name, place in made_up.seen if name.startswith("attend")] == layers
-
-
 def test_leave_gets_the_place_each_time_that_it_is_about_to_change_also_after_an_error(made_up):
     before, left = {name: made_up.__dict__[name] for name in ("attend_forward", "block_forward", "clip")}, []
     rest, attend, clip = (0, "rest", "forward"), (0, "attention", "forward"), (None, "optimiser", "update")
