@@ -11,7 +11,7 @@ from minimoe.config import variants
 from minimoe.config.variants import DENSE_ACTIVE, DENSE_TOTAL, MOE
 from minimoe.experiments import tour
 from minimoe.plots import coloured_text, expert_load, loss_curves
-from minimoe.training import corpus, data, loop, record, runs
+from minimoe.training import corpus, data, loop, runs
 from tests import small
 
 MIB = 2 ** 20
@@ -192,15 +192,6 @@ def test_what_is_measured_of_a_run_and_what_its_step_costs(clusters):
     assert (result.forward_flops, result.training_flops) == (counted.forward_flops / 24, counted.training_flops / 24)
     assert result.memory == cost.step_memory(config, 3, 8) and result.peak > sum(result.memory[:3])
     assert result.memory.parameters == 4 * parameters.count(state.params)
-
-
-def test_the_router_is_described_layer_by_layer_at_its_last_record():
-    history = {"router_step": [1, 11], "router_entropy": [[9, 9], [1.25, 0.5]], "router_margin": [[9, 9], [0.125, 0]],
-               "router_dead": [[9, 9], [0, 3]]}
-    text = record.describe_routers(history, layers=(1, 3))
-    assert text.startswith("The router at step 11 (")
-    assert text.split("\n")[-2:] == ["  layer 1: entropy 1.25, margin 0.125, dead 0",
-                                     "  layer 3: entropy 0.50, margin 0.000, dead 3"]
 
 
 def test_widths_of_the_dense_models():

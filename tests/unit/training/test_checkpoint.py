@@ -147,7 +147,7 @@ def test_a_folder_is_checked_before_any_work_and_left_as_it_is(tmp_path, path):
 def test_a_write_that_fails_leaves_the_checkpoint_before_it_or_nothing(path, monkeypatch, module, function, error):
     whole, kinds = path.read_bytes(), (checkpoint.CheckpointError, KeyboardInterrupt)
     monkeypatch.setattr(module, function, mock.Mock(side_effect=error))
-    for attempt, kept in ((path, "; the checkpoint before it is whole"), (path.with_name("first") / path.name, "")):
+    for attempt, kept in ((path, "; the checkpoint before it is whole"), (path.parent / "a" / "b" / path.name, "")):
         with pytest.raises(kinds) as caught:
             checkpoint.save(attempt, NEW)
         if isinstance(error, OSError):

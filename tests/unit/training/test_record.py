@@ -7,7 +7,7 @@ import pytest
 
 from minimoe import batches, model
 from minimoe.moe import telemetry
-from minimoe.training import data, loop
+from minimoe.training import data, loop, record
 from tests import small
 
 PULLED = dict(balance_coef=5.0, z_coef=5.0)
@@ -93,3 +93,15 @@ def test_every_entry_of_a_name_has_one_shape_with_a_row_for_each_layer_that_rout
     shapes = {"router_drop_position": (L, 8), "router_drop_sequence": (L, 3), "eval_drop_position": (L, 8),
               "eval_load": (4, L, config.n_experts)}
     assert {name: history[name][0].shape for name in shapes} == shapes
+
+
+def test_the_router_is_described_layer_by_layer_at_its_last_record():
+    history = {"router_step": [1, 11], "router_entropy": [[9, 9], [1.25, 0.5]], "router_margin": [[9, 9], [0.125, 0]],
+               "router_dead": [[9, 9], [0, 3]]}
+    text = record.describe_routers(history, layers=(1, 3))
+    assert text.startswith("The router at step 11 (")
+    assert text.split("\n")[-2:] == ["  layer 1: entropy 1.25, margin 0.125, dead 0",
+                                     "  layer 3: entropy 0.50, margin 0.000, dead 3"]
+    assert record.describe_routers(history).split("\n")[-1].startswith("  layer 1: entropy 0.50")
+    nothing = {name: [[]] for name in history}
+    assert record.describe_routers(nothing) == "No layer has a router that assigns tokens."
