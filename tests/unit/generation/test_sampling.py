@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -54,24 +55,22 @@ def generate(prompt=(1, 2), n_tokens=20, config=CONTEXT, **options):
 @pytest.mark.parametrize("config, prompt", [
     (CONTEXT, [3, 1]), (CONTEXT, list(range(20))), (replace(small.MODEL, max_sequence=1), [3, 1])],
     ids=["a context of 7", "a long prompt", "a context of 1"])
-def test_each_logit_is_that_of_the_tokens_in_view_also_after_some_are_forgotten(config, prompt, monkeypatch):
-    seen, sample = [], sampling.sample
-    monkeypatch.setattr(sampling, "sample", lambda logit_V, *rest: seen.append(logit_V) or sample(logit_V, *rest))
-    text = generate(prompt, 25, config, temperature=0)
+def test_each_logit_is_that_of_the_tokens_in_view_also_after_some_are_forgotten(config, prompt):
+    with mock.patch.object(sampling, "sample", wraps=sampling.sample) as sample:
+        text = generate(prompt, 25, config, temperature=0)
     expected, logits = slow_greedy(config, prompt, 25)
     assert text == expected and len(set(text[len(prompt):])) > 1
-    np.testing.assert_allclose(seen, logits, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose([call.args[0] for call in sample.call_args_list], logits, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("max_sequence, n_tokens, rooms, places", [
     # a context of 7 for 2 + 10 tokens: the eighth is too many, so 7 // 2 = 3 are read again, and it goes on from there
     (7, 10, [7, 7], [2, 3, 4, 5, 6, 3, 4, 5]), (7, 5, [7], [2, 3, 4, 5]), (10**6, 5, [7], [2, 3, 4, 5])])
-def test_a_prompt_is_read_at_once_and_each_new_token_once(max_sequence, n_tokens, rooms, places, monkeypatch):
-    starts, steps, start, step = [], [], decoding.start, decoding.step
-    monkeypatch.setattr(decoding, "start", lambda *given: starts.append(given[-1]) or start(*given))
-    monkeypatch.setattr(decoding, "step", lambda *given: steps.append(given[-1]) or step(*given))
-    assert len(generate([3, 1], n_tokens, replace(small.MODEL, max_sequence=max_sequence))) == 2 + n_tokens
-    assert (starts, steps) == (rooms, places)
+def test_a_prompt_is_read_at_once_and_each_new_token_once(max_sequence, n_tokens, rooms, places):
+    with (mock.patch.object(decoding, "start", wraps=decoding.start) as start,
+          mock.patch.object(decoding, "step", wraps=decoding.step) as step):
+        assert len(generate([3, 1], n_tokens, replace(small.MODEL, max_sequence=max_sequence))) == 2 + n_tokens
+    assert [[call.args[-1] for call in called.call_args_list] for called in (start, step)] == [rooms, places]
 
 
 def test_the_text_is_the_prompt_and_what_the_stream_draws_by_the_seed():

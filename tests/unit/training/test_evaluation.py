@@ -1,7 +1,7 @@
 """Evaluation: the same pieces of the held-out text at every call, and numbers equal to loops over its routings."""
 
-import itertools
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ DROPS = replace(small.MODEL, eval_capacity_factor=0.7)
 PARAMS = small.in_float64(small.new()).params
 
 
-def routed_batches(config):
+def routed_batches(config, params=PARAMS):
     """(domain, batch, routings) of an evaluation: two batches of each of four texts, drawn as evaluation draws them."""
     for domain, stream in enumerate(small.CORPUS.held_out):
         rng = np.random.default_rng(0)
         for _ in range(2):
             batch = data.sample([stream], rng, TRAINING.batch, TRAINING.sequence)
-            yield domain, batch, model.forward(PARAMS, batch.tokens_BS, config)[1]
+            yield domain, batch, model.forward(params, batch.tokens_BS, config)[1]
 
 
 def test_losses_by_hand_on_texts_of_one_character():
@@ -66,28 +66,21 @@ def test_counts_equal_a_loop_over_all_assignments():
                                              (replace(small.MODEL, n_experts=9), 2)], ids=["top k", "choice", "nine"])
 def test_the_experts_of_the_first_tokens_of_each_domain_are_kept_as_bits(config, n_bytes, monkeypatch):
     monkeypatch.setattr(record, "PROBE", 5)
-    params = small.new(config).params
-    firsts = [data.sample([stream], np.random.default_rng(0), 3, 8).tokens_BS for stream in small.CORPUS.held_out]
-    routings = [model.forward(params, tokens_BS, config)[1] for tokens_BS in firsts]
+    params = small.in_float64(small.new(config)).params
+    firsts = list(routed_batches(config, params))[::2]
+    expected = [[telemetry.chosen(r)[:5] for r in routings] for _, _, routings in firsts]
     packed = evaluation.evaluate(params, small.CORPUS, config, TRAINING)["experts"]
     assert packed.dtype == np.uint8 and packed.shape == (2, 4 * 5, n_bytes)
-    for layer, rows in enumerate(np.unpackbits(packed, axis=2, count=config.n_experts).reshape(2, 4, 5, -1)):
-        for domain, chosen in enumerate(rows.tolist()):
-            pairs = set(zip(routings[domain][layer].token_A, routings[domain][layer].expert_A, strict=True))
-            assert chosen == [[(token, expert) in pairs for expert in range(config.n_experts)] for token in range(5)]
+    unpacked = np.unpackbits(packed, axis=2, count=config.n_experts)
+    np.testing.assert_array_equal(unpacked, np.concatenate(expected, axis=1))
 
 
-@pytest.mark.parametrize("eval_batches, per_domain", [(4, 1), (5, 2), (1, 1)])
-def test_batches_are_spread_over_the_domains(eval_batches, per_domain, monkeypatch):
-    drawn, sample = [], data.sample
-
-    def noted(streams, *rest):
-        drawn.append(streams[0][0] // 8)  # which alphabet
-        return sample(streams, *rest)
-
-    monkeypatch.setattr(data, "sample", noted)
-    evaluation.evaluate(PARAMS, small.CORPUS, small.MODEL, replace(TRAINING, eval_batches=eval_batches))
-    assert [len(list(group)) for _, group in itertools.groupby(drawn)] == [per_domain] * 4
+@pytest.mark.parametrize("eval_batches, domains", [(4, [0, 1, 2, 3]), (5, [0, 0, 1, 1, 2, 2, 3, 3]), (1, [0, 1, 2, 3])])
+def test_batches_are_spread_over_the_domains(eval_batches, domains):
+    with mock.patch.object(data, "sample", wraps=data.sample) as sample:
+        evaluation.evaluate(PARAMS, small.CORPUS, small.MODEL, replace(TRAINING, eval_batches=eval_batches))
+    assert [call.args[0][0] is small.CORPUS.held_out[domain]
+            for call, domain in zip(sample.call_args_list, domains, strict=True)] == [True] * len(domains)
 
 
 @pytest.mark.parametrize("config", [small.RANDOM_DROPS, small.BY_ROUTER["noisy_topk"]], ids=["random drops", "noise"])

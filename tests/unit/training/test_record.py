@@ -10,8 +10,6 @@ from minimoe.moe import telemetry
 from minimoe.training import data, loop, record
 from tests import small
 
-PULLED = dict(balance_coef=5.0, z_coef=5.0)
-
 
 def gradients_of_a_step(state, config):
     """The mean gradients of the first two micro-batches, with other weights of losses."""
@@ -29,7 +27,7 @@ def length(grads, layer, of_experts):
 @pytest.mark.parametrize("router", ["softmax_topk", "switch", "noisy_topk", "sigmoid_bias"])
 def test_gradients_of_the_router_are_told_apart_by_where_they_come_from(router):
     """In the last layer: what remains without auxiliary losses comes through the gates, what they add is its own."""
-    config = replace(small.BY_ROUTER[router], **PULLED)
+    config = replace(small.BY_ROUTER[router], balance_coef=5.0, z_coef=5.0)
     state = small.in_float64(small.new(config, accumulate=2))
     both = gradients_of_a_step(state, config)
     task = gradients_of_a_step(state, replace(config, **{f"{name}_coef": 0.0 for name in config.loss_coefs}))
@@ -93,6 +91,9 @@ def test_every_entry_of_a_name_has_one_shape_with_a_row_for_each_layer_that_rout
     shapes = {"router_drop_position": (L, 8), "router_drop_sequence": (L, 3), "eval_drop_position": (L, 8),
               "eval_load": (4, L, config.n_experts)}
     assert {name: history[name][0].shape for name in shapes} == shapes
+    if L == 0:
+        assert {len(history[name]) for name in ("balance", "z", "drop")} == {6}
+        assert set(history["balance"] + history["z"] + history["drop"] + history["eval_drop"]) == {0}
 
 
 def test_the_router_is_described_layer_by_layer_at_its_last_record():
