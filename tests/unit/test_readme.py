@@ -11,7 +11,7 @@ from minimoe import cli
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^python -m minimoe[^|\n#]*|`python -m minimoe([^`]*)`", README, re.MULTILINE)))
-MAP = re.findall(r"^\| \d \| `(minimoe/\S+)` \|", README, re.MULTILINE)
+MAP = re.findall(r"^\| \d+ \| `(minimoe/\S+)` \|", README, re.MULTILINE)
 
 
 def test_every_file_that_is_linked_exists():
@@ -20,11 +20,15 @@ def test_every_file_that_is_linked_exists():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_map_has_every_file_and_no_other():
-    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minimoe").rglob("*.py")
-             if path.name not in ("__init__.py", "__main__.py")}
-    assert {entry for entry in MAP if not (ROOT / entry).exists()} == set()
-    assert {file for file in files if not file.startswith(tuple(MAP))} == set()
+def test_the_map_has_every_room_and_no_other():
+    rooms = {f"minimoe/{path.name}" + "/" * path.is_dir() for path in (ROOT / "minimoe").iterdir()
+             if not path.name.startswith("__")}
+    assert len(MAP) == len(set(MAP)) and set(MAP) == rooms
+
+
+def test_every_file_that_is_named_exists():
+    named = re.findall(r"`((?:minimoe|tests|notebooks|figures)/[\w./*-]*)`", README)
+    assert len(named) > len(MAP) and [path for path in named if not list(ROOT.glob(path.removesuffix("/")))] == []
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "..." not in c])
