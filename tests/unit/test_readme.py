@@ -10,7 +10,7 @@ from minimoe import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"^python -m minimoe[^|\n#]*|`python -m minimoe([^`]*)`", README, re.MULTILINE)))
+COMMANDS = sorted(set(re.findall(r"^python -m minimoe[^|\n#]*|`python -m minimoe(?!\.)([^`]*)`", README, re.MULTILINE)))
 MAP = re.findall(r"^\| \d+ \| `(minimoe/\S+)` \|", README, re.MULTILINE)
 
 
@@ -28,6 +28,7 @@ def test_the_map_has_every_room_and_no_other():
 
 def test_every_file_that_is_named_exists():
     named = re.findall(r"`((?:minimoe|tests|notebooks|figures)/[\w./*-]*)`", README)
+    named += [name.replace(".", "/") + ".py" for name in re.findall(r"python -m ((?:minimoe|tests)\.[\w.]+)", README)]
     assert len(named) > len(MAP) and [path for path in named if not list(ROOT.glob(path.removesuffix("/")))] == []
 
 
@@ -43,5 +44,5 @@ def test_the_python_example_runs(capsys):
 
 
 def test_the_first_test_command_is_what_continuous_integration_runs():
-    (command,) = re.findall(r"\.venv/bin/python (-m pytest .*)", README)
-    assert f'"$python" {command}' in (ROOT / ".ci/run").read_text()
+    (command,) = re.findall(r"\.venv/bin/python (-m pytest.*)", README)
+    assert f'"$python" {command}\n' in (ROOT / ".ci/run").read_text()
