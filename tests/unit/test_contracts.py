@@ -197,7 +197,7 @@ def test_the_operations_used_elsewhere_exist():
 
 
 OF_ANY_TYPE = {"Tokens.weight_T", "Routing.load_E", "mixed", *OF_REAL_NUMBERS["moe/linear_assignment.py"]}
-"""Functions whose numbers choose, count or weigh, in float64; what is computed with them gets the type of the inputs."""
+"""Functions whose numbers choose, count or weigh, in float64; what comes of them gets the type of the inputs."""
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

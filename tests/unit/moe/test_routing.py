@@ -132,7 +132,9 @@ def test_a_batch_of_padding_has_views_of_nothing():
     assert not np.any(r.one_hot()) and r.one_hot()[0].shape == (3, 2, 1)
 
 
-def test_weights_of_tokens_stay_real_when_probabilities_are_complex():
+def test_views_follow_the_type_of_the_router_but_weights_of_tokens_stay_real():
+    single = replace(EXAMPLE, gate_A=EXAMPLE.gate_A.astype(np.float32), prob_TE=EXAMPLE.prob_TE.astype(np.float32))
+    assert {array.dtype for array in (*single.one_hot(), single.weight_T)} == {np.dtype(np.float32)}
     assert replace(EXAMPLE, prob_TE=EXAMPLE.prob_TE.astype(complex)).weight_T.dtype == np.float64
 
 
