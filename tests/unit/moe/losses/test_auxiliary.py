@@ -48,7 +48,7 @@ def test_a_loss_is_returned_under_its_name_and_pulls_at_the_one_array_that_it_re
     value, cache = loss.forward(r, *{"device": (2,)}.get(name, ()))
     assert values(r, config)[name] == value
     pulled = dict(z="dlogit_TE", importance="dgate_A", load="dchance_TE").get(name, "dprob_TE")
-    expected = {of: 0 * pull for of, pull in pulls(r, config, {}).items()} | {pulled: loss.backward(3.0, cache)}
+    expected = {array: 0 * pull for array, pull in pulls(r, config, {}).items()} | {pulled: loss.backward(3.0, cache)}
     cases.assert_equal(pulls(r, config, {name: 3.0}), expected)
 
 
@@ -78,7 +78,7 @@ def test_pulls_add_up_and_a_loss_with_a_gradient_of_0_pulls_at_nothing():
     r, _ = routed(config)
     dlosses = {name: 0.3 + 0.1 * i for i, name in enumerate(losses.LOSSES)}
     parts = [pulls(r, config, {name: dloss}) for name, dloss in dlosses.items()]
-    cases.assert_close(pulls(r, config, dlosses), {of: sum(part[of] for part in parts) for of in parts[0]})
+    cases.assert_close(pulls(r, config, dlosses), {array: sum(part[array] for part in parts) for array in parts[0]})
     assert not any(pull.any() for pull in pulls(r, config, dict.fromkeys(losses.LOSSES, 0.0)).values())
 
 
@@ -87,11 +87,11 @@ def test_a_loss_depends_on_no_padding_and_on_no_capacity(name):
     config = weighted([name])
     (r, _), (padded, _) = routed(config), routed(config, n_padding=3)
     np.testing.assert_allclose(values(padded, config)[name], values(r, config)[name], rtol=1e-14)
-    for of, pull in pulls(padded, config, {name: 1.0}).items():
-        if of != "dgate_A":  # padding has no assignments
+    for array, pull in pulls(padded, config, {name: 1.0}).items():
+        if array != "dgate_A":  # padding has no assignments
             assert not pull.reshape(2, 8, 4)[:, 5:].any()
             pull = pull.reshape(2, 8, 4)[:, :5].reshape(10, 4)
-        np.testing.assert_allclose(pull, pulls(r, config, {name: 1.0})[of], rtol=1e-12, atol=1e-17, err_msg=of)
+        np.testing.assert_allclose(pull, pulls(r, config, {name: 1.0})[array], rtol=1e-12, atol=1e-17)
     limited, _ = capacity.keep_forward(r, 2, 0.3, "position")
     assert not limited.kept_A.all() and values(limited, config) == values(r, config)
 
