@@ -52,6 +52,10 @@ def test_every_convention_by_hand():
         np.testing.assert_allclose([*entry.gates, entry.balance, entry.even], [*gates, balance, even], rtol=1e-12,
                                    err_msg=name)
         assert convention.source and convention.order in capacity.ORDERS
+    assert {name: convention.coef for name, convention in rosetta.CONVENTIONS.items() if convention.coef} == {
+        "GShard (lingvo)": 0.01, "Switch (Mesh TF)": 0.01, "ST-MoE (Mesh TF)": 0.01, "Mixtral": 0.001,
+        "OLMoE (transformers)": 0.01, "OLMoE (training)": 0.01, "DeepSeek-V3": 0.0001, "MegaBlocks": 0.1,
+        "minimoe": 0.01}  # as published
 
 
 SLOTS = {  # T, E, K, factor -> what is not whole, and the slots of some systems
