@@ -14,7 +14,12 @@ from minimoe.moe import losses, routers
 
 
 class Format(NamedTuple):
-    """How numbers are stored.  bits: of one.  block: numbers that share a scale of `scale_bits`; 0 is none."""
+    """How numbers are stored.
+
+    bits: of one number.
+    block: how many numbers share a scale; 0 is no scale.
+    scale_bits: of a scale.
+    """
 
     bits: int
     block: int = 0
@@ -42,12 +47,18 @@ ROUTING_NUMBERS = 17
 """Of an assignment: seven whole numbers of 8 bytes (token, rank, expert twice, slot, rows twice), three of 4."""
 
 ADAM_BYTES = {"float32": 4 + 4 + 8, "mixed precision": 2 + 2 + 12}
-"""Bytes a parameter: weight, gradient, and what Adam keeps: two moments, in mixed precision also a float32 copy of the
-weight.  Both are 16 [ZeRO, arXiv:1910.02054, sec. 3.1]."""
+"""Bytes per parameter: weight, gradient, and what Adam keeps: two moments, in mixed precision also a float32 copy of
+the weight.  Both are 16 [ZeRO, arXiv:1910.02054, sec. 3.1]."""
 
 
 def weight_bytes(arch, rest="bf16", experts=None):
-    """Bytes of all weights.  rest: format of all but the matrices of the experts.  experts: theirs; None: the same."""
+    """Bytes of all weights.
+
+    Args:
+        arch: Architecture.
+        rest: format of all weights but the experts' matrices.
+        experts: format of the experts' matrices; None: the same.
+    """
     listed = parts.parts(arch)
     of_experts = sum(part.products * arch.n_routed_experts // arch.top_k for part in listed if part.name == "experts")
     total = sum(part.total for part in listed)
@@ -55,10 +66,10 @@ def weight_bytes(arch, rest="bf16", experts=None):
 
 
 def kv_numbers(arch):
-    """Numbers that the cache of keys and values keeps for each token: 2 G P a layer, or one latent vector.
+    """Numbers that the KV cache keeps for each token: 2 G P per layer, or one latent vector.
 
                                                         [DeepSeek-V2, arXiv:2405.04434, table 1]
-    With two stacks: of a token of the decoder's text and of one of the encoder's, in the decoder's layers.
+    With two stacks: of a token of the decoder's sequence and of one of the encoder's, in the decoder's layers.
     """
     if arch.mla is None:
         each = arch.kv_heads * (arch.query_width + arch.value_width)
@@ -70,7 +81,11 @@ def kv_numbers(arch):
 def activation_numbers(config, batch, sequence, rows=None):
     """Numbers that our forward pass keeps for its backward, in closed form: of float32, so times 4 bytes.
 
-    rows: layer -> rows that its experts compute; None is dropless, K a token.
+    Args:
+        config: ModelConfig.
+        batch: sequences.
+        sequence: S, tokens of each.
+        rows: layer -> rows that its experts compute; None is dropless, K per token.
     """
     D, H, G, P, S, T = (config.d_model, config.n_heads, config.kv_heads, config.d_head, sequence, batch * sequence)
     norm = 2 * T * D + T  # what was normalised, before the gain and after, and its scale
@@ -101,7 +116,13 @@ def routing_numbers(config, n_tokens):
 
 
 class Memory(NamedTuple):
-    """Bytes that a training step holds: the model, its gradients, AdamW's two moments, what the forward pass keeps."""
+    """Bytes that a training step holds.
+
+    parameters: of the model.
+    gradients: as many.
+    moments: AdamW's two.
+    activations: what the forward pass keeps for the backward.
+    """
 
     parameters: int
     gradients: int
@@ -110,7 +131,14 @@ class Memory(NamedTuple):
 
 
 def step_memory(config, batch, sequence, seed=0):
-    """Memory of a training step, the activations by walking the caches of one that ran."""
+    """Memory of a training step, the activations by walking the caches of one that ran.
+
+    Args:
+        config: ModelConfig.
+        batch: sequences.
+        sequence: tokens of each.
+        seed: of the parameters, the tokens, and what training draws at random.
+    """
     params = model.init_params(config, seed)
     rng = np.random.default_rng(seed)
     tokens_BS, targets_BS = rng.integers(0, config.vocab_size, (2, batch, sequence))

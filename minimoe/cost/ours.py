@@ -4,7 +4,7 @@ from minimoe.cost.architecture import Architecture
 from minimoe.moe import routers, soft
 
 WORDS = {0: "fixed", 1: None, 2: "noisy"}
-"""Matrices of a router -> what a description says of it."""
+"""Matrices of a router -> the word of a description for it."""
 
 
 def architecture(config):

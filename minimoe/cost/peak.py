@@ -25,14 +25,22 @@ def peak_formula(config, batch, sequence, groups=1, threads=1, accumulate=1, row
         weights, moments + sum of gradients that waits + what the groups keep that run at the same time
             + what each of them has made at its fullest moment (see `moments`) + Routings of groups that are done
 
-    The gradients of groups that are done wait as one sum beside those being made.  With `global_balance` all forward
-    passes are held at once.   accumulate: micro-batches, which are groups too.
-    rows: layer -> rows that the experts of one group compute; None is dropless.
+    The gradients of groups that are done wait as one sum next to those being made.  With `global_balance` all forward
+    passes are held at once.
+
+    Args:
+        config: ModelConfig.
+        batch: sequences of a micro-batch.
+        sequence: tokens of each.
+        groups: groups of a micro-batch.
+        threads: groups that run at the same time.
+        accumulate: micro-batches, which are groups too.
+        rows: layer -> rows that the experts of one group compute; None is dropless.
 
     Within 10 % of what is traced, but for three things that it cannot know.  Of a step of less than two megabytes,
-    Python's own objects are a part, and it says too little.  With `pad_experts` and many experts the busiest of them
-    says how many rows there are, which differs from batch to batch.  And it takes every expert to have as many rows as
-    the others: it says too little where one has most of them.
+    Python's own objects are a part, and the formula gives too little.  With `pad_experts` and many experts the busiest
+    of them decides how many rows there are, which differs from batch to batch.  And all experts are taken to have
+    equally many rows: the formula gives too little where one has most of them.
     """
     size, n_groups = sum(_sizes(config).values()), groups * accumulate
     at_once = min(n_groups, threads)
@@ -44,9 +52,9 @@ def peak_formula(config, batch, sequence, groups=1, threads=1, accumulate=1, row
 
 
 def moments(config, batch, sequence, rows=None):
-    """Numbers that the passes of one group hold beside weights and activations, at each moment that can be the fullest.
+    """Numbers that the passes of one group hold besides weights and activations, at each moment that can be fullest.
 
-    Returns moment -> numbers, those of the gradients made so far included.
+    Arguments are those of `peak_formula`, of one group.  Returns moment -> numbers, with the gradients made so far.
     """
     D, V, T, sizes = config.d_model, config.vocab_size, batch * sequence, _sizes(config)
     # to the end: logits and their gradient; gradients of the last norm's output and of a block's; of each Routing
@@ -57,9 +65,9 @@ def moments(config, batch, sequence, rows=None):
         kind = config.layer_kinds[i]
         feed_forward = {"dense": _dense, "moe": _moe, "soft": _soft}[kind](config, batch, sequence, i, rows)
         found[f"{kind} of layer {i}"] = held + made + feed_forward
-        made += _of(sizes, f"layers.{i}.{kind}.")
+        made += _sum_under(sizes, f"layers.{i}.{kind}.")
         found[f"attention of layer {i}"] = held + made + _attention(config, batch, sequence)
-        made += _of(sizes, f"layers.{i}.attention.")
+        made += _sum_under(sizes, f"layers.{i}.attention.")
     found["embedding"] = held + made + T * D + (min(T, V) + V) * D  # the rows sorted by token, their sums, its gradient
     if config.moe_layers:  # the forward pass of the last router, where experts and head have kept nothing yet
         n_rows, _ = _rows(config, T, config.moe_layers[-1], rows)
@@ -76,7 +84,7 @@ def _sizes(config):
     return {name: math.prod(weight.shape) for name, weight in model.weights(config).items()}
 
 
-def _of(sizes, prefix):
+def _sum_under(sizes, prefix):
     return sum(size for name, size in sizes.items() if name.startswith(prefix))
 
 
@@ -123,7 +131,7 @@ def _dense(config, batch, sequence, layer, rows):
 def _moe(config, batch, sequence, layer, rows):
     D, E, T, J = config.d_model, config.n_experts, batch * sequence, _shared_width(config)
     n_rows, n_kept = _rows(config, T, layer, rows)
-    n_one = n_rows // E  # of an expert, and beside what it makes its rows with empty slots, and the one's before it
+    n_one = n_rows // E  # of an expert; besides what it makes: its rows with empty slots, and the one's before it
     working = _swiglu(n_one, config.d_hidden, D) + n_one * D * (1 + config.pad_experts)
     fewer = n_kept < config.top_k * T or _facts(config).k_is_mean  # tokens with fewer than the most experts
     adding = n_kept * D * fewer + 2 * T * D  # the rows with one of zeros, the sum, a choice of each token

@@ -12,7 +12,12 @@ WAYS = ("forward", "backward", "update")
 
 
 class Place(NamedTuple):
-    """A part of a step.  layer: None outside of the layers.  part: as the caller names it.  way: of WAYS."""
+    """A part of a step.
+
+    layer: its place from 0; None outside of the layers.
+    part: as the caller names it.
+    way: one of WAYS.
+    """
 
     layer: int | None
     part: str
@@ -23,9 +28,13 @@ class Place(NamedTuple):
 def watched(config, parts, leave=lambda place: None):
     """Within it, in one thread, the functions of the parts are watched.
 
-    parts: name -> functions, as pairs of a module and a function's name, or of what a forward and its backward are both
-    called; the configuration's router comes to "router".  leave: called with the innermost open Place, or None, each
-    time it is about to change.  Yields a function that returns that Place.
+    Args:
+        config: ModelConfig; its router's functions are the part "router".
+        parts: name -> functions, as pairs of a module and a function's name, or the name that a forward and its
+            backward share.
+        leave: called with the innermost open Place, or None, each time it is about to change.
+
+    Yields a function that returns the innermost open Place.
     """
     entered, open_places = Counter(), []
 
