@@ -136,7 +136,7 @@ class Architecture:
     def _check_biases(self):
         moe = self.n_routed_experts > 0
         absent = {"norms": self.norm != "LayerNorm", "experts": not moe, "shared": self.n_shared_experts == 0,
-                  "router": not moe or self.router_matrices + self.soft_slots == 0, "head": self.tied_embeddings,
+                  "router": not moe or not (self.router_matrices or self.soft_slots), "head": self.tied_embeddings,
                   "dense": "dense" not in self.kinds}
         for word in str(self.biases).split("+"):  # named one by one: True and "all but" mean whatever is there
             check(not absent.get(word), "biases", self.biases, f"this model has no {word!r} that could have biases")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimoe import batches, cli
+from minimoe import cli, cost
 from minimoe import config as configs
 from minimoe.cost import answers, published
 from minimoe.training import checkpoint, corpus, data, loop
@@ -81,8 +81,7 @@ def record(answer):
     ("--bandwidth 0", ["--bandwidth 0", "finite number above 0"]), ("--flops inf", ["--flops inf", "finite number"]),
     ("--ranks 2", ["--ranks", "no use without --run"]), ("--list --batch 4", ["--batch", "no use with --list"]),
     ("--run limited --text words.txt --ranks 4", ["ranks = 4", "divide the 6 experts"]),
-    ("--run moe --text other.txt", ["the text is not the one"]),
-    ("--file strange.json", ["strange.json", "model 1", "small", "d_model = 8", "3"]),
+    ("--run moe --text other.txt", ["the text is not the one"]), ("--file strange.json", ["strange.json", "d_model"]),
     ("--list --format int8", ["--format", "no use with several models", "for a picture: --figure"]),
     ("--file one.json --json --machine a100", ["--machine", "no use with the counts of --json", "--figure"]),
 ])
@@ -121,7 +120,7 @@ def test_a_dense_model_is_called_one_and_its_idle_router_is_counted(answer, reco
     assert ran.get("router", {"forward": 0})["forward"] == 2 * 64 * 32 * routed
     assert ("router: with one dense block it has nothing to choose" in text) == (routed > 0)
     assert text.startswith("a dense model") and not re.search(r"expert|\bmoe\b", text, re.IGNORECASE)
-    assert all(row["distinct_experts"] == 0 for row in found["decode"]) and set(found["offload_half"]) == {0}
+    assert {row["distinct_experts"] for row in found["decode"]} == set(found["offload_half"]) == {0}
     assert found["memory"]["formats"] == ["float32"] * 2 and "routing" not in found
 
 
@@ -152,7 +151,7 @@ def test_a_file_is_a_page_a_table_or_a_list_of_counts(answer, record, monkeypatc
     assert [row.split()[0] for row in rows] == list(published.models()) and rows[8].endswith("8 of 256 + 1")
 
 
-def test_a_model_that_cannot_generate_has_no_costs_of_decoding(record, answer):
+def test_a_model_that_cannot_generate_has_no_costs_of_decoding(answer, record):
     found = record("--preset tiny --router expert_choice")
     assert (found["decode"], found["bytes_read"], found["offload_half"]) == ([], {}, [])
     text = " ".join(answer("--run soft --text words.txt --figure x.png").split())
@@ -164,24 +163,21 @@ def test_a_run_has_the_costs_of_its_own_routing(record, answer):
     n_tokens = 32 * (len(FILES["words.txt"]) // 10 // 32)
     assert [row["layer"] for row in found] == [0, 1]
     for row in found:
-        assert 0 < row["missed"] <= 1 and row["ranks"] == 4 and row["missed_if_even"] == 0.5
+        assert 0 < row["missed"] <= 1 and row["missed_if_even"] == 0.5
         assert row["texts"] == [1] and row["touched"] == row["touched_if_even"] == row["touched_by_lot"] == [2]
         assert 1 <= row["imbalance"] <= 4 and row["seconds"] >= row["seconds_if_even"] > 0
         # 4 experts on 4 devices, 2 a token: 1.5 of 2 vectors leave; tiny is 32 wide, in float32
-        assert row["sent_if_even"] == 4 * 32 * 1.5 * n_tokens
+        assert (row["ranks"], row["sent_if_even"]) == (4, 4 * 32 * 1.5 * n_tokens)
     assert "the run's own routing of held-out text" in answer("--run moe --text words.txt")
 
 
 def test_what_is_counted_of_a_run_is_its_own_work_on_its_own_text(record):
     found = record("--run limited --text words.txt")
     state = checkpoint.load("limited/checkpoint.npz")
-    config, training = state.model_config, state.train_config
-    text = data.build(corpus.from_files(["words.txt"]), training.sequence)
-    batch = data.sample(text.train, np.random.default_rng(0), training.batch, training.sequence)
-    cut = batches.cut(batch.tokens_BS, batch.targets_BS, training.groups)
-    routings = batches.gradients(state.params, cut, config, np.random.default_rng(0)).routings
-    kept = [sum(int(of_group[layer].kept_A.sum()) for of_group in routings) for layer in range(config.n_layers)]
-    assert [row["kept"] for row in found["counted"]["layers"]] == kept
+    text = data.build(corpus.from_files(["words.txt"]), 32)
+    tokens_BS = data.sample(text.train, np.random.default_rng(0), 2, 32).tokens_BS
+    ran = cost.count_run(state.params, tokens_BS, state.model_config, groups=2)
+    assert found["counted"]["layers"] == [{"layer": i, **rows._asdict()} for i, rows in ran.rows.items()]
     assert {row["ranks"] for row in found["routing"]} == {2}  # of 6 experts
 
 
@@ -190,5 +186,4 @@ def test_the_routing_of_a_run_is_read_from_all_domains_alike():
     found = answers._held_out(data.Corpus(None, ("a", "b"), streams, streams), 10)
     assert found.tolist() == np.arange(200).reshape(20, 10).tolist()
     many = [np.arange(1000)] * 65  # 64 sequences in all are enough; of very many domains each has one
-    assert len(answers._held_out(data.Corpus(None, "abc", many[:3], many[:3]), 10)) == 3 * 21
-    assert len(answers._held_out(data.Corpus(None, "a" * 65, many, many), 10)) == 65
+    assert [len(answers._held_out(data.Corpus(None, "a" * n, many[:n], many[:n]), 10)) for n in (3, 65)] == [63, 65]

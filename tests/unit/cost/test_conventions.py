@@ -13,12 +13,6 @@ def rows(arch, sequence):
     return {name: flops for name, _, flops in conventions.training_flops(arch, sequence)}
 
 
-def test_kaplan_has_two_flops_a_parameter_forward_and_six_in_training():
-    # N = 1000; attention: 2 * 3 layers * 5 tokens * 8 = 240
-    assert conventions.kaplan_forward(1000, 3, 5, 8) == 2000 + 240
-    assert conventions.kaplan(1000) == 6000
-
-
 def test_palm_agrees_with_its_table_21():
     # its N of 8.63e9 and 540.35e9 has the table of 256 000 tokens once
     for layers, d_model, heads, tera in ((32, 4096, 16, "0.055"), (118, 18432, 48, "3.28")):
@@ -35,7 +29,9 @@ def test_nanogpt_agrees_with_its_notebook():
     assert 1024 * found["PaLM"] == 875_062_886_400
 
 
-def test_chinchilla_term_by_term():
+def test_kaplan_and_chinchilla_term_by_term():
+    # N = 1000; attention: 2 * 3 layers * 5 tokens * 8 = 240
+    assert (conventions.kaplan_forward(1000, 3, 5, 8), conventions.kaplan(1000)) == (2000 + 240, 6000)
     # L = 1, d = 2, H = 3, Q = 5, hidden = 7, V = 11, T = 4: embedding 2 * 4 * 11 * 2 = 176; queries, keys and values
     # 6 * 4 * 2 * 15 = 720; logits 2 * 16 * 15 = 480; softmax 3 * 3 * 16 = 144; mean 480; out 2 * 4 * 15 * 2 = 240;
     # feed-forward 4 * 4 * 2 * 7 = 224; head 176

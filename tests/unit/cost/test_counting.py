@@ -104,6 +104,11 @@ def test_flops_are_added_up_by_way_part_and_layer():
         "FLOPs      forward  backward", "----------------------------", "attention    4,001        20",
         "dense          300         0", "head        50,000   600,000", "together    54,301   600,020",
         "4 tokens, 163,580 FLOPs per token"]
+    # experts of two layers with 2 of 6 rows and 1 of 3 in empty slots
+    work = {Place(0, "experts", "forward"): 60, Place(0, "experts", "backward"): 120, Place(0, "dense", "forward"): 999,
+            Place(2, "experts", "forward"): 30}
+    rows = {0: counting.Rows(9, 4, 6), 1: counting.Rows(0, 0, 0), 2: counting.Rows(3, 2, 3)}
+    assert cost.Cost(None, work, rows, 1).padding_flops == 180 // 6 * 2 + 30 // 3
 
 
 # Token t of a sequence goes to expert t modulo 3: of 4 tokens 2, 1 and 1; of two such sequences 4, 2 and 2
@@ -111,7 +116,6 @@ ROUND_ROBIN = replace(CONFIG, router="uniform", n_experts=3, top_k=1, n_layers=2
 
 
 @pytest.mark.parametrize("fields, n_groups, rows", [
-    (dict(), 1, (8, 8, 8)),
     (dict(pad_experts=True), 1, (8, 8, 12)),  # 3 * 4, as many as the busiest has
     (dict(capacity_factor=1.0, pad_experts=True), 1, (8, 7, 9)),  # room for ceil(8/3) = 3 each: one is dropped
     (dict(capacity_factor=9.0, pad_experts=True), 1, (8, 8, 24)),  # no more than there are tokens
@@ -125,13 +129,6 @@ def test_the_rows_of_experts_by_hand(fields, n_groups, rows):
     _, kept, run = rows
     assert counted.flops(part="experts", layer=1) == run * 9 * 2 * 12 * 10
     assert counted.padding_flops == (run - kept) * 9 * 2 * 12 * 10
-
-
-def test_the_padding_of_a_cost_by_hand():
-    work = {Place(0, "experts", "forward"): 60, Place(0, "experts", "backward"): 120, Place(0, "dense", "forward"): 999,
-            Place(2, "experts", "forward"): 30}
-    rows = {0: counting.Rows(9, 4, 6), 1: counting.Rows(0, 0, 0), 2: counting.Rows(3, 2, 3)}
-    assert cost.Cost(None, work, rows, 1).padding_flops == 180 // 6 * 2 + 30 // 3
 
 
 @pytest.mark.parametrize("config", [*BY_ROUTER.values(), replace(CONFIG, pad_experts=True, capacity_factor=0.6,
@@ -154,9 +151,7 @@ def test_a_run_is_counted_with_its_own_tokens_and_left_alone():
     assert cost.count_run(params, np.full((2, 4), 7), config).rows == dict.fromkeys(range(3), (8, 1, 1))
     assert (model.block_forward, model.block_backward, model.model_forward) == functions
     cases.assert_equal(params, model.init_params(config))
-
-
-def test_a_count_is_the_same_again_of_the_longest_sequence_unless_given_and_of_its_seed():
+    # a count is the same again, of the longest sequence unless given, and of its seed
     config = replace(CONFIG, n_layers=1, capacity_factor=0.7, drop_order="random")
     first, again, other = (cost.count(config, 4, 7, seed=seed) for seed in (0, 0, 1))
     assert first == again and first.rows != other.rows

@@ -113,8 +113,7 @@ def test_offloading_by_hand():
     # one layer with experts; three sequences use 3.5 of 4, of 72 bytes; the host sends 5 bytes/s
     for resident, seconds in ((0, 3.5 * 72 / 5), (1, 3.5 * 72 / 5 * 3 / 4), (4, 0)):
         assert deployment.offload_seconds(TINY, MACHINE, 3, resident) == pytest.approx(seconds)
-    both = replace(TINY, dense_first_layers=0, dense_ffn_hidden=None)
-    one = 36 * 4.25 / 8
+    both, one = replace(TINY, dense_first_layers=0, dense_ffn_hidden=None), 36 * 4.25 / 8
     assert deployment.offload_seconds(both, MACHINE, 3, 2, "bf16", "mxfp4") == pytest.approx(2 * 3.5 / 2 * one / 5)
     assert deployment.offload_seconds(both, MACHINE, 3, 2, distinct=2) == pytest.approx(2 * 2 / 2 * 72 / 5)
     assert deployment.offload_seconds(DENSE, MACHINE, 3, 0) == 0
@@ -132,12 +131,9 @@ def test_data_sheets():
         "ddr5": (2 * 8 * 5.6e9, 8 * 64 * 4e9, 64e9, 16e9, 7e9)}
 
 
-def test_distinct_experts_as_published():
+def test_distinct_experts_as_published_and_as_drawn():
     for E, K, batch, expected in ((8, 2, 4, 5.469), (64, 8, 8, 42.01), (256, 8, 32, 163.3), (8, 2, 1, 2)):
         assert deployment.distinct_experts(E, K, batch) == pytest.approx(expected, rel=3e-4)  # as many digits as there
-
-
-def test_drawn_experts_have_the_mean_of_the_formula():
     drawn = deployment.drawn_experts(8, 2, 4, np.random.default_rng(1), draws=2000)
     assert drawn.shape == (2000,)
     assert abs(drawn.mean() - deployment.distinct_experts(8, 2, 4)) < 4 * drawn.std(ddof=1) / np.sqrt(2000)

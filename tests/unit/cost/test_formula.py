@@ -13,38 +13,27 @@ from minimoe.cost.places import Place
 from tests.unit.cost.covering import COVERING, TINY
 
 
-def rows_that_run(config, tokens_BS, n_groups, seed):
-    """Layer -> rows that its experts should compute, after the routings of a run: the oracle of the counted rows."""
-    result = batches.gradients(model.init_params(config, seed), batches.cut(tokens_BS, tokens_BS, n_groups), config,
-                               np.random.default_rng(seed))
-    rows = dict.fromkeys(config.moe_layers, 0)
-    for of_group in result.routings:
-        for layer, r in zip(config.moe_layers, of_group, strict=True):
-            loads = [int(((r.expert_A == e) & r.kept_A).sum()) for e in range(config.n_experts)]
-            slots = max(loads) if config.capacity_factor is None else slots_by_hand(config, len(r.mask_T))
-            rows[layer] += config.n_experts * slots if config.pad_experts else sum(loads)
-    return rows
-
-
 def slots_by_hand(config, n_tokens):
     """C = factor * K * T / E, rounded up, from 1 to T."""
     exact = config.capacity_factor * config.top_k * n_tokens / config.n_experts
     return min(max(math.ceil(round(exact, 9)), 1), n_tokens)
 
 
-def assert_counted_equals_formula(config, batch, sequence, n_groups=1, seed=0):
-    counted = cost.count(config, batch, sequence, n_groups, seed)
-    tokens_BS = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, sequence))
-    rows = rows_that_run(config, tokens_BS, n_groups, seed)
-    expected = formula.flops(ours.architecture(config), batch, sequence, rows or None)
-    assert counted.work == expected
-    assert {layer: of_layer.run for layer, of_layer in counted.rows.items()} == rows
-    assert counted.flops("backward") == 2 * counted.flops("forward") > 0
-
-
 @pytest.mark.parametrize("config", COVERING.values(), ids=COVERING)
 def test_counted_flops_equal_the_formula(config):
-    assert_counted_equals_formula(config, 4, 7, n_groups=2)
+    tokens_BS = np.random.default_rng(0).integers(0, config.vocab_size, (4, 7))  # what a count with seed 0 runs on
+    result = batches.gradients(model.init_params(config, 0), batches.cut(tokens_BS, tokens_BS, 2), config,
+                               np.random.default_rng(0))
+    rows = dict.fromkeys(config.moe_layers, 0)  # that its experts should compute, after the routings of that run
+    for of_group in result.routings:
+        for layer, r in zip(config.moe_layers, of_group, strict=True):
+            loads = [int(((r.expert_A == e) & r.kept_A).sum()) for e in range(config.n_experts)]
+            slots = max(loads) if config.capacity_factor is None else slots_by_hand(config, len(r.mask_T))
+            rows[layer] += config.n_experts * slots if config.pad_experts else sum(loads)
+    counted = cost.count(config, 4, 7, groups=2)
+    assert counted.work == formula.flops(ours.architecture(config), 4, 7, rows or None)
+    assert {layer: of_layer.run for layer, of_layer in counted.rows.items()} == rows
+    assert counted.flops("backward") == 2 * counted.flops("forward") > 0
 
 
 def test_the_forward_flops_of_a_tiny_model_by_hand():

