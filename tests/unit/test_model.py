@@ -208,6 +208,7 @@ def test_the_gradient_is_a_multiple_of_that_of_the_objective_and_of_one_expert_t
     grads = model.objective_backward(1.0, cache)
     expected = {name: -3 * grad for name, grad in grads.items()}
     cases.assert_same_gradients(model.objective_backward(-3.0, cache), expected)
+    assert gradcheck.check_model(DROPLESS["raw gates, tied"], most=2).ok
     config = DROPLESS["one expert"]
     result, grads = step(gradcheck.random_params(config), *batch_of(), config)
     assert result.total == result.ce and not grads["layers.0.moe.w_router_DE"].any()
@@ -297,6 +298,9 @@ def test_rows_of_different_lengths_count_token_by_token():
     long, short = (step(params, tokens_BS[b:b + 1, :n], targets_BS[b:b + 1, :n], CONFIG)[0].ce
                    for b, n in enumerate((7, 3)))
     assert math.isclose(result.ce, 0.7 * long + 0.3 * short, rel_tol=1e-13)
+    one = tokens_BS[:1, :1], targets_BS[:1, :1]
+    (alone, _), _ = model.objective_forward(params, *one, CONFIG)
+    assert math.isclose(alone.ce, step(params, *one, CONFIG)[0].ce, rel_tol=1e-13)
 
 
 @each
