@@ -45,9 +45,9 @@ def add_cost(subparsers):
 def run_cost(options):
     """Count what a model costs: a published one, those of a file, that of a run, or one that is not trained."""
     from minimoe.cost import answers, model_files, published
-    from minimoe.plots import cost_shares, figures
     kind = _kind_of_model(options)
     if options.figure is not None:
+        from minimoe.plots import cost_shares, figures
         figures.check_path(options.figure)
     setting = answers.setting(options, ours=kind in (None, "run"))
     models = list(published.models().values()) if kind == "list" else (

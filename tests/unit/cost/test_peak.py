@@ -12,11 +12,11 @@ from minimoe.training import data, loop
 from tests.cases import with_router
 from tests.unit.cost.covering import TINY
 
-DEEP = ModelConfig(d_model=128, n_layers=2, n_heads=4, d_hidden=256, n_experts=8, top_k=2, max_sequence=64)
+DEEP = ModelConfig(d_model=64, n_layers=2, n_heads=4, d_hidden=128, n_experts=8, top_k=2, max_sequence=64)
 THIN = ModelConfig(d_model=16, n_layers=1, n_heads=4, d_hidden=16, n_experts=64, top_k=2, max_sequence=64)
 TRACED = {
     "two groups": (DEEP, dict(groups=2)),
-    "wide dense layer first": (replace(DEEP, first_dense_layers=1, d_dense=2048), dict()),
+    "wide dense layer first": (replace(DEEP, first_dense_layers=1, d_dense=1024), dict()),
     "large vocabulary, tied": (replace(DEEP, n_layers=1, vocab_size=4000, tie_embeddings=True), dict()),
     "long sequence": (replace(DEEP, n_layers=1, max_sequence=512), dict(batch=2, sequence=512)),
     "padded": (replace(DEEP, capacity_factor=2.0, pad_experts=True), dict()),
