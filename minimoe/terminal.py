@@ -17,10 +17,16 @@ NARROW, NOTEBOOK = 40, 120
 
 def width():
     """Columns to fill: those of the terminal; COLUMNS if it is set; 80 in a pipe; NOTEBOOK in a notebook."""
-    if "ipykernel" in sys.modules:
+    if _in_notebook():
         return NOTEBOOK
     columns = os.environ.get("COLUMNS", "")
     return max(int(columns) if columns.isdigit() and int(columns) > 0 else _real_width(), NARROW)
+
+
+def _in_notebook():
+    """Whether this process is a notebook's kernel.  One that only talks to kernels may have loaded the module too."""
+    module = sys.modules.get("ipykernel.kernelapp")
+    return module is not None and module.IPKernelApp.initialized()
 
 
 def _real_width():
