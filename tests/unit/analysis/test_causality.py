@@ -89,4 +89,8 @@ def test_the_table_leads_with_which_routers_and_orders_look_ahead(monkeypatch):
     assert lines[3] == ["softmax_topk", "dropless", "yes", *"-------"] and len(lines) == 3 + 61
     assert ["random", "dropless", "yes", "-", "random", "random", *"----"] in lines
     assert ["soft", "dropless", "yes", "100%", "100%", "-", "100%", "100%", "-", "100%"] in lines
+    monkeypatch.setenv("COLUMNS", "80")
+    _, training, evaluation, _ = causality.table(STUDY).split("\n\n")
+    assert training.splitlines()[3].startswith("softmax_topk   dropless        yes  ")
+    assert evaluation.splitlines()[3].startswith("softmax_topk   dropless          ")
     assert "look into the future: none." in causality.table(causality.study(2, ("softmax_topk",), factors=(None,)))

@@ -142,6 +142,8 @@ def test_without_a_text_the_page_shows_one_that_the_model_knows():
     for state, text in ((run("the cat"), " aceht"), (run(recording.DEFAULT_TEXT, max_sequence=40),
                                                      recording.DEFAULT_TEXT[:40])):
         assert ["".join(shown["characters"]) for shown in data_in(explorer.page(state))["texts"]] == [text]
+    texts = record(run(), ["a" * 30, "b" * 31])["texts"]
+    assert [text["name"] for text in texts] == ["a" * 30, "b" * 29 + "…"]
 
 
 @pytest.mark.parametrize(("fields", "texts", "words"), [
@@ -160,7 +162,7 @@ def test_numbers_that_are_not_finite_and_a_page_that_is_too_large_are_refused(mo
     explorer.page(state, ["a"])
     with pytest.raises(ValueError, match="the page of 2 texts would have .* more than .*: give fewer or shorter"):
         explorer.page(state, ["a", "b"])
-    state.params["layers.1.moe.w_router_DE"][:] = np.inf
+    state.params["layers.1.moe.w_router_DE"][:, 2] = np.inf
     with np.errstate(all="ignore"), pytest.raises(ValueError, match="layer 1: logit_TE of the router has numbers"):
         record(state)
 
