@@ -112,7 +112,7 @@ def test_an_impossible_run_is_refused(fields, message):
     dict(router="noisy_topk", load_coef=0.5),
     dict(pad_experts=True, capacity_factor=0.5, drop_order="rank"),
     dict(n_layers=2, first_dense_layers=2, moe_every=9, d_dense=1),
-    dict(n_experts=8, n_devices=8, device_coef=1.0, global_balance=True),
+    dict(n_experts=8, n_devices=2, device_coef=1.0, global_balance=True),
     dict(n_experts=1, top_k=1, device_coef=1.0),
 ])
 def test_a_model_at_the_edge_of_the_possible_is_accepted(fields):
