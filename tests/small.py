@@ -8,6 +8,7 @@ import numpy as np
 from minimoe import model
 from minimoe.config import PRESETS, ModelConfig, TrainConfig
 from minimoe.moe import routers
+from minimoe.plots import figures
 from minimoe.training import corpus, data, loop, optimizer
 from tests import cases
 
@@ -59,8 +60,12 @@ def slow_ce(params, config, tokens_BS, targets_BS):
 
 
 def shrink(monkeypatch, **training):
-    """Short texts, and every preset a model of width 16 that trains six steps; what differs between presets stays."""
+    """Short texts, coarse pictures, and every preset a model of width 16 that trains six steps.
+
+    What differs between presets stays.
+    """
     monkeypatch.setattr(corpus, "EMBEDDED_CHARACTERS", 30_000)
+    monkeypatch.setattr(figures, "DPI", 30)
     narrow = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_hidden": 8, "max_sequence": 16}
     brief = {"n_steps": 6, "batch": 2, "sequence": 16, "groups": 2, "warmup_steps": 1, "eval_every": 3,
              "eval_batches": 2, "record_every": 2}

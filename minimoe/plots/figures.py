@@ -9,6 +9,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from minimoe import files
 from minimoe.plots import palette
 
+DPI = 160
+"""Pixels per inch of a written figure."""
+
 
 def new_figure(width, height, title=None, size=13, layout="constrained"):
     """A Figure with its title above all panels.
@@ -73,4 +76,4 @@ def save(figure, path):
     """
     check_path(path)
     with files.written(path, "the figure") as temporary:
-        figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})

@@ -113,4 +113,4 @@ def test_a_router_that_fails_leaves_the_table_of_the_others_and_keeps_no_archive
 def test_the_figure_is_drawn_from_what_was_kept(here):
     assert set(routers.kept()) == set(CONFIGS)
     assert small.printed(routers.figure) == "wrote figures/routers.png"
-    assert (here / "figures/routers.png").stat().st_size > 10_000
+    assert (here / "figures/routers.png").stat().st_size > 1_000

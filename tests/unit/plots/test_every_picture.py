@@ -1,4 +1,4 @@
-"""What every picture promises: a title, axes with units, its numbers, nothing outside, the same pixels twice."""
+"""What every picture promises: a title, axes with units, its numbers, the same twice, and nothing outside."""
 
 import ast
 import re
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -28,12 +27,6 @@ def numbers_in(figure):
     return np.concatenate([np.ravel(np.ma.filled(numbers, np.nan)) for numbers in map(np.ma.asarray, found)])
 
 
-def pixels(figure):
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return bytes(canvas.buffer_rgba())
-
-
 @pytest.mark.parametrize("name", pictures.TITLED)
 def test_a_picture_keeps_what_all_promise(name):
     draw, labels, numbers = pictures.TITLED[name]
@@ -47,7 +40,8 @@ def test_a_picture_keeps_what_all_promise(name):
     found = numbers_in(figure)
     for number in np.concatenate([np.ravel(some) for some in [[], *numbers]]):
         assert np.isclose(found, number, rtol=1e-9, atol=0 if number else 1e-12).any(), number
-    assert pixels(figure) == pixels(draw("title"))
+    assert np.array_equal(found, numbers_in(draw("title")), equal_nan=True)
+    figure.draw_without_rendering()
     box = figure.get_tightbbox()
     assert min(box.x0, box.y0) > -0.01  # inches
     assert box.x1 < figure.get_figwidth() + 0.01 and box.y1 < figure.get_figheight() + 0.01
