@@ -126,7 +126,8 @@ def load(options, how="with --run"):
         found = [folder.as_posix() for folder in runs.find()]
         ways = "`python -m minimoe` or `python -m minimoe train`"
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
-        way_out = f"there are {', '.join(found[:6])}{more}: choose {how}" if found else f"make one with {ways}"
+        way_out = (f"there are {', '.join(found[:6])}{more}: choose {how}" if found
+                   else f"make one with {ways}, or take notebooks/results/moe")
         raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
     state = checkpoint.load(path)
     if not state.finished:

@@ -112,7 +112,7 @@ def our_record(config, train_config, setting, params=None, streams=None):
     if context > config.max_sequence:
         raise ValueError(f"--context {context}: the model reads max_sequence = {config.max_sequence} tokens at most")
     arch = ours.architecture(config)
-    name = "a dense model" if arch.dense else f"a MoE, {config.top_k} of {config.n_experts}"
+    name = "a dense model" if arch.dense else f"an MoE, {config.top_k} of {config.n_experts}"
     record = sheet.sheet(name, arch, context, setting.machine, setting.rest, setting.experts,
                          decodes=sampling.causal(config))
     batch = train_config.batch, train_config.sequence, train_config.groups, params, streams

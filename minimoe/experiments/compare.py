@@ -101,8 +101,9 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
     """
     corpus = data.embedded_corpus()
     compared = models(quick, len(corpus.tokenizer))
-    say(f"Training {len(compared.all)} models for as many steps, then two dense ones for as many FLOPs "
-        "and as much time.\nInterrupt when you like: the same command goes on from there.\n")
+    say(terminal.fill(
+        f"Training {len(compared.all)} models for as many steps, then two dense ones for as many FLOPs and as much "
+        "time.\nInterrupt when you like: the same command resumes.\n"))
     step_seconds = _timed(folder_of(quick) / "seconds.json", compared, corpus, fresh, threads)
     comparison = experiment(quick, seeds, compared, step_seconds)
     found = engine.run(comparison, corpus, fresh, threads, say)
@@ -229,7 +230,7 @@ def verdict(compared, entries, seeds, corpus):
         columns[name] = {"active": moe.parameters.active / moe.parameters.total,
                          **savings(compared.training, *pair, corpus),
                          "training FLOPs, beside a dense model of equal loss": worth.flops / moe.flops}
-    caveats = ("One recipe for all, chosen on a MoE, and few steps; the dense models grow in the width of their "
+    caveats = ("One recipe for all, chosen on an MoE, and few steps; the dense models grow in the width of their "
                "feed-forward blocks alone. Another family, recipe or length may say otherwise.")
     worths = [terminal.fill(line, hanging="  ") for line in lines]
     return "\n\n".join(["\n".join(worths), claim(columns), terminal.fill(caveats), wording.on_seeds(seeds)])
@@ -258,8 +259,8 @@ def _read(arch, batch):
 def claim(columns):
     """The claim about savings, MoE by MoE, and a verdict.
 
-    columns: name of a MoE -> label -> how many times less it takes than the dense model of its size; and under "active"
-    the share of its parameters that is.
+    columns: name of an MoE -> label -> how many times less it takes than the dense model of its size; and under
+    "active" the share of its parameters that is.
     """
     labels = [label for label in next(iter(columns.values())) if label != "active"]
     rows = [("times less than a dense model of its size", *columns),

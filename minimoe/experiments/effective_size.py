@@ -15,7 +15,7 @@ DRAWS = 1000
 
 
 class Worth(NamedTuple):
-    """The dense model that a MoE is worth.  size: its parameters.  low, high: between which 80 % of the sizes lie when
+    """The dense model that an MoE is worth.  size: its parameters.  low, high: between which 80 % of the sizes lie when
     seeds are drawn anew.  smallest, largest: of the family; what lies outside is as far as the line reaches, no more.
     flops: of training a dense model of that size for as many steps.
     """

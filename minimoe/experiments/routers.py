@@ -48,7 +48,7 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
     corpus = data.embedded_corpus()
     comparison = experiment(quick, seeds, len(corpus.tokenizer))
     say(f"Training {len(comparison.variants)} models, {seeds} seeds each, {_n_steps(comparison)} steps.\n"
-        "Interrupt when you like: the same command goes on from there.\n")
+        "Interrupt when you like: the same command resumes.\n")
     found = engine.run(comparison, corpus, fresh, threads, say)
     results = {name: Result(**measured) for name, measured in found.measured.items()}
     if results:

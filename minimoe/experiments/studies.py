@@ -105,8 +105,8 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
     corpus = data.embedded_corpus()
     model_alone, *studies = experiments(quick, seeds, len(corpus.tokenizer))
     say(f"Training {sum(len(study.variants) for study in studies)} models, {seeds} seeds each, and one for "
-        f"{model_alone.variants[MODEL].train.n_steps} steps.\nInterrupt when you like: the same command goes on from "
-        "there.\n")
+        f"{model_alone.variants[MODEL].train.n_steps} steps.\nInterrupt when you like: the same command "
+        "resumes.\n")
     engine.run(model_alone, corpus, fresh, threads, say).require_all()
     _keep_model(model_alone.states(MODEL)[0], model_alone.archive)
     for study in studies:

@@ -47,23 +47,24 @@ def main(quick=False, seeds=1, fresh=False, threads=1, say=print):
     tour = experiment(quick, seeds, len(corpus.tokenizer))
     lengths = ", ".join(f"{name} {len(train) + len(held):,} characters"
                         for name, train, held in zip(corpus.domains, corpus.train, corpus.held_out, strict=True))
-    say(f"Training a Mixture of Experts and two dense models on {lengths}.\n"
+    say(terminal.fill(
+        f"Training a Mixture of Experts and two dense models on {lengths}.\n"
         f"{DENSE_ACTIVE}: as many parameters as the MoE uses for one token.  {DENSE_TOTAL}: as many as it has in all.\n"
-        f"Interrupt when you like: the same command goes on from there.\n")
+        f"Interrupt when you like: the same command resumes.\n"))
     found = engine.run(tour, corpus, fresh, threads, say)
     found.require_all()
     results = {label: priced(tour.variants[label], measured, corpus) for label, measured in found.measured.items()}
     first = tour.states(MOE)[0]
     draw(tour, found.measured, results, first, corpus)
     say("\n" + table(results))
-    say(f"\nPictures: {', '.join(str(path) for path in pictures(tour))}")
+    say("\n" + terminal.fill(f"Pictures: {', '.join(str(path) for path in pictures(tour))}", hanging="  "))
     say("\nA sample from the MoE, which began with 'The ':\n")
     say(_indent(sample(first)))
     say("\n" + verdict(results))
     say("\n" + record.describe_routers(first.history, first.model_config.moe_layers))
     run = tour.cells(MOE)[0].folder.as_posix()
-    say(f"\nLook at its decisions:  {COMMAND} route 'def main():' --run {run}\n"
-        f"Write more with it:     {COMMAND} generate --run {run}")
+    say(f"\nLook at its decisions:\n  {COMMAND} route 'def main():' --run {run}\n"
+        f"Write more with it:\n  {COMMAND} generate --run {run}")
 
 
 def draw_again(say=print):
