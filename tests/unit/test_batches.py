@@ -253,3 +253,9 @@ def test_the_parts_come_in_the_order_of_the_groups_on_any_number_of_threads(conf
     assert together.losses == alone.losses and len(set(alone.looks)) == 6
     assert together.looks == alone.looks == [part.ce for part in alone.losses]
     cases.assert_equal(together.grads, alone.grads)
+
+
+def test_one_group_is_the_default():
+    """Three sequences could not be cut in two."""
+    batch = gradcheck.random_params(CONFIG), TOKENS_BS[:3], TARGETS_BS[:3], CONFIG
+    assert batches.loss_and_grads(*batch)[0] == batches.loss_and_grads(*batch, groups=1)[0]

@@ -77,7 +77,7 @@ def test_an_even_routing_sends_what_the_formulas_say():
     assert r.capacity == 8 and (2 * e.sent_R == all_to_all.all_to_all_bytes(16, 7, 2, 4, all_to_alls=2)).all()
     # 4 times 12 slots of 10 numbers of 2 bytes are 960, of which three quarters leave; forward alone half of that
     assert all_to_all.all_to_all_bytes(12, 10, 2, 4) == 720
-    assert all_to_all.all_to_all_bytes(12, 10, 2, 4, all_to_alls=2) == 360
+    assert all_to_all.all_to_all_bytes(12, 10, 1, 4, all_to_alls=2) == 180  # one byte per number
     # more choices than there are elsewhere: every rank is visited; of very many but for less than (1 - 1/R)^K
     assert all_to_all.expected_vectors(100, 51, np.int64(2), once=True) == 1  # among 9.9e28 choices
     assert all_to_all.expected_vectors(10**12, 10**11, 8, once=True) == 7
