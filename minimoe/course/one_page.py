@@ -242,9 +242,9 @@ if __name__ == "__main__":  # four experts, two per token, learn a rhyme by hear
     params = {name: np.ones(s) if len(s) == 1 else rng.normal(size=s) / D ** 0.5 for name, s in shapes.items()}
     moments = [{name: np.zeros_like(w) for name, w in params.items()} for _ in range(2)]
     for step in range(101):
-        tokens_BS = rng.integers(len(id_T) - 32, size=(8, 1)) + np.arange(32)
+        tokens_BS = rng.integers(len(id_T) - 32, size=(4, 1)) + np.arange(32)
         (losses, routings), backward = objective(params, id_T[tokens_BS], id_T[tokens_BS + 1], capacity_factor=1.25)
         adamw_step(params, backward(), moments, step)
         if step % 10 == 0:
-            ce, balance, kept = losses["ce"], losses["balance"], sum(len(r["kept_N"]) for r in routings) / 1024
-            print(f"step {step:3}   loss {ce:.3f} nats per token   balance {balance:.3f}   {1 - kept:3.0%} dropped")
+            lost = 1 - np.mean([len(routing["kept_N"]) / routing["expert_TK"].size for routing in routings])
+            print(f"step {step:3}  loss {losses['ce']:.3f} nats  balance {losses['balance']:.3f}  {lost:3.0%} dropped")

@@ -1,4 +1,4 @@
-"""What every picture promises: a title, axes with units, its numbers, the same twice, and nothing outside."""
+"""What every picture promises: a title, axes with units, its numbers, and nothing outside."""
 
 import ast
 import re
@@ -40,8 +40,8 @@ def test_a_picture_keeps_what_all_promise(name):
     found = numbers_in(figure)
     for number in np.concatenate([np.ravel(some) for some in [[], *numbers]]):
         assert np.isclose(found, number, rtol=1e-9, atol=0 if number else 1e-12).any(), number
-    assert np.array_equal(found, numbers_in(draw("title")), equal_nan=True)
-    figure.draw_without_rendering()
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)  # as before it is written, without the ink
     box = figure.get_tightbbox()
     assert min(box.x0, box.y0) > -0.01  # inches
     assert box.x1 < figure.get_figwidth() + 0.01 and box.y1 < figure.get_figheight() + 0.01
