@@ -5,6 +5,7 @@ central difference  (f(x + h) - f(x - h)) / 2h: what a student has at hand; good
 random direction    one number for a whole model: <gradient, u> against the slope along a random u
 
     numeric      numeric derivatives, and the report of how far a hand-written gradient is from them
+    arguments    what a caller hands in, looked at before it is believed
     checks       every operation, and the layer in every setting
     models       whole models: every parameter, one direction, flips
     everything   all of it in one go

@@ -1,11 +1,12 @@
 """The checks of this project's gradients: every operation, and the layer in every setting."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 
 from minimoe.config import ModelConfig
-from minimoe.gradcheck import numeric
+from minimoe.gradcheck import arguments, numeric
 from minimoe.moe import capacity, feed_forward, losses, routers
 from minimoe.moe.routing import Tokens
 from minimoe.nn import attention, normal, ops
@@ -16,12 +17,17 @@ def check_pair(title, forward, backward, arrays):
 
     forward: called with the arrays in order, returns (y, cache).  backward: of its shape, returns gradients in order.
     The objective is (R * y).sum() with random R: a plain sum would hide that the softmax sums to one.
+    Returns a Report.  Raises ValueError if there are no arrays, or forward does not return two things.
     """
-    output, cache = forward(*arrays.values())
-    weight = np.random.default_rng(1).normal(size=np.shape(output))
-    grads = backward(weight, cache)
-    grads = dict(zip(arrays, grads if isinstance(grads, tuple) else (grads,), strict=True))
-    return numeric.compare(title, lambda a: (weight * forward(*a.values())[0]).sum(), arrays, grads)
+    arrays = arguments.real_arrays(arrays, arrays)
+    result = forward(*(array.copy() for array in arrays.values()))
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise ValueError(f"forward returned a {type(result).__name__}: must be two things, its output and the cache")
+    weight = np.random.default_rng(1).normal(size=np.shape(result[0]))
+    given = copy.copy(weight)
+    grads = arguments.gradients_by_name(backward(given, result[1]), list(arrays))
+    notes = [] if np.array_equal(given, weight) else ["The backward changes the gradient that it is given in place."]
+    return numeric.compare(title, lambda a: (weight * forward(*a.values())[0]).sum(), arrays, grads, notes=notes)
 
 
 def check_ops():

@@ -74,13 +74,18 @@ def check_flips(config=SMALL, seed=0):
     rng = np.random.default_rng(seed)
     (_, routings), cache = model.objective_forward(params, *batch, config, training=True, rng=rng)
     grads = {name: model.objective_backward(1.0, cache)[name]}
+    router = {name: params[name]}
+
+    def of_router(total):
+        return lambda arrays: total(params | arrays)
+
     seen, central = [], (numeric.central_difference, numeric.CENTRAL_TOLERANCE)
-    live = numeric.compare("router, central difference, live routing", _objective(config, batch, seed, seen=seen),
-                           params, grads, *central)
+    live = numeric.compare("router, central difference, live routing",
+                           of_router(_objective(config, batch, seed, seen=seen)), router, grads, *central)
     flipped = sum(flips(routings, a) + flips(routings, b) > 0 for a, b in zip(seen[::2], seen[1::2], strict=True))
     note = f"{flipped} of {params[name].size} steps changed a choice: a routing flip, not a wrong gradient"
-    frozen = numeric.compare("router, central difference, frozen routing", _objective(config, batch, seed, routings),
-                             params, grads, *central)
+    frozen = numeric.compare("router, central difference, frozen routing",
+                             of_router(_objective(config, batch, seed, routings)), router, grads, *central)
     return replace(live, notes=[note]), frozen
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import terminal
+from minimoe.gradcheck import arguments
 
 COMPLEX_STEP, COMPLEX_TOLERANCE = 1e-30, 1e-12
 CENTRAL_STEP, CENTRAL_TOLERANCE = 1e-5, 1e-7
@@ -16,7 +17,10 @@ ZERO = 1e-13
 
 
 class Row(NamedTuple):
-    """One tensor's check.  error: ||a - n|| / (||a|| + ||n||).  length: ||a||, the analytic gradient's."""
+    """One tensor's check.  error: ||a - n|| / (||a|| + ||n||).  length: ||a||, the analytic gradient's.
+
+    problem: why it is wrong at sight, in words; then error is NaN.
+    """
 
     name: str
     shape: tuple
@@ -24,6 +28,7 @@ class Row(NamedTuple):
     length: float
     error: float
     tolerance: float
+    problem: str = ""
 
     @property
     def ok(self):
@@ -41,17 +46,18 @@ class Report:
 
     @property
     def ok(self):
-        """Whether every gradient is right."""
-        return all(row.ok for row in self.rows)
+        """Whether every gradient is right, and there is any."""
+        return len(self.rows) > 0 and all(row.ok for row in self.rows)
 
     @property
     def worst(self):
-        """The largest error of all tensors; NaN if any is."""
-        return float(np.max([row.error for row in self.rows]))
+        """The largest error of all tensors; NaN if any is, or there are none."""
+        return float(np.max([row.error for row in self.rows] or [np.nan]))
 
     def __str__(self):
         title = f"{self.title}: {'right' if self.ok else 'WRONG'}"
-        return "\n".join([terminal.fill(title), table([self]), *map(terminal.fill, self.notes)])
+        problems = [f"{row.name}: {row.problem}." for row in self.rows if row.problem]
+        return "\n".join([terminal.fill(title), table([self]), *map(terminal.fill, [*problems, *self.notes])])
 
 
 def table(reports, titles=False):
@@ -69,7 +75,10 @@ def table(reports, titles=False):
 
 
 def error(analytic, numeric):
-    """||a - n|| / (||a|| + ||n||), or 0 where both are 0 up to rounding.  Arrays of the same shape."""
+    """||a - n|| / (||a|| + ||n||), or 0 where both are 0 up to rounding.  Raises ValueError if their shapes differ."""
+    analytic, numeric = np.asarray(analytic), np.asarray(numeric)
+    if analytic.shape != numeric.shape:
+        raise ValueError(f"analytic has shape {analytic.shape}, numeric {numeric.shape}: must be the same")
     size = np.linalg.norm(analytic) + np.linalg.norm(numeric)
     return 0.0 if size < ZERO else float(np.linalg.norm(analytic - numeric) / size)
 
@@ -80,13 +89,9 @@ def complex_step(function, arrays, name, entries):
         df/dx = Im f(x + ih) / h                                [Squire & Trapp 1998, SIAM Review 40(1)]
 
     function: dict of arrays -> number; must be analytic (no abs, no comparison but of real parts).
+    Raises ValueError as `complex_directions` does, and for an entry that there is not.
     """
-    slopes = np.empty(len(entries))
-    for i, entry in enumerate(entries):
-        stepped = arrays[name].astype(complex)
-        stepped.flat[entry] += COMPLEX_STEP * 1j
-        slopes[i] = function(arrays | {name: stepped}).imag / COMPLEX_STEP
-    return slopes
+    return complex_directions(function, arrays, name, _entries(arrays, name, entries))
 
 
 def complex_directions(function, arrays, name, directions):
@@ -95,48 +100,163 @@ def complex_directions(function, arrays, name, directions):
         <df/dx, u> = Im f(x + ihu) / h
 
     As exact as entry by entry, and one call a direction: an error in any entry shows in almost every direction.
+    Raises ValueError if the arrays are not real numbers, or the function loses their imaginary part, or gives different
+    values for the same real parts.
     """
-    return np.array([function(arrays | {name: arrays[name] + COMPLEX_STEP * 1j * direction}).imag / COMPLEX_STEP
-                     for direction in directions])
+    function, arrays = arguments.watched(function), arguments.real_arrays(arrays, [name])
+    values = [function.on_complex_numbers(arrays | {name: _stepped(arrays[name], COMPLEX_STEP * 1j, direction)})
+              for direction in directions]
+    levels = np.real(values)
+    if np.isfinite(levels).all() and levels.size and np.ptp(levels) > 1e-9 * abs(levels).max():
+        raise ValueError(f"function gave {levels.min():g} and {levels.max():g} for the same arrays: "
+                         "what it leaves to chance has to be the same in each call")
+    if not all(map(np.iscomplexobj, values)) and central_directions(function, arrays, name, directions).any():
+        raise arguments.LostImaginaryPartError(f"{arguments.LOST}: its value is a real number")
+    return np.imag(values) / COMPLEX_STEP
 
 
 def central_difference(function, arrays, name, entries):
     """The same by (f(x + h) - f(x - h)) / 2h: no complex numbers needed, but h must be neither small nor large."""
-    slopes = np.empty(len(entries))
-    for i, entry in enumerate(entries):
-        values = []
-        for step in (CENTRAL_STEP, -CENTRAL_STEP):
-            stepped = arrays[name].copy()
-            stepped.flat[entry] += step
-            values.append(function(arrays | {name: stepped}))
-        slopes[i] = (values[0] - values[1]) / (2 * CENTRAL_STEP)
-    return slopes
+    return central_directions(function, arrays, name, _entries(arrays, name, entries))
+
+
+def central_directions(function, arrays, name, directions):
+    """The same along directions, by central difference."""
+    function, arrays = arguments.watched(function), arguments.real_arrays(arrays, [name])
+    slopes = []
+    for direction in directions:
+        above, below = (function(arrays | {name: _stepped(arrays[name], step, direction)})
+                        for step in (CENTRAL_STEP, -CENTRAL_STEP))
+        with np.errstate(invalid="ignore"):  # two infinities have no difference, and the report says so
+            slopes.append((above - below) / (2 * CENTRAL_STEP))
+    return np.array(slopes)
+
+
+def _entries(arrays, name, entries):
+    """The entries as a list.  Raises ValueError for one that there is not."""
+    size = arguments.real_arrays(arrays, [name])[name].size
+    for entry in (entries := list(entries)):
+        if not isinstance(entry, (int, np.integer)) or not 0 <= entry < size:
+            raise ValueError(f"entry = {entry!r}: must be a whole number in [0, {size}), the size of {name!r}")
+    return entries
+
+
+def _stepped(array, step, direction):
+    """The array one step further along a direction: an array like it, or the flat index of one entry."""
+    if not isinstance(direction, (int, np.integer)):
+        if np.shape(direction) != array.shape:
+            raise ValueError(f"direction has shape {np.shape(direction)}: must be {array.shape}, that of the array")
+        return array + step * direction
+    stepped = array.astype(np.result_type(array, step))
+    stepped.flat[direction] += step
+    return stepped
 
 
 def compare_directions(title, function, arrays, grads, count=4, notes=()):
     """Check analytic gradients tensor by tensor along `count` random directions each.  Returns a Report."""
-    rows, rng = [], np.random.default_rng(0)
-    for name, grad in grads.items():
+    _require_count("count", count)
+    rng = np.random.default_rng(0)
+
+    def ways(name, grad):
         directions = rng.normal(size=(count, *grad.shape))
-        numeric = complex_directions(function, arrays, name, directions)
         analytic = (directions * grad).reshape(count, -1).sum(axis=1)
-        rows.append(Row(name, grad.shape, grad.size, float(np.linalg.norm(grad)), error(analytic, numeric),
-                        COMPLEX_TOLERANCE))
-    return Report(title, rows, list(notes))
+        return analytic, directions, complex_directions, central_directions
+
+    return _report(title, function, arrays, grads, ways, COMPLEX_TOLERANCE, notes)
 
 
 def compare(title, function, arrays, grads, method=complex_step, tolerance=COMPLEX_TOLERANCE, most=None, notes=()):
     """Check analytic gradients against a numeric derivative, tensor by tensor.
 
-    function: dict of float64 arrays -> number.  grads: dict with the analytic gradient of each array to check.
-    most: check at most so many entries of each tensor, drawn at random; None checks all.  Returns a Report.
+    Args:
+        function: dict of arrays -> number.  It gets copies in float64, so that it cannot change what others read.
+        arrays: name -> array.
+        grads: name -> analytic gradient of each array to check; the report says which arrays have none.
+        method: complex_step or central_difference.
+        tolerance: largest error of a right gradient.
+        most: check at most so many entries of each tensor, drawn at random; None checks all.
+
+    A gradient that does not have the shape of its array, or numbers that are not finite, is wrong at sight.  Where the
+    function loses the imaginary part of its arrays, central differences stand in for the complex step, with their
+    tolerance, and the report says so.  Returns a Report.
+    Raises ValueError if there is nothing to check, or the function does not return a number.
     """
-    rows = []
+    if most is not None:
+        _require_count("most", most)
     rng = np.random.default_rng(0)
-    for name, grad in grads.items():
-        size = arrays[name].size
+
+    def ways(name, grad):
+        size = grad.size
         entries = np.arange(size) if most is None or most >= size else np.sort(rng.choice(size, most, replace=False))
-        numeric = method(function, arrays, name, entries)
-        rows.append(Row(name, arrays[name].shape, len(entries), float(np.linalg.norm(grad)),
-                        error(grad.ravel()[entries], numeric), tolerance))
-    return Report(title, rows, list(notes))
+        return grad.ravel()[entries], entries, method, central_difference
+
+    return _report(title, function, arrays, grads, ways, tolerance, notes)
+
+
+def _require_count(name, value):
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} = {value!r}: must be a whole number, 1 or more")
+
+
+def _report(title, function, arrays, grads, ways, tolerance, notes):
+    """The Report of all gradients.
+
+    ways: function of (name, gradient) for its slopes, where they are, and how else to find them: exactly, or by central
+    difference.
+    """
+    if not isinstance(grads, dict) or not grads:
+        raise ValueError(f"grads = {grads!r:.60}: must be a dict, name -> gradient, of at least one")
+    arrays = arguments.real_arrays(arrays, [name for name in grads if name in (arrays or ())])
+    function, rows, notes, losses = arguments.watched(function), [], list(notes), {}
+    for name, grad in grads.items():
+        array = arrays.get(name)
+        problem = arguments.problem_of(grad, array, arrays)
+        if problem:
+            rows.append(Row(name, np.shape(grad if array is None else array), 0, np.nan, np.nan, tolerance, problem))
+            continue
+        row, lost = _measured(function, arrays, name, np.asarray(grad, float), ways, tolerance)
+        rows.append(row)
+        if lost:
+            losses.setdefault(lost, []).append(str(name))
+        if not row.ok and np.asarray(grad).dtype in (np.float16, np.float32):
+            notes.append(f"{name}: the gradient is {np.asarray(grad).dtype}; only one in float64 has the digits that a "
+                         f"limit of {row.tolerance:.0e} asks for.")
+    notes += [f"{', '.join(names)}: the {lost}. So central differences check it, to fewer digits. Give buffers the "
+              "dtype of what fills them; abs, float() and .real drop the imaginary part."
+              for lost, names in losses.items()]
+    unchecked = [str(name) for name in arrays if name not in grads]
+    if unchecked:
+        notes.append(f"Not checked, since without a gradient: {', '.join(unchecked)}.")
+    if function.changed:
+        notes.append(f"The function changes its input in place: {', '.join(sorted(map(str, function.changed)))}. Here "
+                     "it was given copies; elsewhere, whatever reads that input later gets wrong numbers.")
+    return Report(title, rows, notes)
+
+
+def _measured(function, arrays, name, grad, ways, tolerance):
+    """The Row of one gradient; and in words, how the function loses the imaginary part, "" if it does not."""
+    analytic, where, exactly, by_difference = ways(name, grad)
+    lost = ""
+    try:
+        slopes = exactly(function, arrays, name, where)
+        if not error(analytic, slopes) < tolerance and exactly in (complex_step, complex_directions):
+            lost = _lost_in_silence(function, arrays, name)
+    except arguments.LostImaginaryPartError as found:
+        lost = str(found)
+    if lost:
+        slopes, tolerance = by_difference(function, arrays, name, where), CENTRAL_TOLERANCE
+    problem = "" if np.isfinite(slopes).all() else "the slopes of the function are not finite"
+    checked = grad.size if exactly is complex_directions else len(where)
+    length = float(np.linalg.norm(grad))
+    return Row(name, grad.shape, checked, length, error(analytic, slopes), tolerance, problem), lost
+
+
+def _lost_in_silence(function, arrays, name):
+    """In words, that the complex step and the central difference disagree along a random direction; "" if they agree.
+
+    They cannot, of a function that is analytic and has no jump within the step.
+    """
+    direction = [np.random.default_rng(1).normal(size=arrays[name].shape)]
+    exact, central = (along(function, arrays, name, direction) for along in (complex_directions, central_directions))
+    return "" if error(exact, central) < 1e-4 or not np.isfinite(central) else (
+        f"{arguments.LOST}: the complex step gives {exact[0]:.3g} where the slope is about {central[0]:.3g}")

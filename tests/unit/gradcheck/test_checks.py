@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from minimoe import gradcheck
@@ -59,3 +60,42 @@ def test_an_objective_leaves_the_others_out():
     task, balance = (gradcheck.check_layer(CASES["softmax_topk, K=2, dropless"], name) for name in ("task", "balance"))
     assert all(row.length > 1 for row in task.rows)
     assert {row.name for row in balance.rows if row.length > 0} == {"x_TD", "w_router_DE"}
+
+
+PAIR = {"x": np.arange(6.0).reshape(2, 3), "b": np.ones(3)}
+
+
+def check_sum(backward, forward=lambda x, b: (x * x + b, x)):
+    """The check of x^2 + b, whose gradients are 2 x dy and, for b, the sum of dy over the rows."""
+    return gradcheck.check_pair("sum", forward, backward, PAIR)
+
+
+def test_a_backward_may_return_its_gradients_as_a_list_or_by_name():
+    for pack in (tuple, list, lambda grads: dict(zip(PAIR, grads, strict=True))):
+        assert check_sum(lambda dy, x, pack=pack: pack([2 * x * dy, dy.sum(axis=0)])).ok
+    assert gradcheck.check_pair("square", lambda x: (x * x, x), lambda dy, x: [2 * x * dy], {"x": PAIR["x"]}).ok
+
+
+@pytest.mark.parametrize(("backward", "wrong", "words"), [
+    (lambda dy, x: (2 * x * dy, dy.sum(axis=0, keepdims=True)), {"b"}, r"b: the gradient has shape \(1, 3\).* \(3,\)"),
+    (lambda dy, x: ((2 * x * dy).T, dy.sum(axis=0)), {"x"}, r"x: the gradient has shape \(3, 2\), the array \(2, 3\)"),
+    (lambda dy, x: 2 * x * dy, {"b"}, "b: it has no gradient"),
+    (lambda dy, x: (2 * x * dy, dy.sum(axis=0), dy), {"gradient 3"}, "gradient 3: no array has this name"),
+    (lambda dy, x: {"x": 2 * x * dy, "B": dy.sum(axis=0)}, {"b", "B"}, "b: it has no gradient"),
+    (lambda dy, x: (dy.__imul__(2 * x), dy.sum(axis=0)), {"b"}, "changes the gradient that it is given in place")])
+def test_what_a_backward_returns_is_not_taken_on_trust(backward, wrong, words):
+    found = check_sum(backward)
+    assert {row.name for row in found.rows if not row.ok} == wrong and re.search(words, str(found))
+
+
+def test_a_forward_that_changes_its_input_or_fills_a_buffer_is_told_so_and_its_right_gradient_is_right():
+    def forward(x, b):
+        x *= x
+        y = np.zeros((2, 3))
+        y[:] = x + b
+        return y, np.sqrt(x)
+
+    text = str(check_sum(lambda dy, x: (2 * x * dy, dy.sum(axis=0)), forward))
+    assert text.startswith("sum: right") and "changes its input in place: x" in text and "y[:] = x + b" in text
+    with pytest.raises(ValueError, match="forward returned a ndarray: must be two things"):
+        check_sum(None, lambda x, b: x + b)

@@ -102,5 +102,110 @@ def test_a_report_prints_each_tensor_with_its_shape_error_and_verdict():
     both = numeric.table([report, report], titles=True).splitlines()
     assert both[0].split()[:2] == ["check", "tensor"]
     assert [line.split()[0] for line in both[2:]] == ["cubes", "y", "cubes", "y"]
-    flat = str(gradcheck.compare("flat", lambda arrays: 0 * cubes(arrays), ARRAYS, {"y": np.zeros(1)}))
-    assert flat.splitlines()[0] == "flat: right" and flat.endswith("ok (zero)")
+    flat = gradcheck.compare("flat", lambda arrays: 0 * cubes(arrays), ARRAYS, {"y": np.zeros(1)})
+    assert str(flat).splitlines()[0] == "flat: right" and "ok (zero)" in str(flat)
+    assert flat.notes == ["Not checked, since without a gradient: x."]
+    assert not numeric.Report("nothing", []).ok
+
+
+@pytest.mark.parametrize("compare", COMPARE)
+@pytest.mark.parametrize(("grads", "problem"), [
+    ({"x": GRADS["x"].reshape(1, 2, 2)}, r"x: the gradient has shape \(1, 2, 2\), the array \(2, 2\)"),
+    ({"y": np.array(5.0)}, r"y: the gradient has shape \(\), the array \(1,\)"),
+    ({"x": np.ones(5)}, r"x: the gradient has shape \(5,\), the array \(2, 2\)"),
+    ({"X": GRADS["x"]}, "X: no array has this name; there are x, y"), ({"y": None}, "y: it has no gradient"),
+    ({"y": np.array([5j])}, "y: the gradient has dtype complex128"),
+    ({"x": np.where(GRADS["x"] > 20, np.nan, GRADS["x"])}, "x: the gradient is not finite in 1 of 4 numbers")])
+def test_a_gradient_that_is_wrong_at_sight_is_said_to_be_so_beside_those_that_are_right(compare, grads, problem):
+    """In NumPy's arithmetic (1, 2, 2) and (2, 2), or () and (1,), are as good as equal."""
+    found = compare("f", cubes, ARRAYS, {**GRADS, **grads})
+    assert {row.name: row.ok for row in found.rows} == dict.fromkeys(GRADS, True) | dict.fromkeys(grads, False)
+    assert re.search(problem, str(found)) and not found.ok
+
+
+def test_a_missing_digit_of_an_unchecked_entry_is_seen():
+    wrong = GRADS | {"x": np.full((2, 2), np.nan)}
+    for entry in range(4):
+        wrong["x"].flat[:], wrong["x"].flat[entry] = GRADS["x"].ravel(), np.nan
+        assert not gradcheck.compare("f", cubes, ARRAYS, wrong, most=1).ok
+
+
+@pytest.mark.parametrize("dtype", [int, np.int8, np.uint64, np.float16, np.float32])
+def test_arrays_of_any_real_numbers_are_checked_as_float64(dtype):
+    """The sum of x^2 at 100, 2, 3 has the gradient 200, 4, 6.  To whole numbers, and float32 near 100, 1e-5 is 0."""
+    arrays = {"x": np.array([100, 2, 3], dtype), "rows": np.array([2, 0])}
+    slopes = gradcheck.central_difference(lambda a: (a["x"] ** 2).sum(), arrays, "x", range(3))
+    np.testing.assert_allclose(slopes, [200, 4, 6], rtol=1e-6)
+    found = gradcheck.compare("f", lambda a: (a["x"][a["rows"]] ** 2).sum(), arrays, {"x": np.array([200, 0, 6])})
+    assert found.ok and found.worst < 1e-15
+
+
+@pytest.mark.parametrize("array", [np.array([True]), np.array([1j]), np.array(["a"]), np.array([None])])
+def test_arrays_of_anything_else_are_refused_by_their_dtype(array):
+    for ask in (gradcheck.central_difference, gradcheck.complex_step):
+        with pytest.raises(ValueError, match=re.escape(f"arrays['x'] has dtype {array.dtype}")):
+            ask(lambda arrays: 0.0, {"x": array}, "x", [0])
+
+
+def refill(arrays):
+    out = np.empty(4)
+    for i, x in enumerate(arrays["x"].flat):
+        out[i] = x ** 3
+    return out.sum() + 5 * arrays["y"].sum()
+
+
+LOSSES = {
+    "a buffer": (refill, r"\bout\[i\] = x \*\* 3"),
+    "a cast": (lambda arrays: cubes(arrays | {"x": arrays["x"].astype(float)}), "discards the imaginary part"),
+    "a float": (lambda arrays: float(cubes(arrays)), "discards the imaginary part"),
+    "a real part": (lambda arrays: cubes(arrays).real, "its value is a real number"),
+    "the real part of x": (lambda arrays: cubes(arrays | {"x": arrays["x"].real}) + 0j, "complex step gives 0 where"),
+}
+"""How a function loses the imaginary part -> the function, what the report says of it."""
+
+
+@pytest.mark.parametrize("compare", COMPARE)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_function_that_loses_the_imaginary_part_is_checked_by_differences_and_told_so(compare, loss):
+    function, words = LOSSES[loss]
+    found = compare("f", function, ARRAYS, GRADS)
+    assert found.ok and found.rows[0].tolerance == 1e-7
+    assert re.search("x.*: the function loses the imaginary part", found.notes[0]) and re.search(words, found.notes[0])
+    assert not compare("f", function, ARRAYS, GRADS | {"x": GRADS["x"] * (1 + 1e-6)}).rows[0].ok
+
+
+@pytest.mark.parametrize("compare", COMPARE)
+def test_a_function_that_changes_its_input_does_so_to_copies_and_is_told(compare):
+    def total(arrays):
+        arrays["x"] *= 2
+        return (arrays["x"] ** 3).sum() / 8 + 5 * arrays.pop("y").sum()
+
+    before = {name: array.copy() for name, array in ARRAYS.items()}
+    found = compare("f", total, ARRAYS, GRADS)
+    assert found.ok and found.rows[0].tolerance == 1e-12 and all(np.array_equal(before[n], ARRAYS[n]) for n in before)
+    assert [note.split(":")[0] for note in found.notes] == ["The function changes its input in place"]
+
+
+@pytest.mark.parametrize(("call", "reason"), [
+    (lambda: gradcheck.compare("f", cubes, {}, {"x": 1.0}), "arrays = {}"),
+    (lambda: gradcheck.compare("f", cubes, ARRAYS, {}), "grads = {}"),
+    (lambda: gradcheck.compare("f", cubes, ARRAYS, GRADS, most=0), "most = 0"),
+    (lambda: numeric.compare_directions("f", cubes, ARRAYS, GRADS, count=1.5), "count = 1.5"),
+    (lambda: gradcheck.compare("f", None, ARRAYS, GRADS), "function = None"),
+    (lambda: gradcheck.compare("f", lambda arrays: arrays["x"], ARRAYS, GRADS), r"returned shape \(2, 2\)"),
+    (lambda: gradcheck.compare("f", lambda arrays: cubes(arrays).astype("F"), ARRAYS, GRADS), "returned complex64"),
+    (lambda: gradcheck.complex_step(cubes, ARRAYS, "z", [0]), "name = 'z'.*x, y"),
+    (lambda: gradcheck.central_difference(cubes, ARRAYS, "x", [4]), r"entry = 4: .* \[0, 4\)"),
+    (lambda: gradcheck.complex_step(refill, ARRAYS, "x", [0]), "loses the imaginary part"),
+    (lambda: gradcheck.error(np.ones((1, 3)), np.ones(3)), r"shape \(1, 3\), numeric \(3,\)")])
+def test_what_cannot_be_checked_is_refused_with_the_reason(call, reason):
+    with pytest.raises(ValueError, match=reason):
+        call()
+
+
+def test_a_function_that_draws_at_random_is_refused_and_one_without_a_number_makes_no_gradient_right():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="for the same arrays"):
+        gradcheck.compare("f", lambda arrays: rng.random() * cubes(arrays), ARRAYS, GRADS)
+    found = gradcheck.compare("f", lambda arrays: cubes(arrays) * np.nan, ARRAYS, GRADS)
+    assert not found.ok and "y: the slopes of the function are not finite." in str(found)

@@ -1,0 +1,103 @@
+"""What a caller hands to the checker, looked at before it is believed: arrays, gradients, and the function itself."""
+
+import traceback
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+LOST = "function loses the imaginary part of its arrays, which carries the slope in a complex step"
+
+
+class LostImaginaryPartError(ValueError):
+    """A function that drops the imaginary part of its arrays, in which the complex step carries the slope."""
+
+
+def real_arrays(arrays, checked):
+    """A copy of a dict of arrays, floating point and those to be checked as float64.  Others stay as they are.
+
+    Whole numbers to be checked become float64 too: a step of 1e-5 would be rounded off.  Raises ValueError if there is
+    no array, no array of a name in `checked`, or one of them has another dtype.
+    """
+    if not isinstance(arrays, Mapping) or not arrays:
+        raise ValueError(f"arrays = {arrays!r:.60}: must be a dict, name -> array, of at least one")
+    for name in checked:
+        if name not in arrays:
+            raise ValueError(f"name = {name!r}: must be one of {', '.join(map(str, arrays))}")
+    return {name: _float64(name, array, name in checked) for name, array in arrays.items()}
+
+
+def _float64(name, array, checked):
+    found = np.asarray(array)
+    if found.dtype.kind == "f" or checked and found.dtype.kind in "iu":
+        return found.astype(np.float64)
+    if checked:
+        raise ValueError(f"arrays[{name!r}] has dtype {found.dtype}: must be real numbers, to be checked in float64")
+    return array
+
+
+def gradients_by_name(grads, names):
+    """The gradients that a backward returned, as a dict.  None stands for one that is missing.
+
+    grads: a tuple or list in the order of the names, one array if there is one name, or a dict.
+    """
+    if isinstance(grads, Mapping):
+        return dict.fromkeys(names) | dict(grads)
+    several = isinstance(grads, tuple) or isinstance(grads, list) and (
+        len(names) > 1 or any(isinstance(grad, np.ndarray) for grad in grads))
+    grads = list(grads) if several else [grads]
+    surplus = [f"gradient {i + 1}" for i in range(len(names), len(grads))]
+    return dict.fromkeys(names) | dict(zip([*names, *surplus], grads, strict=False))
+
+
+def problem_of(grad, array, arrays):
+    """Why a gradient is wrong at sight, in words; "" if it has to be measured.  array: None if there is none."""
+    if array is None:
+        return f"no array has this name; there are {', '.join(map(str, arrays))}"
+    if grad is None:
+        return "it has no gradient"
+    found = np.asarray(grad)
+    if found.shape != array.shape:
+        return f"the gradient has shape {found.shape}, the array {array.shape}"
+    if found.dtype.kind not in "fiu":
+        return f"the gradient has dtype {found.dtype}: must be real numbers"
+    if not np.isfinite(found).all():
+        return f"the gradient is not finite in {(~np.isfinite(found)).sum():,} of {found.size:,} numbers"
+    return ""
+
+
+class Watched:
+    """A function of a dict of arrays that works on copies.  changed: names of arrays that it wrote to."""
+
+    def __init__(self, function):
+        self.function, self.changed = function, set()
+
+    def __call__(self, arrays):
+        """Its value.  Raises ValueError unless that is one number, of as many digits as float64 has."""
+        given = {name: array.copy() if isinstance(array, np.ndarray) else array for name, array in arrays.items()}
+        value = np.asarray(self.function(dict(given)))
+        self.changed |= {name for name, array in given.items()
+                         if isinstance(array, np.ndarray) and array.tobytes() != arrays[name].tobytes()}
+        if value.size != 1 or value.dtype.kind not in "fciu":
+            raise ValueError(f"function returned shape {value.shape} and dtype {value.dtype}: must be one number")
+        if value.dtype in (np.float16, np.float32, np.complex64):
+            raise ValueError(f"function returned {value.dtype} for float64 arrays: that rounds off what is measured")
+        return value.reshape(())[()]
+
+    def on_complex_numbers(self, arrays):
+        """The same of complex arrays.  Raises LostImaginaryPartError where the function drops their imaginary part."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
+            try:
+                return self(arrays)
+            except (TypeError, np.exceptions.ComplexWarning) as error:
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                raise LostImaginaryPartError(
+                    f"{LOST}: {error} (line {place.lineno} of {place.name}: {place.line})") from error
+
+
+def watched(function):
+    """The function, Watched."""
+    if not callable(function):
+        raise ValueError(f"function = {function!r}: must be a function of a dict of arrays")
+    return function if isinstance(function, Watched) else Watched(function)
