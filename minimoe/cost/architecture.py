@@ -30,6 +30,10 @@ CHOICES = {
 }
 """Key -> its values; None is one more where it is the default."""
 
+ATTENTIONS = ("full", "window", "linear")
+"""What a layer attends to: all tokens before; the last `window`; or a state of fixed size, the sum of keys times
+values, with a gate and a norm as wide as all heads             [lightning attention, MiniMax-01, arXiv:2501.08313]"""
+
 MOST = {"n_layers": 10_000}
 """Key of a count -> the largest, else 10^12: layers are listed one by one."""
 
@@ -66,20 +70,24 @@ class Architecture:
     n_heads: int  # query heads of a layer
     n_kv_heads: int | None = None  # key and value heads; None: n_heads
     head_dim: int | None = None  # width of a head; None: d_model / n_heads, or what mla says
+    v_head_dim: int | None = None  # width of a head's value; None: head_dim, or what mla says
     mla: Latent | None = None  # latent attention
     qk_norm: bool | str | None = None  # norms of queries and keys: True as wide as all heads, or one that all share
     qkv_bias: bool | None = None  # biases of queries, keys and values
     sinks: str | None = None  # learned scores that stand next to those of the tokens
+    window: int | None = None  # tokens that a token attends to at most, itself among them
+    attention: tuple | None = None  # of ATTENTIONS, repeated layer by layer; None: "window" if there is one, or "full"
     n_routed_experts: int = 0  # experts that tokens are sent to; 0: a dense model
     top_k: int = 0  # experts per token
     expert_hidden: int | None = None  # width of an expert's hidden layer
     router: str | None = None  # begins with a word of LEARNED or FIXED, the rest is a remark; None: softmax
     soft_slots: int = 0  # Soft MoE: slots of a sequence, which tokens are mixed into instead of being sent
-    n_shared_experts: int = 0  # experts that every token uses
+    n_shared_experts: int = 0  # experts that every token uses; one is a dense block beside the experts
     shared_hidden: int | None = None  # width of a shared expert's hidden layer; None: expert_hidden
     shared_gate: str | None = None  # a learned weight of the shared experts, of one vector
     dense_first_layers: int = 0  # first layers that are dense, of each stack
     moe_every_n: int = 1  # of a stack's layers after them, every n-th has experts
+    dense_layers: tuple | None = None  # places, from 0, of further layers that are dense
     dense_ffn_hidden: int | None = None  # width of a dense layer's hidden layer
     ffn_type: str = "swiglu"  # the feed-forward network, one of FFN_MATRICES
     norm: str | None = None  # None: LayerNorm if biases is True, else RMSNorm
@@ -103,6 +111,8 @@ class Architecture:
               f"must be the sum of encoder_decoder = {self.encoder_decoder!r}")
         check(self.positions != "learned" or self.ctx is not None, "ctx", None, "is required with learned positions")
         self._check_attention()
+        self._check_kinds_of_attention()
+        self._check_dense_layers()
         self._check_feed_forward()
         self._check_biases()
 
@@ -114,13 +124,35 @@ class Architecture:
             return
         check(isinstance(self.mla, Latent), "mla", self.mla, "must be a record of "
               + ", ".join(f.name for f in fields(Latent)) + ", or null")
+        check(self.v_head_dim is None, "v_head_dim", self.v_head_dim, "must be null with mla, which has its own")
         own = self.mla.qk_nope_head_dim, self.mla.qk_rope_head_dim, self.value_width, self.query_width
         check(self.head_dim in (None, *own), "head_dim", self.head_dim, "must be null with mla, which has its own")
         check(not self.qk_norm, "qk_norm", self.qk_norm, "must be null with mla, which has norms of its own")
 
+    def _check_kinds_of_attention(self):
+        kinds, named = self.attention, f"must be a list of {', '.join(ATTENTIONS)}, no longer than n_layers, or null"
+        if kinds is not None:
+            fits = isinstance(kinds, tuple) and 1 <= len(kinds) <= self.n_layers
+            check(fits and all(kind in ATTENTIONS for kind in kinds), "attention", kinds, named)
+            check(len(self.stacks) == 1 or set(kinds) == {"full"}, "attention", kinds, "must be null with two stacks")
+            check("linear" not in kinds or not (self.mla or self.qk_norm or self.sinks), "attention", kinds,
+                  "linear layers with mla, qk_norm or sinks are not known")
+        used = "window" in self.attentions
+        check(used == (self.window is not None), "window", self.window,
+              f"{'is required' if used else 'must be null'}: attention = {kinds!r}")
+        check(not used or len(self.stacks) == 1, "window", self.window, "must be null with two stacks")
+
+    def _check_dense_layers(self):
+        places = self.dense_layers
+        fits = isinstance(places, tuple) and all(type(i) is int and 0 <= i < self.n_layers for i in places)
+        check(places is None or (fits and len(set(places)) == len(places)), "dense_layers", places,
+              f"must be a list of different places from 0 to {self.n_layers - 1}, or null")
+        check(not places or self.n_routed_experts, "dense_layers", places, "must be null without routed experts")
+
     def _check_feed_forward(self):
         E, moe = self.n_routed_experts, "moe" in self.kinds
-        check(moe or E == 0, "n_routed_experts", E, "dense_first_layers and moe_every_n leave no layer for them")
+        rules = "dense_first_layers, moe_every_n and dense_layers"
+        check(moe or E == 0, "n_routed_experts", E, f"{rules} leave no layer for them")
         check("dense" not in self.kinds or self.dense_ffn_hidden is not None, "dense_ffn_hidden", None,
               f"is required: {self.kinds.count('dense')} of {self.n_layers} layers are dense")
         if moe:
@@ -136,7 +168,7 @@ class Architecture:
     def _check_biases(self):
         moe = self.n_routed_experts > 0
         absent = {"norms": self.norm != "LayerNorm", "experts": not moe, "shared": self.n_shared_experts == 0,
-                  "router": not moe or not (self.router_matrices or self.soft_slots), "head": self.tied_embeddings,
+                  "router": not moe or not (self.router_matrices or self.soft_slots),
                   "dense": "dense" not in self.kinds}
         for word in str(self.biases).split("+"):  # named one by one: True and "all but" mean whatever is there
             check(not absent.get(word), "biases", self.biases, f"this model has no {word!r} that could have biases")
@@ -156,7 +188,13 @@ class Architecture:
     @property
     def value_width(self):
         """Width of a head's value."""
-        return self.query_width if self.mla is None else self.mla.v_head_dim
+        return (self.v_head_dim or self.query_width) if self.mla is None else self.mla.v_head_dim
+
+    @property
+    def attentions(self):
+        """What each layer attends to, of ATTENTIONS."""
+        cycle = self.attention or (("full",) if self.window is None else ("window",))
+        return tuple(cycle[i % len(cycle)] for i in range(self.n_layers))
 
     @property
     def dense(self):
@@ -166,9 +204,10 @@ class Architecture:
     @property
     def kinds(self):
         """What stands after attention in each layer: "dense" or "moe"."""
-        first, n = self.dense_first_layers, self.moe_every_n
-        return tuple("moe" if self.n_routed_experts and place > 0 and place % n == 0 else "dense"
-                     for layers in self.stacks for place in range(1 - first, layers - first + 1))
+        first, n, dense = self.dense_first_layers, self.moe_every_n, set(self.dense_layers or ())
+        places = [place for layers in self.stacks for place in range(1 - first, layers - first + 1)]
+        return tuple("moe" if self.n_routed_experts and place > 0 and place % n == 0 and i not in dense else "dense"
+                     for i, place in enumerate(places))
 
     @property
     def stacks(self):
@@ -196,8 +235,9 @@ class Architecture:
 
     @property
     def biased(self):
-        """What has biases: a set of the meanings of `BIASED`."""
-        return _read_biases(self.biases) | ({"qkv"} if self.qkv_bias else set())
+        """What has biases: a set of the meanings of `BIASED`.  A head that is tied has them only if it is named."""
+        tied = {"head"} if self.tied_embeddings and "head" not in str(self.biases).split("+") else set()
+        return _read_biases(self.biases) - tied | ({"qkv"} if self.qkv_bias else set())
 
 
 def check(condition, name, value, reason):

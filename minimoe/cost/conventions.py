@@ -139,7 +139,8 @@ def training_flops(arch, sequence):
     N and weights are those that one token uses, of the model as it is: gated blocks, few heads for keys and latent
     attention included.  N is without embeddings for Kaplan (norms and biases are in it), and for PaLM with the matrix
     of the head, tied or not.
-    Q is the mean of a head's query and value where they differ.  A layer that attends twice counts as two in L.
+    Q is the mean of a head's query and value where they differ.  A layer that attends twice counts as two in L.  They
+    know no windows: theirs is attention to all T tokens.
     Soft MoE, whose rows are slots and not tokens, is counted so by ours alone.
     """
     listed = parts.parts(arch)

@@ -143,7 +143,7 @@ def decode_step(arch, batch, context, rest="bf16", experts=None, cache="bf16", d
 def bytes_read(arch, batch, context, rest="bf16", experts=None, cache="bf16", distinct=None):
     """Bytes that a step reads of each part, and of the cache: name -> bytes.
 
-        weights of what every token uses + layers * distinct * an expert + batch * context * KV cache of a token
+        weights of what every token uses + layers * distinct * an expert + batch * KV cache of a sequence
 
     Of a table that is looked up, one row per sequence is read, which is not counted.  Arguments are those of
     `decode_step`.
@@ -158,7 +158,7 @@ def bytes_read(arch, batch, context, rest="bf16", experts=None, cache="bf16", di
             read["head"] += FORMATS[rest].bytes(part.total)
         elif part.name not in ("embedding", "positions"):
             read[part.name] += FORMATS[rest].bytes(part.total)
-    read[CACHE] = batch * context * FORMATS[cache].bytes(kv_numbers(arch))
+    read[CACHE] = batch * FORMATS[cache].bytes(kv_numbers(arch, context))
     return dict(read)
 
 
@@ -184,8 +184,8 @@ def decode_flops(arch, context):
     width = arch.query_width + arch.value_width
     if arch.mla is not None:
         width = 2 * arch.mla.kv_lora_rank + arch.mla.qk_rope_head_dim
-    attentions = len(arch.stacks) * arch.stacks[-1]  # a decoder's layer has two, to sequences taken as equally long
-    return 2 * (sum(part.products for part in parts.decoder_parts(arch)) + attentions * arch.n_heads * width * context)
+    pairs = len(arch.stacks) * sum(parts.attended(arch, context)[-arch.stacks[-1]:])  # a decoder attends twice
+    return 2 * (sum(part.products for part in parts.decoder_parts(arch)) + arch.n_heads * width * pairs)
 
 
 def turning_batch(arch, machine, context, limit=2**20, **formats):

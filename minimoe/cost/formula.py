@@ -12,10 +12,11 @@ SCORES = "attention scores"
 def flops(arch, batch, sequence, rows=None):
     """FLOPs of the matrix products of a batch: Place -> FLOPs, forward and backward.
 
-        forward = 2 * multiply-adds of the weights that each token uses + 4 * H * P * S for the scores and their mean
+        forward = 2 * multiply-adds of the weights that each token uses + 4 * H * P * M for the scores and their mean
         backward = 2 * forward: each product y = x W has two, for dx and for dW
 
-    The scores of all S * S pairs are computed, the masked half too.  Two stacks have as many tokens each.
+    M is S: the scores of all S * S pairs are computed, the masked half too; with a window, those of S * W.  Two stacks
+    have as many tokens each.
 
     Args:
         arch: Architecture.
@@ -31,8 +32,8 @@ def flops(arch, batch, sequence, rows=None):
             work[part.layer, part.name] += 2 * n_rows * part.products // arch.top_k
         else:
             work[part.layer, part.name] += 2 * T * part.products
-    for layer in range(arch.n_layers):
+    for layer, attended in enumerate(parts.attended(arch, sequence)):
         width = parts.n_attentions(arch, layer) * arch.n_heads * (arch.query_width + arch.value_width)
-        work[layer, SCORES] = 2 * T * width * sequence
+        work[layer, SCORES] = 2 * T * width * attended
     return {Place(layer, name, way): times * n for (layer, name), n in work.items() if n
             for way, times in (("forward", 1), ("backward", 2))}

@@ -65,17 +65,24 @@ def weight_bytes(arch, rest="bf16", experts=None):
     return FORMATS[rest].bytes(total - of_experts) + FORMATS[experts or rest].bytes(of_experts)
 
 
-def kv_numbers(arch):
-    """Numbers that the KV cache keeps for each token: 2 G P per layer, or one latent vector.
+def kv_numbers(arch, context=1):
+    """Numbers that the KV cache keeps of a sequence: 2 G P per token and layer, or one latent vector.
 
                                                         [DeepSeek-V2, arXiv:2405.04434, table 1]
-    With two stacks: of a token of the decoder's sequence and of one of the encoder's, in the decoder's layers.
+    A layer with a window keeps its last tokens, a linear one its state of H P P.  With two stacks: of the decoder's
+    sequence and of the encoder's, in the decoder's layers.
+
+    Args:
+        arch: Architecture.
+        context: tokens of the sequence.
     """
     if arch.mla is None:
         each = arch.kv_heads * (arch.query_width + arch.value_width)
     else:
         each = arch.mla.kv_lora_rank + arch.mla.qk_rope_head_dim
-    return each * len(arch.stacks) * arch.stacks[-1]
+    state = arch.n_heads * arch.query_width * arch.value_width
+    layers = list(zip(arch.attentions, parts.attended(arch, context), strict=True))[-arch.stacks[-1]:]
+    return len(arch.stacks) * sum(state if kind == "linear" else each * tokens for kind, tokens in layers)
 
 
 def activation_numbers(config, batch, sequence, rows=None):

@@ -17,6 +17,9 @@ REMARKS = ("aux_coef_hf", "lb_coef", "z_coef", "groups", "group_limit", "route_s
            "optimizer", "iters")
 """Keys of "arch" that no cost depends on: how a model is trained, what its gates are multiplied by."""
 
+LISTS = ("attention", "dense_layers")
+"""Keys of "arch" whose values are lists."""
+
 
 class Model(NamedTuple):
     """A model to count.
@@ -59,7 +62,8 @@ def read_architecture(record):
     given = _given(record, Architecture, REMARKS)
     if isinstance(given.get("mla"), dict):
         given["mla"] = Latent(**_given(given["mla"], Latent, prefix="mla."))
-    return Architecture(**given)
+    listed = {name: tuple(value) for name, value in given.items() if name in LISTS and isinstance(value, list)}
+    return Architecture(**given | listed)
 
 
 def _given(record, described, remarks=(), prefix=""):

@@ -56,12 +56,13 @@ def parts(arch):
     listed = [Part(None, "embedding", table, table, 0)]  # a look-up
     if arch.positions == "learned":
         listed.append(_used_by_all(None, "positions", arch.ctx * arch.d_model, 0))
-    for i, kind in enumerate(arch.kinds):
-        listed += _layer(arch, i, kind)
+    attentions = {kind: _attention(arch, kind) for kind in set(arch.attentions)}
+    for i, (kind, attention) in enumerate(zip(arch.kinds, arch.attentions, strict=True)):
+        listed += _layer(arch, i, kind, attentions[attention])
     listed.append(_used_by_all(None, "norms", len(arch.stacks) * _norm_vectors(arch) * arch.d_model, 0))
     if arch.positions == "relative":
         listed.append(_used_by_all(None, "attention", len(arch.stacks) * BUCKETS * arch.n_heads, 0))
-    head = 0 if arch.tied_embeddings else table + ("head" in arch.biased) * arch.vocab
+    head = (not arch.tied_embeddings) * table + ("head" in arch.biased) * arch.vocab
     return (*listed, _used_by_all(None, "head", head, table))
 
 
@@ -73,7 +74,7 @@ def decoder_parts(arch):
     """
     if len(arch.stacks) == 1:
         return parts(arch)
-    keys_values = 2 * arch.d_model * arch.kv_heads * arch.query_width
+    keys_values = arch.d_model * arch.kv_heads * (arch.query_width + arch.value_width)
     first = arch.stacks[0]
     used = [part for part in parts(arch) if part.layer is None or part.layer >= first]
     return tuple(part._replace(total=part.total - keys_values, active=part.active - keys_values,
@@ -104,6 +105,16 @@ def n_attentions(arch, layer):
     return 2 if len(arch.stacks) == 2 and layer >= arch.stacks[0] else 1
 
 
+def attended(arch, context):
+    """Tokens that one token attends to in each layer: the whole context, masked or not, or what a window holds of it.
+
+    A linear layer adds keys times values to its state and takes queries times the state: as much work as to attend to
+    as many tokens as a query is wide.
+    """
+    tokens = {"full": context, "window": min(context, arch.window or context), "linear": arch.query_width}
+    return [tokens[kind] for kind in arch.attentions]
+
+
 def shared_width(arch):
     """Width of the hidden layers of all shared experts together."""
     return arch.n_shared_experts * (arch.shared_hidden or arch.expert_hidden or 0)
@@ -114,8 +125,8 @@ def _used_by_all(layer, name, total, products):
     return Part(layer, name, total, total, products)
 
 
-def _layer(arch, i, kind):
-    n, (attention, matrices, inner_norms) = n_attentions(arch, i), _attention(arch)
+def _layer(arch, i, kind, of_attention):
+    n, (attention, matrices, inner_norms) = n_attentions(arch, i), of_attention
     n_norms = n + 1 if arch.n_norms is None else n - 1 + arch.n_norms
     yield _used_by_all(i, "norms", n_norms * _norm_vectors(arch) * arch.d_model + n * inner_norms, 0)
     yield _used_by_all(i, "attention", n * attention, n * matrices)
@@ -145,14 +156,16 @@ def _router_columns(arch):
     return arch.soft_slots or arch.n_routed_experts * arch.router_matrices
 
 
-def _attention(arch):
-    """Of one attention: parameters, those of its matrices, and those of norms inside it."""
-    D, H, G, P, latent = arch.d_model, arch.n_heads, arch.kv_heads, arch.query_width, arch.mla
+def _attention(arch, kind):
+    """Of one attention, of a kind: parameters, those of its matrices, and those of norms inside it."""
+    D, H, P, value, latent = arch.d_model, arch.n_heads, arch.query_width, arch.value_width, arch.mla
+    G = H if kind == "linear" else arch.kv_heads
     if latent is None:
-        matrices, inner_norms = D * (H + 2 * G) * P + H * P * D, 0
-        biases = ("qkv" in arch.biased) * (H + 2 * G) * P
+        made, linear = H * P + G * (P + value), kind == "linear"
+        matrices, inner_norms = D * made + (1 + linear) * H * value * D, linear * H * value  # linear: a gate, a norm
+        biases = ("qkv" in arch.biased) * made
     else:
-        rank, narrow, value = latent.q_lora_rank, latent.kv_lora_rank + latent.qk_rope_head_dim, latent.v_head_dim
+        rank, narrow = latent.q_lora_rank, latent.kv_lora_rank + latent.qk_rope_head_dim
         queries = D * H * P if rank is None else rank * (D + H * P)
         keys_values = D * narrow + latent.kv_lora_rank * H * (latent.qk_nope_head_dim + value)
         matrices, inner_norms = queries + keys_values + H * value * D, (rank or 0) + latent.kv_lora_rank

@@ -73,11 +73,17 @@ def memory_table(sheet):
     rows = [("weights in", *held["weights"]), ("", *(quantities.short(n, "B") for n in held["weights"].values()))]
     formats = " as ".join(f"in {words}" for words in held["training"])
     training, per_token, per_sequence = (quantities.short(n, "B") for n in (
-        max(held["training"].values()), held["cache_per_token"], context * held["cache_per_token"]))
+        max(held["training"].values()), held["cache_per_token"], held["cache_per_sequence"]))
+    more = "" if _keeps_all(sheet) else "further "
     return "\n".join([
         terminal.table(rows),
         terminal.fill(f"training: {training} {formats}, with gradients and Adam's two moments, without activations"),
-        terminal.fill(f"KV cache: {per_token} per token, {per_sequence} per sequence of {context:,} tokens")])
+        terminal.fill(f"KV cache: {per_token} per {more}token, {per_sequence} per sequence of {context:,} tokens")])
+
+
+def _keeps_all(sheet):
+    """Whether the KV cache has every token in every layer: no window is full, and no state is of fixed size."""
+    return sheet["memory"]["cache_per_sequence"] == sheet["context"] * sheet["memory"]["cache_per_token"]
 
 
 def decoding_table(sheet):
@@ -93,7 +99,8 @@ def decoding_table(sheet):
              "memory-bound at every batch size: each sequence reads a KV cache of its own")
     return "\n".join([
         terminal.fill(f"decoding on {sheet['machine']['words']}: sequences of {sheet['context']:,} tokens, {form}, at "
-                      f"the machine's peaks, {'even routing, ' * bool(twin)}attention to the whole sequence"),
+                      f"the machine's peaks, {'even routing, ' * bool(twin)}attention to "
+                      + ("the whole sequence" if _keeps_all(sheet) else "what each layer keeps of it")),
         terminal.table([tuple(cells[0]), *(tuple(row.values()) for row in cells)]),
         bound,
         terminal.fill("batch: sequences that are decoded at the same time.  memory: weights and cache over the "

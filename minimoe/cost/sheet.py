@@ -24,6 +24,7 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True)
     batches, experts = deployment.BATCHES if decodes else (), None if arch.dense else experts
     counted, work = parts.parameters(arch), flops_of_parts(arch, context)
     resident = arch.n_routed_experts if arch.dense else arch.n_routed_experts // 2
+    cache = [memory.FORMATS[rest].bytes(memory.kv_numbers(arch, tokens)) for tokens in (context, context + 1)]
     return {
         "name": name, "shape": shape(arch), "context": context, "parameters": counted.record(),
         "parts": part_rows(arch, work),
@@ -33,7 +34,7 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True)
             "weights": {form: memory.weight_bytes(arch, form) for form in memory.FORMATS},
             "weights_as_said": memory.weight_bytes(arch, rest, experts), "formats": [rest, experts or rest],
             "training": {words: n * counted.total for words, n in memory.ADAM_BYTES.items()},
-            "cache_per_token": memory.FORMATS[rest].bytes(memory.kv_numbers(arch)),
+            "cache_per_token": cache[1] - cache[0], "cache_per_sequence": cache[0],
         },
         "bytes_read": {n: by_shown_name(arch, deployment.bytes_read(arch, n, context, rest, experts, rest))
                        for n in batches},
@@ -54,6 +55,9 @@ def shape(arch):
         heads += f", latent attention of width {arch.mla.kv_lora_rank}"
     elif arch.kv_heads != arch.n_heads:
         heads += f", {arch.kv_heads} of keys and values"
+    heads += "".join(f", {words} in {arch.attentions.count(kind)} of {arch.n_layers} layers" for kind, words in (
+        ("window", f"attention to the last {arch.window or 0:,} tokens"), ("linear", "linear attention"))
+        if kind in arch.attentions)
     moe, dense = arch.kinds.count("moe"), Counter({arch.dense_ffn_hidden: arch.kinds.count("dense")})
     if arch.dense and moe:
         dense[arch.expert_hidden + parts.shared_width(arch)] += moe

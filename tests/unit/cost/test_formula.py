@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minimoe import batches, cost, model
-from minimoe.cost import formula, ours
+from minimoe.cost import deployment, formula, ours
 from minimoe.cost.architecture import Architecture
 from minimoe.cost.places import Place
 from tests.unit.cost.covering import COVERING, TINY
@@ -50,6 +50,21 @@ def test_the_rows_of_each_layer_are_its_own():
     found = formula.flops(ours.architecture(replace(TINY, n_layers=2)), 2, 3, {0: 3, 1: 0})
     assert found[0, "experts", "forward"] == 3 * 72 and found[0, "experts", "backward"] == 2 * 3 * 72
     assert (1, "experts", "forward") not in found and (1, "router", "forward") in found
+
+
+@pytest.mark.parametrize("length, seen", [(3, 3), (4, 4), (5, 4), (9, 4)])
+def test_a_token_attends_to_no_more_than_its_window(length, seen):
+    # 2 sequences; scores of 2 heads of width 2, the mix of width 1: 2 * 2 * 3 FLOPs per pair; linear: as for 2 tokens
+    arch = Architecture(vocab=5, d_model=4, n_layers=3, n_heads=2, dense_ffn_hidden=7, v_head_dim=1, window=4,
+                        attention=("window", "full", "linear"))
+    found = formula.flops(arch, 2, length)
+    assert [found[layer, "attention scores", "forward"] for layer in range(3)] == [
+        2 * length * 12 * tokens for tokens in (seen, length, 2)]
+    attending = deployment.decode_flops(arch, length) - deployment.decode_flops(arch, 1)
+    assert attending == 12 * (seen + length - 2)
+    read, one = (deployment.bytes_read(arch, 3, n, rest="float32", cache="bf16") for n in (length, 1))
+    assert read.pop("keys and values") == 3 * 2 * (6 * (seen + length) + 4)  # 2 * (2 + 1) a token; a state of 4
+    assert one.pop("keys and values") == 3 * 2 * (6 + 6 + 4) and read == one
 
 
 def test_of_two_stacks_the_decoder_attends_twice_by_hand():

@@ -44,6 +44,14 @@ def test_numbers_of_the_cache():
     assert memory.kv_numbers(replace(SPARSE, head_dim=5, n_kv_heads=None)) == 2 * 2 * (5 + 5)
     assert memory.kv_numbers(published.find("deepseek-v3").arch) == 61 * 2 * 2.25 * 128
     assert memory.kv_numbers(published.find("switch-base-8").arch) == 12 * 2 * 2 * 12 * 64
+    # of two layers one keeps 4 tokens: a token of a layer has 2 * (5 + 3) numbers.  A linear one keeps 2 * 5 * 3
+    window = replace(SPARSE, head_dim=5, n_kv_heads=None, v_head_dim=3, window=4, attention=("full", "window"))
+    for context, kept in ((3, 3 + 3), (4, 4 + 4), (5, 5 + 4), (100, 100 + 4)):
+        assert memory.kv_numbers(window, context) == 16 * kept
+    assert memory.kv_numbers(replace(window, attention=("linear", "window")), 100) == 30 + 16 * 4
+    # gpt-oss-20b: 2 * 8 * 64 numbers of two bytes; 12 layers keep all of 131,072 tokens, 12 keep 128
+    oss = memory.kv_numbers(published.find("gpt-oss-20b").arch, 131_072)
+    assert 2 * oss == 2 * 1024 * 12 * (131_072 + 128) == 3_224_371_200
     # our decoder keeps as many
     config, room = ModelConfig(d_model=32, n_layers=3, n_kv_heads=2, d_hidden=8, n_experts=2), 7
     _, decoder = decoding.start(model.init_params(config), config, np.array([1, 2]), room)

@@ -39,7 +39,7 @@ def test_null_is_the_same_as_not_given(name):
     ({"head_dim": None}, "head_dim = None: is required, since n_heads = 4 does not divide d_model = 6"),
     ({"expert_hidden": None}, "expert_hidden = None: is required with n_routed_experts = 5"),
     ({"dense_first_layers": 1}, "dense_ffn_hidden = None: is required: 1 of 2 layers are dense"),
-    ({"dense_first_layers": 2}, "n_routed_experts = 5: dense_first_layers and moe_every_n leave no layer for them"),
+    ({"dense_first_layers": 2}, "n_routed_experts = 5: dense_first_layers, moe_every_n and dense_layers leave"),
     ({"n_shared_experts": 0}, "shared_hidden = 4: must be null"), ({"pos": "learned"}, "ctx = None: is required"),
     ({"encoder_decoder": "1+2"}, "n_layers = 2: must be the sum of encoder_decoder = '1+2'"),
     ({"encoder_decoder": "0+2"}, "encoder_decoder = '0+2': must be two"), ({"d_model": 6.0}, "d_model = 6.0: must be"),
@@ -55,7 +55,19 @@ def test_null_is_the_same_as_not_given(name):
     ({"biases": ["qkv"]}, "biases = ['qkv']: must be true"), ({"biases": "all but "}, "biases = 'all but ': '' is no"),
     ({"biases": "norms"}, "biases = 'norms': this model has no 'norms' that could have biases"),
     ({"biases": "router", "router": "hash"}, "biases = 'router': this"), ({"biases": "qkv+dense"}, "biases = 'qkv+d"),
-    ({"biases": "head", "tied_embeddings": True}, "biases = 'head': this"), ({"mla": [5]}, "mla = [5]: must be a rec"),
+    ({"attention": ["full", "windw"]}, "attention = ('full', 'windw'): must be a list of full, window, linear,"),
+    ({"attention": "full"}, "attention = 'full': must be a list"), ({"attention": []}, "attention = (): must be"),
+    ({"attention": ["full"] * 3}, "attention = ('full', 'full', 'full'): must be"), ({"window": 0}, "window = 0: "),
+    ({"attention": ["full"], "window": 4}, "window = 4: must be null: attention = ('full',)"),
+    ({"attention": ["window"]}, "window = None: is required: attention = ('window',)"),
+    ({"window": 4, "encoder_decoder": "1+1"}, "window = 4: must be null with two stacks"),
+    ({"attention": ["linear"], "qk_norm": True}, "attention = ('linear',): linear layers with mla, qk_norm or"),
+    ({"attention": ["linear"], "encoder_decoder": "1+1"}, "attention = ('linear',): must be null with two stacks"),
+    ({"dense_layers": [0, 2]}, "dense_layers = (0, 2): must be a list of different places from 0 to 1, or null"),
+    ({"dense_layers": [0, 0]}, "dense_layers = (0, 0): must"), ({"dense_layers": [True]}, "dense_layers = (True,): "),
+    ({"dense_layers": [0]}, "dense_ffn_hidden = None: is required: 1"), ({"dense_layers": 0}, "dense_layers = 0: "),
+    ({"v_head_dim": 0}, "v_head_dim = 0: must"), ({"v_head_dim": 3, "mla": LATENT}, "v_head_dim = 3: must be null"),
+    ({"mla": [5]}, "mla = [5]: must be a rec"),
     ({"mla": {**LATENT, "v_dim": 3}}, "mla.v_dim = 3: there is no such key, did you mean 'v_head_dim'?"),
     ({"mla": {**LATENT, "q_lora_rank": 0}}, "mla.q_lora_rank = 0: must be a whole number from 1 to 1,000,000,000,000, "
                                             "or null"),
@@ -66,7 +78,8 @@ def test_a_description_that_cannot_be_is_refused_by_key_and_value(changes, says)
 
 
 @pytest.mark.parametrize("name, value", [("expert_hidden", 7), ("router", "softmax"), ("soft_slots", 3), ("top_k", 1),
-                                         ("n_shared_experts", 1), ("n_routed_experts", 3), ("biases", "experts")])
+                                         ("n_shared_experts", 1), ("n_routed_experts", 3), ("biases", "experts"),
+                                         ("dense_layers", (1,))])
 def test_what_only_experts_have_is_refused_in_a_dense_model(name, value):
     more = {"dense_first_layers": 2} if name == "n_routed_experts" else {}
     assert refusal(DENSE, **more, **{name: value}).startswith(f"{name} = {value!r}: ")

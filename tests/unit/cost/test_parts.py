@@ -36,6 +36,11 @@ EFFECTS = [
     # keys and values 36 + 5 * 4 * 5 = 136; back 72
     ({"mla": {**LATENT, "v_head_dim": 3}}, 2 * (72 + 136 + 72 + 5 - 216), 138),
     ({"mla": LATENT, "qkv_bias": True}, 50 + 2 * (12 + 5 + 1), 86),  # of queries and of the narrow vectors
+    # values 6 * 2 * 2 = 24 and not 36, back 4 * 2 * 6 = 48 and not 72; biases of 12 + 6 + 4
+    ({"v_head_dim": 2}, -2 * 36, -72), ({"v_head_dim": 2, "qkv_bias": True}, -72 + 2 * 22, -28),
+    # one of two layers: queries, keys, values and gate 4 * 6 * 12, back 72, a norm of 12
+    ({"attention": ["window", "linear"], "window": 9}, 288 + 72 + 12 - 216, 156),
+    ({"attention": ["linear"], "v_head_dim": 2}, 2 * (6 * 4 * (3 + 3 + 2 + 2) + 48 + 8 - 216), 2 * 80),
     ({"qk_norm": True}, 2 * (4 + 2) * 3, 36), ({"qk_norm": "per head"}, 2 * 2 * 3, 12),
     ({"qkv_bias": True}, 2 * 8 * 3, 48), ({"sinks": "1 per head"}, 2 * 4, 8),
     ({"n_routed_experts": 6}, 2 * (6 + 126), 12), ({"top_k": 3}, 0, 2 * 126),
@@ -45,7 +50,8 @@ EFFECTS = [
     ({"n_shared_experts": 2}, 2 * 72, 144), ({"n_shared_experts": 0, "shared_hidden": None}, -144, -144),
     ({"shared_hidden": 5}, 2 * 18, 36), ({"shared_hidden": None}, 2 * 54, 108), ({"shared_gate": "sigmoid"}, 12, 12),
     ({"dense_first_layers": 1, "dense_ffn_hidden": 11}, 198 - 732, 198 - 354),
-    ({"moe_every_n": 2, "dense_ffn_hidden": 10}, 180 - 732, 180 - 354), ({"n_norms": 1}, -2 * 6, -12),
+    ({"moe_every_n": 2, "dense_ffn_hidden": 10}, 180 - 732, 180 - 354),
+    ({"dense_layers": [1], "dense_ffn_hidden": 10}, 180 - 732, 180 - 354), ({"n_norms": 1}, -2 * 6, -12),
     ({"ffn_type": "relu"}, -2 * 6 * 7 * 5 - 2 * 6 * 4, -2 * 6 * 7 * 2 - 48), ({"norm": "without weights"}, -30, -30),
     ({"n_norms": 4, "norm": "LayerNorm", "biases": "norms"}, 2 * 2 * 6 + 9 * 6, 78),
     # a layer: attention 24 + 6, router 5, an expert 2 * 7 + 6 = 20, shared 2 * 4 + 6 = 14, norms 12
@@ -55,7 +61,8 @@ EFFECTS = [
     ({"biases": "router", "router": "noisy"}, 80, 80), ({"biases": "shared", "n_shared_experts": 2}, 2 * 100, 200),
     ({"biases": "router+head"}, 2 * 5 + 11, 21), ({"biases": "all but norms+head"}, 2 * 149, 2 * 89),
     ({"biases": "dense", "dense_first_layers": 1, "dense_ffn_hidden": 10}, 206 - 732, 206 - 354),
-    ({"tied_embeddings": True}, -66, -66), ({"pos": "learned", "ctx": 9}, 9 * 6, 54), ({"pos": "relative"}, 128, 128),
+    ({"tied_embeddings": True}, -66, -66), ({"tied_embeddings": True, "biases": "head"}, -55, -55),
+    ({"pos": "learned", "ctx": 9}, 9 * 6, 54), ({"pos": "relative"}, 128, 128),
     # a second attention and its norm in the decoder, a second last norm, and relative positions in each stack
     ({"encoder_decoder": "1+1"}, 216 + 6 + 6 + 2 * 128, 484),
     ({"encoder_decoder": "1+1", "pos": "rotary", "qk_norm": "per head"}, 216 + 6 + 6 + 3 * 6, 246),
@@ -77,10 +84,12 @@ def test_a_key_counts_for_what_it_says(changes, total, active):
     assert moved == {f.name for f in fields(Architecture)}  # every key has an effect here
 
 
-@pytest.mark.parametrize("stacks, first, n, kinds", [
-    (None, 0, 2, "dmdmdm"), ("3+3", 1, 2, "ddm ddm"), ("1+5", 2, 3, "d ddddm"), (None, 1, 2, "ddmdmd")])
-def test_layers_are_counted_from_the_first_of_each_stack(stacks, first, n, kinds):
-    arch = described(n_layers=6, encoder_decoder=stacks, dense_first_layers=first, moe_every_n=n, dense_ffn_hidden=10)
+@pytest.mark.parametrize("stacks, first, n, dense, kinds", [
+    (None, 0, 2, [], "dmdmdm"), ("3+3", 1, 2, None, "ddm ddm"), ("1+5", 2, 3, None, "d ddddm"),
+    (None, 1, 2, [], "ddmdmd"), (None, 0, 1, [3, 0], "dmmdmm"), (None, 0, 2, [0, 3], "dmdddm")])
+def test_layers_are_counted_from_the_first_of_each_stack(stacks, first, n, dense, kinds):
+    arch = described(n_layers=6, encoder_decoder=stacks, dense_first_layers=first, moe_every_n=n, dense_layers=dense,
+                     dense_ffn_hidden=10)
     assert "".join(kind[0] for kind in arch.kinds) == kinds.replace(" ", "")
 
 

@@ -103,6 +103,8 @@ def test_the_shape_in_words():
     single = sheet.shape(replace(TINY, n_routed_experts=1, top_k=1, tied_embeddings=True))
     assert "; 1 layers with a swiglu block of 7; 1 layers with a swiglu block of 6; head tied to" in single
     assert "128 heads, latent attention of width 512, rotary" in sheet.shape(published.find("deepseek-v3").arch)
+    hybrid = replace(TINY, n_layers=5, attention=("linear", "window", "full"), window=4)
+    assert "values, attention to the last 4 tokens in 2 of 5 layers, linear attention in 2 of 5" in sheet.shape(hybrid)
 
 
 @pytest.mark.parametrize("key", ["gpt-2", "mixtral-8x7b", "deepseek-v3", "switch-base-8"])
@@ -131,6 +133,10 @@ def test_the_report_has_the_numbers_of_the_record():
                   "28% of the parameters are active", "take 4.0 times fewer", "memory-bound at every batch size",
                   "3.6 at batch size 1, ", "75.7 G 0.969 arXiv:2001.08361"):
         assert words in text, words
+    # 12 of 24 layers keep 128 tokens: 12 * 2,048 bytes per token, 1,024 times and 128 times: 25.2 + 3.1 MB
+    text = " ".join(report.report(of_published("gpt-oss-20b")).split())
+    assert "KV cache: 24.6 kB per further token, 28.3 MB per sequence of 1,024 tokens" in text
+    assert "attention to what each layer keeps of it" in text
     assert "published: active 0.2B, source: " in report.published_words(of_published("switch-base-8")["published"])
     # 8 of 256 on 8 devices: 7 elsewhere.  A device has none of the 8 with 224! 248! / (216! 256!) = 0.3386; 7 * 0.6614
     words = "each layer sends copies of a token to 7.00 experts, on 4.63 other devices: 11.6 MB in all layers"
