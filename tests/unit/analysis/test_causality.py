@@ -7,7 +7,7 @@ import pytest
 from minimoe.analysis import causality
 from minimoe.moe import capacity, routers
 
-STUDY = causality.study(trials=4)
+STUDY = causality.study(trials=3)
 ROWS = {(row.router, row.capacity_factor, row.drop_order, row.training): row for row in STUDY}
 
 

@@ -25,7 +25,7 @@ def test_train_reports_the_loss_and_where_it_is_saved(run):
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    ("--text words.txt --run 'my run'", "generate route doctor"), ("--first-dense-layers 2", "generate"),
+    ("--text words.txt --run 'my run'", "generate route doctor"),
     ("--router expert_choice", "route doctor"), ("--router soft", ""),
     ("--router gshard --eval-capacity-factor 1", "generate route doctor")])
 def test_the_commands_that_train_prints_work(run, options, expected):
