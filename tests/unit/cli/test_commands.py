@@ -60,6 +60,7 @@ def test_route_prints_the_first_expert_of_each_character_and_every_assignment(ru
             assert f"{layer:5}  {token:5}  {'the cat'[token]!r}  " + "   ".join(
                 f"{e}: {g:.2f} kept (no limit)" for e, g in zip(experts, gates, strict=True)) in lines
     assert "\x1b[" not in out and "\x1b[" in run("route --run runs/done cat --color always")[1]
+    assert run(f"route --run runs/done {'t' * 32}")[0] == 0  # the longest that fits the context
     rows = [line for line in lines if re.match(r" +1 +\d", line)]
     _, out, _ = run("route --run runs/done 'the cat' --layer 1")
     assert [line for line in out.splitlines() if re.match(r" +\d +\d", line)] == rows and "layer 0" not in out
