@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe.nn import ops
+
 
 def top_k_experts(score_TE, top_k, replay=None):
     """The K experts of each token with the highest scores, best first; equal scores go to the lowest number.
@@ -19,6 +21,7 @@ def top_k_experts(score_TE, top_k, replay=None):
         replay: a Routing whose choices are taken instead, where it has any.
     Returns expert_TK.
     """
+    score_TE = ops.floats(score_TE)
     lowest = np.finfo(score_TE.real.dtype).min
     left_TE = np.where(score_TE.real > lowest, score_TE.real, lowest)  # so that -inf is: taken already
     if replay is not None:
@@ -72,6 +75,7 @@ def gates_forward(score_TE, expert_TK, sent, renormalize):
         renormalize: whether gates are shares.
     Returns (token_A, expert_A, rank_A, gate_A), cache.
     """
+    score_TE = ops.floats(score_TE)
     token_A, expert_A, rank_A = assignments_by_token(expert_TK, sent)
     rows_T1 = np.arange(len(score_TE))[:, None]
     gate_TK = score_TE[rows_T1, expert_TK]

@@ -113,6 +113,7 @@ class UnitCache(NamedTuple):
 
 def unit_forward(x_TD):
     """Scale each vector to length 1.  Any number of leading axes.  Returns unit_TD, cache."""
+    x_TD = ops.floats(x_TD)
     scale_T1 = 1 / np.sqrt((x_TD * x_TD).sum(axis=-1, keepdims=True) + TINY)
     unit_TD = x_TD * scale_T1
     return unit_TD, UnitCache(unit_TD, scale_T1)

@@ -10,6 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 
+def floats(x):
+    """An array of floating point numbers as it is; whole numbers become float64, as a slope of theirs must.
+
+    Raises ValueError for anything else, with its dtype.
+    """
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fc":
+        return x
+    x = np.asarray(x)
+    if x.dtype.kind not in "fciu":
+        raise ValueError(f"array of shape {x.shape} has dtype {x.dtype}: must be numbers")
+    return x if x.dtype.kind in "fc" else x.astype(np.float64)
+
+
 class ProductCache(NamedTuple):
     """The two factors of a matrix product."""
 
@@ -19,6 +32,7 @@ class ProductCache(NamedTuple):
 
 def linear_forward(x_TD, w_DF):
     """Matrix product y = x W.  Returns y_TF, cache."""
+    x_TD, w_DF = floats(x_TD), floats(w_DF)
     return x_TD @ w_DF, ProductCache(x_TD, w_DF)
 
 
@@ -33,6 +47,7 @@ def softmax_forward(x_TE, axis=-1):
     The maximum comes off first, since exp overflows; it cancels in the ratio.  An entry of -inf gets exactly 0.
     Returns p_TE, cache.
     """
+    x_TE = floats(x_TE)
     p_TE = x_TE - x_TE.real.max(axis=axis, keepdims=True)
     np.exp(p_TE, out=p_TE)
     p_TE /= p_TE.sum(axis=axis, keepdims=True)
@@ -48,6 +63,7 @@ def softmax_backward(dp_TE, cache):
 
 def sigmoid_forward(x_TE):
     """Sigmoid 1 / (1 + exp(-x)).  Both branches keep their digits, and exp never grows.  Returns s_TE, cache."""
+    x_TE = floats(x_TE)
     up_TE = x_TE.real > 0
     e_TE = np.exp(np.where(up_TE, -x_TE, x_TE))
     s_TE = np.where(up_TE, 1, e_TE) / (1 + e_TE)
@@ -62,6 +78,7 @@ def sigmoid_backward(ds_TE, cache):
 
 def softplus_forward(x_TE):
     """The smooth ramp log(1 + exp(x)), which is positive; large x cannot overflow.  Returns y_TE, cache."""
+    x_TE = floats(x_TE)
     up_TE = x_TE.real > 0
     return np.where(up_TE, x_TE, 0) + np.log1p(np.exp(np.where(up_TE, -x_TE, x_TE))), x_TE
 
@@ -91,6 +108,7 @@ def rmsnorm_forward(x_TD, gain_D, eps):
         eps: added to the mean square, in the square of x's unit.
     Returns y_TD, cache.
     """
+    x_TD, gain_D = floats(x_TD), floats(gain_D)
     square_T = np.einsum("td,td->t", x_TD, x_TD)  # sums of products without the products in memory
     scale_T1 = 1 / np.sqrt(square_T / x_TD.shape[1] + eps)[:, None]
     unit_TD = x_TD * scale_T1
@@ -120,6 +138,7 @@ def silu_gate_forward(gate_TF, up_TF):
     The sigmoid is (1 + tanh(z/2)) / 2, which is fast; that it loses digits where it is next to 0 does not show in a
     product with z.  Returns h_TF, cache.
     """
+    gate_TF, up_TF = floats(gate_TF), floats(up_TF)
     sigmoid_TF = 0.5 * gate_TF
     np.tanh(sigmoid_TF, out=sigmoid_TF)
     sigmoid_TF += 1
@@ -155,6 +174,7 @@ def swiglu_forward(x_TD, w_gate_DF, w_up_DF, w_down_FD):
                                                         [Shazeer 2020, arXiv:2002.05202, eq. 6]
     A dense model has one of these per layer; a Mixture of Experts has E of them.  Returns y_TD, cache.
     """
+    x_TD = floats(x_TD)
     h_TF, activation = silu_gate_forward(x_TD @ w_gate_DF, x_TD @ w_up_DF)
     return h_TF @ w_down_FD, SwiGLUCache(x_TD, activation, w_gate_DF, w_up_DF, w_down_FD)
 
@@ -187,6 +207,7 @@ class EmbeddingCache(NamedTuple):
 
 def embedding_forward(tokens_T, w_VD):
     """Look up one row per token.  tokens_T: whole numbers in [0, V).  Returns x_TD, cache."""
+    w_VD = floats(w_VD)
     return w_VD[tokens_T], EmbeddingCache(tokens_T, w_VD)
 
 
@@ -216,7 +237,7 @@ def cross_entropy_forward(logit_TV, target_T, weight_T):
         weight_T: the weight of each token, sums to 1; 0 for padding.
     Returns the loss, cache.
     """
-    rows_T = np.arange(len(target_T))
+    logit_TV, rows_T = floats(logit_TV), np.arange(len(target_T))
     shifted_TV = logit_TV - logit_TV.real.max(axis=-1, keepdims=True)
     p_TV = np.exp(shifted_TV)
     sum_T = p_TV.sum(axis=-1)

@@ -196,7 +196,7 @@ def test_the_operations_used_elsewhere_exist():
     assert_none(name for name in shapes.ELSEWHERE if not {name, f"{name}_forward"} & names)
 
 
-OF_ANY_TYPE = {"Tokens.weight_T", "Routing.load_E", "mixed", *OF_REAL_NUMBERS["moe/linear_assignment.py"]}
+OF_ANY_TYPE = {"Tokens.weight_T", "Routing.load_E", "mixed", "floats", *OF_REAL_NUMBERS["moe/linear_assignment.py"]}
 """Functions whose numbers choose, count or weigh, in float64; what comes of them gets the type of the inputs."""
 
 

@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.nn import ops
+from minimoe import parameters
+from minimoe.moe import experts, gates, soft
+from minimoe.moe.routers import sinkhorn
+from minimoe.nn import normal, ops
 from tests import cases
 
 T, D, E, F, V = 11, 5, 4, 6, 7
@@ -77,6 +80,35 @@ SLOW = {
 def test_the_gradient_is_that_of_the_complex_step(name):
     forward, backward, _ = PAIRS[name]
     cases.assert_gradient(forward, backward, **{f"argument {i}": array for i, array in enumerate(arrays_of(name))})
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "normal_cdf", "gates", "experts", "unit", "plan"])
+def test_whole_numbers_count_as_floating_point_and_what_is_no_number_is_refused(name):
+    """An array of integers cuts off what it is filled with, and 8 bits of them overflow in a product."""
+    expert_TK, cut = np.array([[0, 2], [1, 3], [2, 1]]), np.array([2, 1, 0, 0])
+    forward, backward, shapes = (PAIRS | {
+        "normal_cdf": (normal.normal_cdf_forward, normal.normal_cdf_backward, [(T, E)]),
+        "gates": (lambda x: gates.gates_forward(x * x, expert_TK, np.ones(3, bool), False)[::1],
+                  lambda dy, cache: gates.gates_backward(dy[-1], cache), [(3, E)]),
+        "experts": (lambda x, *w: experts.experts_forward(x, dict(zip(experts.NAMES, w, strict=True)), cut),
+                    experts.experts_backward, [(3, D), (4, D, F), (4, D, F), (4, F, D)]),
+        "unit": (soft.unit_forward, soft.unit_backward, [(T, D)]),
+        "plan": (lambda x: (sinkhorn.plan(x), None), lambda dy, cache: dy, [(T, E)])})[name]
+    rng = np.random.default_rng(0)
+    whole = [rng.integers(1, 12, shape) for shape in shapes]
+
+    def outcome(arrays):
+        y, cache = forward(*arrays)
+        return [*parameters.arrays_in(y if isinstance(y, tuple) else [np.asarray(y)]),
+                *parameters.arrays_in(backward(y / 2 if not isinstance(y, tuple) else [y[-1] / 2], cache))]
+
+    for dtype in (np.int8, np.int64):
+        for got, expected in zip(outcome([a.astype(dtype) for a in whole]), outcome([a.astype(float) for a in whole]),
+                                 strict=True):
+            np.testing.assert_array_equal(got, expected)
+    for dtype in (bool, object):
+        with pytest.raises(ValueError, match=f"dtype {np.dtype(dtype)}: must be numbers"):
+            forward(*(a.astype(dtype) for a in whole))
 
 
 @pytest.mark.parametrize("name", SLOW)
