@@ -1,7 +1,8 @@
-"""What is printed: tables and paragraphs as wide as the terminal, and the console that colours.
+"""What is printed: text that cannot command the terminal, tables and paragraphs as wide as it, and colours.
 
-Every table of the program is drawn here, by rich.  A table that is too wide for the terminal goes on below, with its
-first columns repeated, so that no number is broken.
+Texts, names and paths come from outside: what a terminal would obey, or cannot show, is printed as an escape such as
+\\x1b.  Every table of the program is drawn here, by rich.  One that is too wide goes on below, with its first columns
+repeated, so that no number is broken.
 """
 
 import io
@@ -10,9 +11,12 @@ import re
 import shutil
 import sys
 import textwrap
+import unicodedata
 
 NARROW, NOTEBOOK = 40, 120
 """Columns: fewer than any output needs; of a notebook, whose outputs must not depend on the window that runs it."""
+LONGEST_MESSAGE = 500
+"""Characters of what is said of an error."""
 
 
 def width():
@@ -33,9 +37,35 @@ def _real_width():
     return shutil.get_terminal_size((80, 24)).columns if sys.stdout is not None and sys.stdout.isatty() else 80
 
 
+def printable(text, stream=None):
+    """The text with an escape, as in Python, for each character that a terminal would obey or cannot show.
+
+    Line breaks and tabs stay.  Escaped are other control characters, such as ESC; invisible ones that turn the writing
+    direction; halves of surrogate pairs; and what is not in the encoding of the stream (None: standard output).
+    """
+    encoding = getattr(sys.stdout if stream is None else stream, "encoding", None) or "utf-8"
+    escaped = "".join(c if c in "\n\t" or c.isprintable() or unicodedata.category(c) == "Zs"
+                      else c.encode("unicode_escape").decode("ascii") for c in text)
+    return escaped.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def say(text="", end="\n"):
+    """Print what comes from outside, or may hold it: see `printable`."""
+    print(printable(text), end=end, flush=True)
+
+
+def complain(text):
+    """Print one line on standard error, without its middle if it is very long."""
+    line = printable(text, sys.stderr).replace("\n", "\\n")
+    if len(line) > LONGEST_MESSAGE:
+        line = f"{line[:LONGEST_MESSAGE - 150]} ... {line[-145:]}"
+    print(line, file=sys.stderr, flush=True)
+
+
 def fill(text, indent="", hanging=""):
     """Each line of the text as a paragraph of the width.  indent: before its first line.  hanging: before the others.
     """
+    text = printable(text)
     return "\n".join(textwrap.fill(line, width(), initial_indent=indent, subsequent_indent=hanging or indent,
                                    break_on_hyphens=False, break_long_words=False) for line in text.split("\n"))
 
@@ -47,7 +77,7 @@ def table(rows, left=(0,), repeat=1):
     aligned right and never broken.  repeat: how many first columns stand again where a wide table goes on below.
     Returns the lines, without spaces at their ends.
     """
-    rows = [tuple(map(str, row)) for row in rows]
+    rows = [tuple(printable(str(cell)) for cell in row) for row in rows]
     widths = [max(len(line) for row in rows for line in row[i].split("\n")) for i in range(len(rows[0]))]
     return "\n\n".join(_draw([[row[i] for i in block] for row in rows], [block.index(i) for i in block if i in left])
                        for block in _blocks(widths, repeat, left))

@@ -10,14 +10,14 @@ def coloured(text, experts, colours=None):
     """The text with each character on the colour of its expert; without colours, the experts' numbers beneath.
 
     experts: the expert of each character, -1 for none.  colours: see `terminal.colour_system`.  Lines that are too long
-    for the terminal are broken, and what has no shape, such as a tab, is a space.
+    for the terminal are broken, a tab is a space, and what the terminal cannot show is escaped.
     """
     shown, start = [], 0
     for line in text.split("\n"):
-        pairs = [(c if c.isprintable() else " ", int(e)) for c, e in zip(line, experts[start:], strict=False)]
+        pairs = [(terminal.printable(c.expandtabs(1)), int(e)) for c, e in zip(line, experts[start:], strict=False)]
         start += len(line) + 1
-        for i in range(0, max(len(pairs), 1), terminal.width()):
-            shown += _painted(pairs[i:i + terminal.width()], colours)
+        for part in _packed(pairs, terminal.width(), length=lambda pair: len(pair[0])) or [[]]:
+            shown += _painted(part, colours)
     return "\n".join(shown)
 
 
@@ -56,7 +56,8 @@ def _packed(words, room, gap=0, length=len):
 def _painted(pairs, colours):
     """Lines of text from pairs of characters and expert: one with colours, two without."""
     if colours is None:
-        return ["".join(characters for characters, _ in pairs), "".join(_digit(e) for _, e in pairs)]
+        return ["".join(characters for characters, _ in pairs),
+                "".join(_digit(e).ljust(len(characters)) for characters, e in pairs).rstrip()]
     from rich.text import Text
     styles = [f"{palette.ink(e)} on {palette.colour(e)}" if e >= 0 else "" for _, e in pairs]
     line = Text.assemble(*((characters, style) for (characters, _), style in zip(pairs, styles, strict=True)))

@@ -12,11 +12,13 @@ What a command needs is imported when it runs, so that the others start at once.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 
 import threadpoolctl
 
+from minimoe import terminal
 from minimoe.cli import arguments, cost, experiments, lessons, look, measure, train
 
 COMMANDS = (train.add_train, look.add_generate, look.add_route, look.add_explore, look.add_doctor,
@@ -31,7 +33,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Print the message and exit with status 2."""
-        self.exit(2, f"minimoe: error: {message} (see {self.prog} --help)\n")
+        terminal.complain(f"minimoe: error: {message} (see {self.prog} --help)")
+        self.exit(2)
+
+    def _print_message(self, message, file=None):  # argparse's own says nothing if the disk is full
+        (file or sys.stderr).write(message)
 
 
 def main(words=None):
@@ -39,23 +45,53 @@ def main(words=None):
 
     Returns the exit status: 0, 1 for a wrong gradient, 2 for bad input, 130 after Ctrl-C.
     """
+    _be_ready_to_print()
+    try:
+        try:
+            return _run(words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where an error is still ours to report
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        _print_no_more()
+        return 0
+    except OSError as error:
+        _print_no_more()
+        terminal.complain(f"minimoe: error: {error.filename or 'standard output'}: {error.strerror or error}")
+        return 2
+
+
+def _run(words):
     options = parser().parse_args(words)
     try:
         _check_general_options(options)
         with threadpoolctl.threadpool_limits(1, user_api="blas"):  # see `threads.workers`
             return options.run_command(options) or 0
     except ValueError as error:
-        print(f"minimoe: error: {error}", file=sys.stderr)
+        terminal.complain(f"minimoe: error: {error}")
         return 2
     except MemoryError as error:
-        print(f"minimoe: error: not enough memory: {error}", file=sys.stderr)
+        terminal.complain(f"minimoe: error: not enough memory: {error}")
         return 2
     except KeyboardInterrupt as interruption:
-        print(f"\nminimoe: {str(interruption) or 'interrupted'}", file=sys.stderr)
+        print(file=sys.stderr)  # the terminal has written ^C
+        terminal.complain(f"minimoe: {str(interruption) or 'interrupted'}")
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+
+
+def _be_ready_to_print():
+    """Let no character that the console cannot show, and no stream that is closed, end a command."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, open to the end
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print_no_more():
+    """What is still to be written goes nowhere, so that Python does not fail once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def parser():

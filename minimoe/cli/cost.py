@@ -1,8 +1,8 @@
 """The command `cost`: what a model costs."""
 
-import sys
 from dataclasses import fields
 
+from minimoe import terminal
 from minimoe.cli import arguments, train
 from minimoe.config import ModelConfig, TrainConfig, presets
 from minimoe.cost import deployment, memory
@@ -64,9 +64,9 @@ def run_cost(options):
         answer = answers.answer(records[0], options.json)
     if options.figure is not None:
         figures.save(cost_shares.cost_shares(records), options.figure)
-    print(answer)
+    terminal.say(answer)
     if options.figure is not None:
-        print(f"Picture: {options.figure}", file=sys.stderr)  # JSON stays JSON
+        terminal.complain(f"Picture: {options.figure}")  # JSON stays JSON
 
 
 def _kind_of_model(options):

@@ -2,6 +2,7 @@
 
 import argparse
 
+from minimoe import terminal
 from minimoe.cli import arguments
 
 TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS, STUDIES_SEEDS = 1, 3, 3, 3
@@ -73,6 +74,6 @@ def run_figures(options):
         except ValueError as error:  # one that cannot be drawn keeps no other from it
             failed.append(str(error))
     if not tour.draw_again():
-        print("the pictures of the tour are left as they are: `python -m minimoe` trains what they show")
+        terminal.say("the pictures of the tour are left as they are: `python -m minimoe` trains what they show")
     if failed:
         raise ValueError("; ".join(failed))

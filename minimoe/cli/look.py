@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from minimoe import terminal
 from minimoe.cli import arguments, train
 from minimoe.moe import capacity
 
@@ -34,10 +35,10 @@ def run_generate(options):
     config = replace(state.model_config, eval_capacity_factor=None) if options.dropless else state.model_config
     tokens = sampling.stream(state.params, config, prompt_S, options.n_tokens, options.temperature,
                              options.top_k, options.top_p, options.seed)
-    print(prompt, end="", flush=True)
+    terminal.say(prompt, end="")
     for token in tokens:
-        print(state.tokenizer.decode([token]), end="", flush=True)
-    print()
+        terminal.say(state.tokenizer.decode([token]), end="")
+    terminal.say()
 
 
 def _default_prompt(tokenizer):
@@ -60,7 +61,7 @@ def add_route(subparsers):
 
 def run_route(options):
     """Show which expert each character goes to, and why."""
-    from minimoe import model, terminal
+    from minimoe import model
     from minimoe.analysis import route
     from minimoe.moe import telemetry
     state, text = train.load(options), " ".join(options.text)
@@ -71,11 +72,11 @@ def run_route(options):
     _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
     shown = {layer: routing for layer, routing in zip(config.moe_layers, routings, strict=True) if layer in layers}
     colours = terminal.colour_system(options.colour)
-    print(route.legend(config.n_experts, colours))
+    print(route.legend(config.n_experts, colours))  # not `say`: colours are escapes
     for layer, routing in shown.items():
-        print(f"\nlayer {layer}, first choice of each character:")
+        terminal.say(f"\nlayer {layer}, first choice of each character:")
         print(route.coloured(text, telemetry.first_choice(routing), colours))
-    print("\n" + route.ledger(telemetry.ledger(list(shown.values()), list(shown)), text))
+    terminal.say("\n" + route.ledger(telemetry.ledger(list(shown.values()), list(shown)), text))
 
 
 def _limited(config, options):
@@ -114,7 +115,7 @@ def run_explore(options):
     explorer.check_path(output)
     html = explorer.page(train.load(options, "one of them"), options.text, options.run)
     explorer.save(html, output)
-    print(f"{output} is written, {len(html.encode()):,} bytes; any browser shows it, without a network: "
+    terminal.say(f"{output} is written, {len(html.encode()):,} bytes; any browser shows it, without a network: "
           f"{output.resolve().as_uri()}")
 
 
@@ -128,7 +129,7 @@ def add_doctor(subparsers):
 def run_doctor(options):
     """Name the ways in which a run's routers fail, with the evidence."""
     from minimoe.analysis import doctor
-    print(doctor.report(train.load(options, "one of them")))
+    terminal.say(doctor.report(train.load(options, "one of them")))
 
 
 def _add_folder(parser):

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 
-from minimoe import gradcheck
+from minimoe import gradcheck, terminal
 from minimoe.cli import arguments
 from minimoe.config import ModelConfig, TrainConfig, presets
 
@@ -39,7 +39,7 @@ def run_causality(options):
     from minimoe.analysis import causality
     if options.trials < 1:
         raise ValueError(f"--trials {options.trials}: must be 1 or more")
-    print(causality.table(causality.study(options.trials)))
+    terminal.say(causality.table(causality.study(options.trials)))
 
 
 def add_rosetta(subparsers):
@@ -50,7 +50,7 @@ def add_rosetta(subparsers):
 def run_rosetta(options):
     """One batch under the conventions of many systems."""
     from minimoe.analysis import rosetta
-    print(rosetta.table(rosetta.read(rosetta.example())))
+    terminal.say(rosetta.table(rosetta.read(rosetta.example())))
 
 
 def add_bench(subparsers):
@@ -77,7 +77,7 @@ def run_bench(options):
     configurations = presets.preset(options.preset or arguments.DEFAULT_PRESET, arguments.given(options, ModelConfig),
                                     arguments.given(options, TrainConfig))
     measured = bench.measure(*configurations, options.steps, options.threads, lambda n: progress.rounds(n, "bench"))
-    print(bench.report(measured))
+    terminal.say(bench.report(measured))
     places = bench.usual(measured.places)
     figures.save(step_time.time_by_part(places, bench.parts(places), bench.title(places)), options.figure)
-    print(f"\nPicture: {options.figure}")
+    terminal.say(f"\nPicture: {options.figure}")

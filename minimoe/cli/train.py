@@ -1,7 +1,6 @@
 """The command `train`, and the runs that it and others leave."""
 
 import shlex
-import sys
 from dataclasses import asdict, replace
 
 from minimoe import terminal
@@ -39,9 +38,9 @@ def run_train(options):
             raise ValueError(f"{path} exists: resume it with --resume, or name a different folder with --run")
         state, text = _start(options)
     checkpoint.check_folder(path)
-    print(terminal.fill(describe.describe_layers(state.model_config), hanging="  "))
+    terminal.say(terminal.fill(describe.describe_layers(state.model_config), hanging="  "))
     if state.finished:
-        print(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
+        terminal.say(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
         return
     try:
         with progress.bar(state, options.run) as on_step:
@@ -52,10 +51,10 @@ def run_train(options):
     except loop.Interrupted as error:
         again = shlex.join(["train", "--resume", "--run", options.run, *_source_words(options)])
         raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with: python -m minimoe {again}") from error
-    print(record.describe_routers(state.history, state.model_config.moe_layers))
-    print(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
+    terminal.say(record.describe_routers(state.history, state.model_config.moe_layers))
+    terminal.say(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
     for line in _what_next(state.model_config, text, shlex.quote(options.run)):
-        print(line)
+        terminal.say(line)
 
 
 def _what_next(config, text, run):
@@ -70,9 +69,10 @@ def _what_next(config, text, run):
 
 
 def _words_of(text):
-    """A few characters of the text itself, on one line."""
+    """A few characters of the text itself that can be typed: on one line, without control characters."""
     start = text.tokenizer.decode(text.held_out[0][:200])
-    return max(start.split("\n"), key=len).strip()[:24] or start[:1]
+    lines = "".join(c if c.isprintable() else "\n" for c in start).split("\n")
+    return max(lines, key=len).strip()[:24] or start[:1]
 
 
 def _start(options):
@@ -131,5 +131,5 @@ def load(options, how="with --run"):
         raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
     state = checkpoint.load(path)
     if not state.finished:
-        print(f"minimoe: note: {options.run} is at step {state.step} of {state.train_config.n_steps}", file=sys.stderr)
+        terminal.complain(f"minimoe: note: {options.run} is at step {state.step} of {state.train_config.n_steps}")
     return state

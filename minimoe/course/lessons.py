@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from minimoe import files
+from minimoe import files, terminal
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
@@ -29,7 +29,7 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
             "language_info": {"name": "python"}}
 
 
-def main(names=(), check=False, say=print):
+def main(names=(), check=False, say=terminal.say):
     """Run the lessons whose file names begin with one of `names`, or all; write each when it has run.
 
     check: write nothing, and say which would change.  say: prints.   Returns whether all could run, and with `check`
@@ -54,7 +54,7 @@ def main(names=(), check=False, say=print):
     return good
 
 
-def figure(say=print):
+def figure(say=terminal.say):
     """Write each lesson's best picture for the README: the output of the one cell that is tagged `cover`.
 
     Raises ValueError for a lesson that has none, or more.

@@ -93,7 +93,7 @@ def experiment(quick, seeds, compared, step_seconds):
                       figure=(folder if quick else Path("figures")) / "compare.png")
 
 
-def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
+def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     """Train what is not trained yet, print the table and the verdict, draw the picture.
 
     quick: the small version.  seeds: runs of each.  fresh: train again what is there.  threads: see `loop.train`.
@@ -118,7 +118,7 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
         else verdict(compared, entries, seeds, corpus))
 
 
-def figure(say=print):
+def figure(say=terminal.say):
     """Draw the picture again from what was kept of the last comparison.  Raises ValueError if nothing was."""
     path = Path("figures/compare.png")
     _draw(path, models(False, ModelConfig.vocab_size).main, kept())

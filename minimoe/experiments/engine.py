@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import terminal
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import runs
 
@@ -116,7 +117,7 @@ class Here(futures.Executor):
         return future
 
 
-def run(experiment, corpus, fresh=False, threads=1, say=print, executor=None):
+def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=None):
     """Train and measure the cells of an experiment that are missing, and return the Results of all.
 
     Args:

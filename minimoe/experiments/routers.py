@@ -39,7 +39,7 @@ def experiment(quick, seeds, vocab_size):
                       figure=(folder if quick else Path("figures")) / "routers.png")
 
 
-def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
+def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     """Train each router that is not trained yet, print the table and the verdict, draw the figure.
 
     quick: the small version.  seeds: runs of each.  fresh: train again what is there.  threads: see `loop.train`.
@@ -65,7 +65,7 @@ def kept(folder=archive.FOLDER):
     return {name: Result(**measured) for name, measured in archive.read("routers", folder).items()}
 
 
-def figure(say=print):
+def figure(say=terminal.say):
     """Draw the figure again from what was kept of the last comparison.  Raises ValueError if nothing was."""
     comparison = experiment(False, 1, ModelConfig.vocab_size)
     _draw(comparison, kept())

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import terminal
 from minimoe.analysis import explorer
 from minimoe.config import preset
 from minimoe.experiments import archive, engine
@@ -96,7 +97,7 @@ def experiments(quick, seeds, vocab_size):
         for name, study in STUDIES.items())]
 
 
-def main(quick=False, seeds=3, fresh=False, threads=1, say=print):
+def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     """Train what is not trained yet, and write the results.
 
     quick: the small version.  seeds: runs of each model.  fresh: train again what is there.  threads: see `loop.train`.
@@ -122,7 +123,7 @@ def _keep_model(state, path):
     checkpoint.save(path, replace(state, moments=(empty, empty)), compressed=True)
 
 
-def figure(say=print):
+def figure(say=terminal.say):
     """Write the router explorer of the model that the lessons look into, for the README."""
     explorer.save(explorer.page(model(), run="the lessons' model"), EXPLORER)
     say(f"wrote {EXPLORER}")

@@ -37,7 +37,7 @@ def experiment(quick, seeds, vocab_size):
                       figure=folder / "figures" if quick else Path("figures"))
 
 
-def main(quick=False, seeds=1, fresh=False, threads=1, say=print):
+def main(quick=False, seeds=1, fresh=False, threads=1, say=terminal.say):
     """Train what is not trained yet, draw the figures, print the table, a sample and the verdict.
 
     quick: the small version.  seeds: runs of each model.  fresh: train again what is there.  threads: see `loop.train`.
@@ -67,7 +67,7 @@ def main(quick=False, seeds=1, fresh=False, threads=1, say=print):
         f"Write more with it:\n  {COMMAND} generate --run {run}")
 
 
-def draw_again(say=print):
+def draw_again(say=terminal.say):
     """Draw the figures again from the runs of the full tour.  Returns whether there are any."""
     corpus = data.embedded_corpus()
     tour = experiment(False, 1, len(corpus.tokenizer))

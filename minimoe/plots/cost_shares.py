@@ -3,6 +3,7 @@
 import textwrap
 from pathlib import Path
 
+from minimoe import terminal
 from minimoe.cost import answers, deployment, published, quantities
 from minimoe.plots import figures, palette
 
@@ -10,13 +11,14 @@ SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Pa
 """Published models in the README's picture."""
 
 
-def figure(say=print):
+def figure(say=terminal.say):
     """Draw the costs of published models, for the README."""
     usual = answers.Setting(deployment.MACHINES["h100"], None, "bf16", None)
     figures.save(cost_shares([answers.published_record(published.find(key), usual) for key in SHOWN]), FIGURE)
     say(f"wrote {FIGURE}")
 
 
+@figures.default_style()
 def cost_shares(records):
     """Where parameters, FLOPs and bytes are: for each model one bar of 100 % per quantity, its whole at the end.
 

@@ -3,6 +3,9 @@
 Functions that draw take plain arrays and return a matplotlib Figure; `save` writes it.
 """
 
+import contextlib
+
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -11,6 +14,17 @@ from minimoe.plots import palette
 
 DPI = 160
 """Pixels per inch of a written figure."""
+
+
+@contextlib.contextmanager
+def default_style():
+    """Within `with`, or in a function that this decorates, matplotlib has its own defaults.
+
+    A user's matplotlibrc would change the bytes of a picture, or ask for TeX, which fails after minutes of training.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def new_figure(width, height, title=None, size=13, layout="constrained"):
@@ -75,5 +89,5 @@ def save(figure, path):
     Raises ValueError if the path does not end in .png, or the folder or the disk does not allow it.
     """
     check_path(path)
-    with files.written(path, "the figure") as temporary:
+    with files.written(path, "the figure") as temporary, default_style():
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})

@@ -31,7 +31,7 @@ def embedded():
 
 
 def from_files(paths):
-    """Text files, one domain each, named by the file.
+    """Text files, one domain each, named by the file.  A byte order mark is left out, and CRLF is a line break.
 
     Raises ValueError for a file that is missing, not text in UTF-8, or empty, and for two files of one name.
     """
@@ -90,7 +90,7 @@ def _plain(text):
 
 def _read(path):
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"--text {path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
     except OSError as error:

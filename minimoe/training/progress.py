@@ -10,6 +10,8 @@ import time
 
 import numpy as np
 
+from minimoe import terminal
+
 SCREEN_SECONDS, LOG_SECONDS = 0.5, 10.0
 """Time between two looks at a bar, and between two lines of a log, which needs fewer."""
 
@@ -40,6 +42,7 @@ def rounds(n, label="timing"):
 @contextlib.contextmanager
 def _counted(label, total, unit, done=0, words=lambda: ""):
     """A function to call after each step, which shows the count and the words of the moment if it is time to."""
+    label = terminal.printable(label, sys.stderr)
     screen = sys.stderr.isatty() and _console(sys.stderr).is_interactive
     wait, shown = (SCREEN_SECONDS, 0.0) if screen else (LOG_SECONDS, time.monotonic())
     with (_drawn if screen else _printed)(label, total, unit, done) as show:

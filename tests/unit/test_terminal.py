@@ -1,5 +1,6 @@
 """What is printed fits the terminal, and no number and no character is lost on the way."""
 
+import io
 import os
 import sys
 from types import SimpleNamespace
@@ -54,6 +55,31 @@ def test_a_table_by_hand():
     """Numbers right, words left, no spaces at the ends; what looks like markup is text."""
     assert terminal.table([("name", "loss", "in\nwords"), ("[b]a", 1.25, ":x:"), ("b", 10, "")], left=(0, 2)) == (
         "            in\nname  loss  words\n-----------------\n[b]a  1.25  :x:\nb       10")
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("\x1b[31mred\r\x07\x7f\x9b", "\\x1b[31mred\\r\\x07\\x7f\\x9b"), ("\u202eab\u2028", "\\u202eab\\u2028"),
+    ("\udc80\ufeff", "\\udc80\\ufeff"), ("a é\tж\n\xa0", "a é\tж\n\xa0")])
+def test_what_commands_a_terminal_is_shown_and_not_obeyed(capsys, text, shown):
+    assert terminal.printable(text) == shown
+    terminal.say(text, end="")
+    terminal.complain(text)
+    assert capsys.readouterr() == (shown, shown.replace("\n", "\\n") + "\n")
+
+
+def test_a_table_and_a_paragraph_have_room_for_escapes(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert terminal.table([("a", "b"), ("\x1b", 1)]) == "a     b\n-------\n\\x1b  1"
+    assert terminal.fill("\x1b" * 9 + " " + "\x1b") == "\\x1b" * 9 + "\n\\x1b"
+
+
+def test_what_a_console_cannot_show_is_escaped_and_a_long_message_loses_its_middle(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "cp1252"))
+    assert terminal.printable("é ж") == "é \\u0436"
+    for n, length in ((terminal.LONGEST_MESSAGE, terminal.LONGEST_MESSAGE), (10**6, terminal.LONGEST_MESSAGE)):
+        terminal.complain("<" + "x" * (n - 2) + ">")
+        line = capsys.readouterr().err
+        assert len(line) == length + 1 and line.startswith("<") and line.endswith(">\n")
 
 
 def test_words_that_have_no_room_are_broken_between_words(monkeypatch):

@@ -7,6 +7,7 @@ from matplotlib.patches import Patch, Rectangle
 from minimoe.plots import figures, palette
 
 
+@figures.default_style()
 def slots(count_E, capacity, title):
     """One bar per expert: filled up to the capacity, hatched what is dropped above it, dotted the slots left empty.
 
@@ -35,6 +36,7 @@ def slots(count_E, capacity, title):
     return figure
 
 
+@figures.default_style()
 def lost_assignments(lost, title):
     """Which tokens lost what: one panel per name, one row per sequence, one column per position; dark: everything.
 
@@ -60,6 +62,7 @@ def lost_assignments(lost, title):
     return figure
 
 
+@figures.default_style()
 def loss_matrix(ce_ntf, trained, evaluated, title):
     """Loss of models trained with one capacity and evaluated with another: mean over seeds, and their range.
 
