@@ -27,7 +27,7 @@ ELSEWHERE = {
 
 def codes(file):
     """The code of a file, and of each function, class and comprehension in it."""
-    found = [compile(Path(file).read_text(), str(file), "exec")]
+    found = [compile(Path(file).read_text("utf-8"), str(file), "exec")]
     for code in found:
         found += [const for const in code.co_consts if hasattr(const, "co_code")]
     return found

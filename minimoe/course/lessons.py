@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+import matplotlib
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -84,6 +85,7 @@ def find(names=(), folder=FOLDER):
 def run(text, folder):
     """A notebook's text with the outputs of a new run in `folder`, and the seconds of each of its cells of code.
 
+    Pictures have matplotlib's own style, whatever a user's matplotlibrc says.
     Raises nbclient's CellExecutionError at the first cell that fails.
     """
     notebook, seconds = plain(nbformat.reads(text, as_version=4)), []
@@ -95,7 +97,7 @@ def run(text, folder):
         on_cell_execute=lambda cell, cell_index: started.update({cell_index: time.perf_counter()}),
         on_cell_executed=lambda cell, cell_index, execute_reply: seconds.append(
             time.perf_counter() - started[cell_index]))
-    client.execute(env=os.environ | ONE_THREAD)
+    client.execute(env=os.environ | ONE_THREAD | {"MATPLOTLIBRC": matplotlib.get_data_path()})
     return nbformat.writes(plain(notebook)) + "\n", seconds
 
 

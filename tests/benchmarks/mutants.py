@@ -137,7 +137,7 @@ def failure(tree, tests, timeout=None):
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=no",
                "--hypothesis-seed=0", "--import-mode=importlib", *map(str, tests)]
     try:
-        run = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=timeout,
+        run = subprocess.run(command, cwd=tree, capture_output=True, encoding="utf-8", timeout=timeout,
                              env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
     except subprocess.TimeoutExpired:
         return "timeout"

@@ -91,7 +91,7 @@ def peak_bytes():
 
     From Linux's /proc, since the number of getrusage starts at what the parent process held.
     """
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in Path("/proc/self/status").read_text("utf-8").splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 

@@ -28,7 +28,7 @@ CHECKPOINT = Path("my run/checkpoint.npz")
 
 def start(folder, command, program=("-m", "minimoe"), **options):
     return subprocess.Popen([sys.executable, *program, *command], cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, **options)
+                            stderr=subprocess.PIPE, encoding="utf-8", **options)
 
 
 def finish(process):
@@ -67,7 +67,7 @@ def assert_same(folder, other):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "my words.txt").write_text(WORDS)
+    (tmp_path / "my words.txt").write_text(WORDS, "utf-8")
     return tmp_path
 
 
@@ -75,7 +75,7 @@ def folder(tmp_path):
 def undisturbed(tmp_path_factory):
     """The folder of the run that nothing happens to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "my words.txt").write_text(WORDS)
+    (folder / "my words.txt").write_text(WORDS, "utf-8")
     assert finish(start(folder, START))[0] == 0
     return folder
 
@@ -140,7 +140,7 @@ cli.main()
 def interrupted(tmp_path_factory):
     """A folder with a run that Ctrl-C ended after its first checkpoint, its exit status and its last words."""
     folder = tmp_path_factory.mktemp("interrupted")
-    (folder / "my words.txt").write_text(WORDS)
+    (folder / "my words.txt").write_text(WORDS, "utf-8")
     process = start(folder, START)
     wait_for_a_checkpoint(process, folder)
     process.send_signal(signal.SIGINT)
@@ -161,7 +161,7 @@ def test_the_printed_command_finishes_an_interrupted_run(interrupted, undisturbe
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     command = re.search(r"python (-m minimoe train --resume .*)", words)[1]
     done = subprocess.run(f"{shlex.quote(sys.executable)} {command}", shell=True, cwd=tmp_path, env=ENVIRONMENT,
-                          capture_output=True, text=True)
+                          capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, undisturbed)
 

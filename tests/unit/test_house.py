@@ -17,7 +17,7 @@ from minimoe.moe import losses, routers
 from tests import shapes
 
 ROOT = Path(minimoe.__file__).parent
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))}
 CORE = [name for name in TREES if name.startswith(("nn/", "moe/")) or name == "model.py"]
 NODES = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree)]
 FUNCTIONS = [(file, node) for file, node in NODES if isinstance(node, ast.FunctionDef)]
@@ -101,7 +101,8 @@ def test_importing_minimoe_needs_numpy_alone():
     code = ("import sys; before = set(sys.modules); import minimoe; "
             "print(*{name.split('.')[0] for name in sys.modules.keys() - before "
             "if getattr(sys.modules[name], '__file__', None)})")
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, stdout=subprocess.PIPE, encoding="utf-8",
+                         check=True)
     assert set(run.stdout.split()) - sys.stdlib_module_names == {"minimoe", "numpy"}
 
 
@@ -111,7 +112,7 @@ def test_the_docstring_of_a_folder_is_its_map(file):
     folder = (ROOT / file).parent
     inside = [path.stem for path in folder.iterdir() if path.suffix == ".py" and not path.name.startswith("__")]
     inside += [path.parent.name for path in folder.glob("*/__init__.py")]
-    lines = (ROOT / file).read_text().split('"""')[1].splitlines()
+    lines = (ROOT / file).read_text("utf-8").split('"""')[1].splitlines()
     assert sorted(line.split()[0] for line in lines if re.match(r" {4}\w+ {2,}\S", line)) == sorted(inside)
 
 
@@ -212,10 +213,10 @@ assert gradcheck.check_layer(made_up[5], one_by_one=True).rows[-1].length > 0
 
 def test_a_new_router_needs_its_file_and_its_line_alone(tmp_path):
     shutil.copytree(ROOT, tmp_path / "minimoe", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "minimoe/moe/routers/made_up.py").write_text(MADE_UP)
+    (tmp_path / "minimoe/moe/routers/made_up.py").write_text(MADE_UP, "utf-8")
     table = tmp_path / "minimoe/moe/routers/__init__.py"
-    table.write_text(table.read_text().replace("PAGES = {\n", "PAGES = {\n" + MADE_UP_LINE))
-    run = subprocess.run([sys.executable, "-c", USE_IT], cwd=tmp_path, capture_output=True, text=True)
+    table.write_text(table.read_text("utf-8").replace("PAGES = {\n", "PAGES = {\n" + MADE_UP_LINE), "utf-8")
+    run = subprocess.run([sys.executable, "-c", USE_IT], cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
 
 
@@ -224,7 +225,7 @@ def test_every_letter_of_a_suffix_is_in_the_key():
     key = set(re.findall(r"   ([A-Z1]) (?:= [^a-z]+ )?[a-z]", minimoe.__doc__))
     assert set("BSTDHGPMQVLEKFJCZANR1") == key
     assert_none(f"{file}: {match[0]}" for file in TREES
-                for match in shapes.SUFFIX.finditer((ROOT / file).read_text()) if not set(match[1]) <= key)
+                for match in shapes.SUFFIX.finditer((ROOT / file).read_text("utf-8")) if not set(match[1]) <= key)
 
 
 NOT_ANALYTIC = {"abs", "absolute", "fabs", "maximum", "minimum", "fmax", "fmin", "clip", "sign", "hypot", "norm",
@@ -309,13 +310,32 @@ def test_what_is_public_explains_itself():
                 if not field.metadata.get("help"))
 
 
+def leaves_the_encoding_to_the_machine(call):
+    """Whether a call reads or writes text in an encoding that Windows and Linux do not share."""
+    name, keywords = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
+    strings = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+    return "encoding" not in keywords and (
+        name.endswith(".read_text") and not call.args or name.endswith(".write_text") and len(call.args) < 2
+        or re.search(r"(?<!os\.)\bopen$", name) and not {"rb", "wb"} & {*strings} and name != "webbrowser.open"
+        or "text" in keywords and name.startswith("subprocess."))
+
+
+def test_text_files_are_read_and_written_in_utf_8_wherever_the_tests_run():
+    for line in ("p.read_text()", "p.write_text(t)", "open(p)", "p.open('w')", "subprocess.run(c, text=True)"):
+        assert leaves_the_encoding_to_the_machine(ast.parse(line).body[0].value)
+    assert_none(f"{path.relative_to(ROOT.parent)}:{node.lineno}" for folder in ("minimoe", "tests")
+                for path in (ROOT.parent / folder).rglob("*.py")
+                for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                if isinstance(node, ast.Call) and leaves_the_encoding_to_the_machine(node))
+
+
 def test_functions_and_files_are_short():
     lengths = {f"{file}: {node.name}": (node.end_lineno - node.lineno + 1, 60) for file, node in FUNCTIONS}
-    lengths |= {file: (len((ROOT / file).read_text().splitlines()), 300) for file in TREES}
+    lengths |= {file: (len((ROOT / file).read_text("utf-8").splitlines()), 300) for file in TREES}
     assert_none(f"{name}: {length} lines, at most {most}" for name, (length, most) in lengths.items() if length > most)
 
 
 def test_there_is_no_file_for_odds_and_ends_and_requirements_are_floors():
     assert not list(ROOT.rglob("util*"))
-    lines = (ROOT.parent / "requirements.txt").read_text().splitlines()
+    lines = (ROOT.parent / "requirements.txt").read_text("utf-8").splitlines()
     assert_none(line for line in lines if not re.fullmatch(r"[a-z-]+>=[0-9.]+", line))

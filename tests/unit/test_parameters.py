@@ -35,7 +35,7 @@ def test_another_process_gives_the_same_numbers():
     """Python's own hash of a string would not do: it changes with every process."""
     script = "from minimoe import parameters as p; print(p.init({'w': p.Weight((2,), 1.0)}, seed=3)['w'].tobytes())"
     run = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONHASHSEED": "1"}, check=True,
-                         capture_output=True, text=True)
+                         capture_output=True, encoding="utf-8")
     assert run.stdout == f"{parameters.init({'w': parameters.Weight((2,), 1.0)}, seed=3)['w'].tobytes()}\n"
 
 

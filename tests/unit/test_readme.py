@@ -47,4 +47,4 @@ def test_the_python_example_runs(capsys, monkeypatch):
 
 def test_the_first_test_command_is_what_continuous_integration_runs():
     (command,) = re.findall(r"\.venv/bin/python (-m pytest.*)", README)
-    assert f'"$python" {command}\n' in (ROOT / ".ci/run").read_text()
+    assert f'"$python" {command}\n' in (ROOT / ".ci/run").read_text("utf-8")

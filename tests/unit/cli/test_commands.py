@@ -1,5 +1,7 @@
 """Each other command once, for its promise."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -38,6 +40,26 @@ def test_generate_writes_the_prompt_and_what_the_library_samples(run, loaded):
         tokens_S = sampling.generate(loaded.params, loaded.model_config, prompt_S, 40, **same)
         assert (status, out) == (0, loaded.tokenizer.decode(tokens_S) + "\n")
     assert run("generate --run runs/done --n-tokens 0")[1] == "The \n"
+
+
+def test_a_console_that_cannot_show_a_text_or_would_obey_it_ends_no_command(run, monkeypatch):
+    Path("ж.txt").write_text("Жил-был\x1b[31m пёс\n" * 90, "utf-8")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "cp1252"))
+    for line in ("train --preset tiny --n-steps 1 --eval-batches 1 --text ж.txt --run ж", "route --run ж 'пёс\x1b'",
+                 "generate --run ж --n-tokens 9 --prompt 'пёс\x1b'"):
+        assert run(line)[0] == 0
+    shown = sys.stdout.buffer.getvalue().decode("cp1252")
+    assert shown.count("\\u043f\\u0451\\u0441") >= 3 and shown.count("\\x1b") >= 2 and "\x1b" not in shown
+
+
+@pytest.mark.parametrize("line", ["rosetta", "--help"])
+def test_output_that_cannot_be_written_is_one_line(run, monkeypatch, line):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert run(line)[::2] == (2, "minimoe: error: standard output: No space left on device\n")
 
 
 def test_a_model_that_cannot_generate_says_why(run, untrained):
@@ -150,7 +172,7 @@ def program(made, code, *words, **options):
     """A process of its own, in the folder of the runs."""
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
     return subprocess.Popen([sys.executable, "-c", code, *words], cwd=made, env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+                            stderr=subprocess.PIPE, encoding="utf-8")
 
 
 def test_route_needs_no_matplotlib(made):

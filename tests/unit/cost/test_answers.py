@@ -28,7 +28,7 @@ def made(tmp_path_factory):
     """A folder with FILES and a short finished run of each of RUNS, on words.txt."""
     folder = tmp_path_factory.mktemp("made")
     for name, content in FILES.items():
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, "utf-8")
     text = data.build(corpus.from_files([folder / "words.txt"]), sequence=32)
     for name, model_fields in RUNS.items():
         config, training = configs.preset("tiny", dict(vocab_size=len(text.tokenizer)) | model_fields,

@@ -78,7 +78,7 @@ def test_other_models_and_a_table_that_others_keep_are_counted_to_the_last_one_t
     for total, description in OTHERS.values():
         assert parts.parameters(model_files.read_architecture(description)).total == total
     path = tmp_path / "others.json"
-    path.write_text(json.dumps(KEPT_BY_OTHERS))
+    path.write_text(json.dumps(KEPT_BY_OTHERS), "utf-8")
     assert [published.counts(model)["total"] for model in model_files.read_file(path)] == [
         entry["counted"]["total"] for entry in KEPT_BY_OTHERS["models"]]
 

@@ -81,7 +81,8 @@ MADE_UP = {"cells": [
     {"cell_type": "code", "id": "x", "metadata": {"tags": ["derive"], "collapsed": True}, "execution_count": None,
      "outputs": [], "source": ["import sys\n", "for i in range(3):\n", "    print(i)\n", "    sys.stdout.flush()"]},
     {"cell_type": "code", "id": "y", "metadata": {}, "execution_count": 7, "outputs": [],
-     "source": ["import os\n", "6 * 7, os.environ['OPENBLAS_NUM_THREADS']"]}],
+     "source": ["import os\n", "set_ = os.environ\n",
+                "6 * 7, set_['OPENBLAS_NUM_THREADS'], os.path.isfile(set_['MATPLOTLIBRC'] + '/matplotlibrc')"]}],
     "metadata": {"widgets": {}, "kernelspec": {"name": "mine", "display_name": "mine"}}, "nbformat": 4,
     "nbformat_minor": 5}
 
@@ -90,8 +91,8 @@ MADE_UP = {"cells": [
 def folder(tmp_path, monkeypatch):
     """A folder with one good lesson and one that fails."""
     monkeypatch.setattr(lessons, "find", lambda names=(), find=lessons.find: find(names, tmp_path))
-    (tmp_path / "01_good.ipynb").write_text(json.dumps(MADE_UP))
-    (tmp_path / "02_bad.ipynb").write_text(json.dumps(MADE_UP).replace("6 * 7", "1 / 0"))
+    (tmp_path / "01_good.ipynb").write_text(json.dumps(MADE_UP), "utf-8")
+    (tmp_path / "02_bad.ipynb").write_text(json.dumps(MADE_UP).replace("6 * 7", "1 / 0"), "utf-8")
     return tmp_path
 
 
@@ -103,7 +104,7 @@ def test_lessons_run_in_place_on_one_thread_and_running_them_again_changes_no_by
     first = path.read_bytes()
     notebook = json.loads(first)
     assert [output["text"] for output in notebook["cells"][1]["outputs"]] == [["0\n", "1\n", "2\n"]]
-    assert notebook["cells"][2]["outputs"][0]["data"] == {"text/plain": ["(42, '1')"]}
+    assert notebook["cells"][2]["outputs"][0]["data"] == {"text/plain": ["(42, '1', True)"]}
     assert [cell["id"] for cell in notebook["cells"]] == ["cell-0", "cell-1", "cell-2"]
     assert notebook["cells"][1]["metadata"] == {"tags": ["derive"]} and notebook["metadata"] == lessons.METADATA
     assert lessons.main(["01"], check=True, say=printed.append) and path.read_bytes() == first

@@ -124,7 +124,7 @@ def test_only_the_step_changes_what_it_is_given():
 
 
 def test_the_page_is_one_page_and_needs_numpy_alone():
-    source = Path(one_page.__file__).read_text()
+    source = Path(one_page.__file__).read_text("utf-8")
     assert len(source.splitlines()) <= 250
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert [ast.unparse(node) for node in imports] == ["import numpy as np"]

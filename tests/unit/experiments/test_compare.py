@@ -214,7 +214,7 @@ def test_a_comparison_is_timed_once_trained_kept_and_drawn(here, monkeypatch):
 @pytest.mark.parametrize("found", [{}, dict.fromkeys(DENSE, 0.1)])
 def test_times_of_other_models_are_measured_anew(tmp_path, monkeypatch, found):
     path = tmp_path / "seconds.json"
-    path.write_text(str(found).replace("'", '"'))
+    path.write_text(str(found).replace("'", '"'), "utf-8")
     monkeypatch.setattr(bench, "step_seconds", lambda *_, **__: SECONDS)
     compared = compare.models(True, 50)
     assert compare._timed(path, compared, None, False, 1) == SECONDS

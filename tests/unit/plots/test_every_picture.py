@@ -56,8 +56,10 @@ def test_more_experts_than_colours_are_told_apart_by_number(name):
 
 def test_every_function_that_draws_is_in_the_table():
     pages = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "plots").rglob("*.py")]
-    functions = [node.name for page in pages for node in page.body
-                 if isinstance(node, ast.FunctionDef) and "figures.new_figure(" in ast.unparse(node)]
+    nodes = [node for page in pages for node in page.body
+             if isinstance(node, ast.FunctionDef) and "figures.new_figure(" in ast.unparse(node)]
+    functions = [node.name for node in nodes]
+    assert [node.name for node in nodes if "@figures.default_style()" not in ast.unparse(node)] == []
     source = Path(pictures.__file__).read_text("utf-8")
     assert len(functions) == len(pictures.TITLED) and [name for name in functions if f".{name}(" not in source] == []
 

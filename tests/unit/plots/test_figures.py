@@ -2,13 +2,14 @@
 
 import os
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 
 from minimoe.plots import figures, palette
-from tests.unit.plots.pictures import words
+from tests.unit.plots.pictures import TITLED, words
 
 
 def brightness(colour):
@@ -47,6 +48,16 @@ def test_saving_makes_the_folder_and_if_it_fails_leaves_the_picture_before_it(tm
     with pytest.raises(ValueError, match=f"cannot write the figure {path}: no space"):
         figures.save(Figure((2, 2)), path)
     assert path.read_bytes() == before and before.startswith(b"\x89PNG") and list(path.parent.iterdir()) == [path]
+
+
+def test_the_style_of_a_user_changes_no_byte_and_stays_the_users(tmp_path):
+    """`text.usetex` would need TeX."""
+    style = {"font.size": 22, "text.usetex": True, "font.sans-serif": ["DejaVu Serif"], "savefig.transparent": True}
+    for folder, settings in (("plain", {}), ("styled", style)):
+        with matplotlib.rc_context(settings):
+            figures.save(TITLED["pareto"][0]("title"), tmp_path / folder / "a.png")
+            assert all(matplotlib.rcParams[name] == value for name, value in settings.items())
+    assert (tmp_path / "plain/a.png").read_bytes() == (tmp_path / "styled/a.png").read_bytes()
 
 
 def test_rows_stand_from_the_top_down_with_words_at_the_right_and_powers_are_named_alone():

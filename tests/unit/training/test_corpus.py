@@ -51,8 +51,9 @@ def test_an_installation_without_documentation_is_refused(monkeypatch):
 
 
 def test_each_file_is_a_domain_named_by_the_file_so_names_differ(tmp_path):
-    paths = [file_of(tmp_path, "naïve\n".encode(), "one.txt"), file_of(tmp_path, b"two", "two.py")]
-    assert corpus.from_files(map(str, paths)) == {"one.txt": "naïve\n", "two.py": "two"}
+    paths = [file_of(tmp_path, b"\xef\xbb\xbfna\xc3\xafve\r\n\xef\xbb\xbf", "one.txt"),
+             file_of(tmp_path, b"two", "two.py")]  # of byte order marks, only the one at the beginning is one
+    assert corpus.from_files(map(str, paths)) == {"one.txt": "naïve\n\ufeff", "two.py": "two"}
     again = file_of(tmp_path / "folder", b"text", "one.txt")
     with pytest.raises(ValueError, match=f"^--text {again}: there is another file named one.txt"):
         corpus.from_files([*paths, again])

@@ -1,0 +1,16 @@
+"""Tests do not depend on the shell that they are started from."""
+
+import signal
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_shell():
+    """Ctrl-C interrupts, also in a background job, which ignores it; no variable sets a width, colours or a style."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "MATPLOTLIBRC", "PYTHONIOENCODING"):
+            patch.delenv(name, raising=False)
+        yield
+    signal.signal(signal.SIGINT, before)
