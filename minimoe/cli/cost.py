@@ -21,7 +21,8 @@ def add_cost(subparsers):
     parser.add_argument("--text", nargs="+", metavar="FILE", help="what the run was trained on, if on your own")
     which.add_argument("--model", metavar="NAME", help="a published model, such as mixtral-8x7b")
     which.add_argument("--list", action="store_const", const=True, help="the published models that it knows")
-    which.add_argument("--file", metavar="FILE.json", help="count the parameters of the models that it describes")
+    which.add_argument("--file", metavar="FILE.json", help="count the models that it describes; or "
+                       "the config.json of a Hugging Face model")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.add_argument("--figure", metavar="PATH", help="draw where parameters, FLOPs and bytes are, as PNG")
     parser.add_argument("--context", type=int, metavar="N", help="length of a sequence (default: the longest of ours, "
@@ -62,10 +63,9 @@ def run_cost(options):
     else:
         records = [_priced(options, kind, answers, setting)]
         answer = answers.answer(records[0], options.json)
+    terminal.say(answer)  # first: a picture that fails does not take it along
     if options.figure is not None:
         figures.save(cost_shares.cost_shares(records), options.figure)
-    terminal.say(answer)
-    if options.figure is not None:
         terminal.complain(f"Picture: {options.figure}")  # JSON stays JSON
 
 

@@ -2,6 +2,7 @@
 
     architecture  what a model is made of: the keys of a description
     model_files   models described in JSON files
+    huggingface   Hugging Face's config.json, read as a description
     published     the table of published models
     ours          a model of ours, described as published ones are
     parts         the weights part by part, and how many parameters they are

@@ -3,6 +3,7 @@
 A file is {"models": [...]}, such a list, or one record: {"name": "mine", "arch": {"vocab": 32000, ...}}.  The keys of
 "arch" are the fields of `Architecture`, those of its "mla" the fields of `Latent`, with the values that are documented
 there and no others; null leaves a key at its default.  Records can have more keys, such as "source": they are not read.
+Or it is the `config.json` of a Hugging Face model, which `huggingface` reads.
 """
 
 import json
@@ -10,12 +11,15 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from minimoe.cost import architecture
+from minimoe.cost import architecture, huggingface
 from minimoe.cost.architecture import Architecture, Latent
 
 REMARKS = ("aux_coef_hf", "lb_coef", "z_coef", "groups", "group_limit", "route_scale", "batch", "dropout", "lr",
            "optimizer", "iters")
 """Keys of "arch" that no cost depends on: how a model is trained, what its gates are multiplied by."""
+
+FOREIGN = {"model_type", "architectures", "hidden_size", "num_hidden_layers"}
+"""Keys that tell a `config.json`."""
 
 LISTS = ("attention", "dense_layers")
 """Keys of "arch" whose values are lists."""
@@ -89,9 +93,13 @@ def _record(pairs):
 
 
 def _models(data, path):
+    if isinstance(data, dict) and not {"models", "arch"} & data.keys() and FOREIGN & data.keys():
+        name, arch = huggingface.read(data, path)
+        return [Model(name, name, arch, {}, str(path))]
     entries = data.get("models", [data]) if isinstance(data, dict) else data
     if not isinstance(entries, list) or not entries:
-        raise ValueError('must be {"models": [...]}, a list of models or one model, and hold at least one')
+        raise ValueError('must be {"models": [...]}, a list of models or one model, and hold at least one; or the '
+                         'config.json of a Hugging Face model')
     found = {}
     for place, entry in enumerate(entries, 1):
         try:

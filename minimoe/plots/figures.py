@@ -6,8 +6,10 @@ Functions that draw take plain arrays and return a matplotlib Figure; `save` wri
 import contextlib
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, LogLocator, NullLocator
 
 from minimoe import files
 from minimoe.plots import palette
@@ -86,8 +88,19 @@ def check_path(path):
 def save(figure, path):
     """Write a PNG under a temporary name and rename it; the same figure gives the same bytes.
 
+    Words are text: dollars in a name do not make it a formula.
     Raises ValueError if the path does not end in .png, or the folder or the disk does not allow it.
     """
     check_path(path)
+    _no_formulas(figure)
     with files.written(path, "the figure") as temporary, default_style():
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+
+
+def _no_formulas(figure):
+    """Show all words as they are, but for matplotlib's own powers of ten at the ticks of logarithmic axes."""
+    axes = [axis for both in figure.findobj(Axes) for axis in (both.xaxis, both.yaxis)]
+    powers = {label for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)
+              for label in axis.findobj(Text) if label is not axis.label}
+    for words in set(figure.findobj(Text)) - powers:
+        words.set_parse_math(False)

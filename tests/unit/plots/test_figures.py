@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from minimoe.plots import figures, palette
 from tests.unit.plots.pictures import TITLED, words
@@ -71,3 +72,19 @@ def test_rows_stand_from_the_top_down_with_words_at_the_right_and_powers_are_nam
     assert [label.get_text() for place, label in zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
             if 0.9 <= place <= 21] == ["<1>", "<2>", "<5>", "<10>", "<20>"]
     assert len(axis.get_xticks(minor=True)) == 0
+
+
+def test_words_are_text_and_not_formulas_in_titles_rows_and_legends_but_powers_of_ten_are_drawn(tmp_path):
+    name = "A $x_{$ B"
+    figure = figures.new_figure(4, 3, name)
+    left, right = figure.subplots(1, 2)
+    figures.name_rows(left, [name, "$y$"], [name, "$z$"])
+    right.plot([1, 1e5], [1, 2], label=name)
+    right.set(xscale="log", title=name, xlabel=name)
+    right.legend()
+    right.text(1, 1, name)
+    figures.save(figure, tmp_path / "figure.png")
+    shown = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+    assert sum(text.get_text() == name for text in shown) >= 7  # the right ends of ticks have words too
+    assert all(text.get_parse_math() == text.get_text().startswith(r"$\mathdefault{10^") for text in shown)
+    assert any(text.get_parse_math() for text in shown)

@@ -1,0 +1,235 @@
+"""Hugging Face `config.json` files, read as Architectures: totals are those of the models that transformers builds.
+
+So layers that predict further tokens (`num_nextn_predict_layers`, `num_mtp_layers`) are left out, as papers do too.
+A key that counts must be one that the family reads, or be off: null, false, 0 or empty.  Keys that count for nothing
+are listed; any other is refused by name.  `families.json` follows the classes of the library, version 5.24; the code of
+"deepseek" and "kimi_k2" came with their checkpoints.
+"""
+
+import fnmatch
+import json
+import re
+from importlib import resources
+from typing import NamedTuple
+
+from minimoe.cost.architecture import Architecture, Latent, check, did_you_mean
+
+TABLE = json.loads(resources.files(__package__).joinpath("families.json").read_text("utf-8"))
+"""aliases: key of some families -> the name that it has here.  defaults: key -> what it is where a file and its family
+lack it; keys that are not there are required.  families: see Family.  off: keys that count and that no family reads.
+ignored: keys, with * for any letters, that no count depends on."""
+
+NAMES = {
+    "vocab": "vocab_size", "d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "dense_ffn_hidden": "intermediate_size",
+    "tied_embeddings": "tie_word_embeddings", "ctx": "max_position_embeddings"}
+"""Field of an Architecture -> the key that it is, in every family."""
+OF_EXPERTS = {"n_routed_experts": "num_experts", "top_k": "num_experts_per_tok", "expert_hidden": "intermediate_size"}
+"""The same of a family with experts; `moe_intermediate_size` is their width if the family reads it."""
+
+ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "relu": "reglu", "gelu": "geglu", "gelu_new": "geglu",
+               "gelu_pytorch_tanh": "geglu", "gelu_fast": "geglu"}
+LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window", "linear_attention": "linear"}
+BY_LAYER = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
+"""Keys that may have one number for each layer, if all are the same."""
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+
+class Family(NamedTuple):
+    """How the code of a `model_type` reads its keys.
+
+    reads: keys that count, besides NAMES and those below.
+    biases: key -> what has biases if it is true, in the words of `architecture.BIASED`; "" -> what always has.
+    layers: a cycle of `architecture.ATTENTIONS`; or "late", "early": windows from a layer on, or in some before it.
+    fixed: fields of the Architecture that no key decides.
+    defaults: key -> what the family's class has where a file lacks it.
+    must: key -> the only value that is understood.
+    """
+
+    reads: tuple = ()
+    biases: dict = {}
+    layers: tuple | str = ("full",)
+    fixed: dict = {}
+    defaults: dict = {}
+    must: dict = {}
+
+    @property
+    def keys(self):
+        """All keys that it reads."""
+        windows = "window" in self.layers or isinstance(self.layers, str)
+        more = ["sliding_window"] * windows + ["layer_types"] * (windows or "linear" in self.layers)
+        return {*NAMES.values(), *self.reads, *self.biases, *self.must, *more}
+
+
+def _family(record):
+    like = record.get("like")
+    own = {name: tuple(value.split()) if name == "reads" else tuple(value) if isinstance(value, list) else value
+           for name, value in record.items() if name != "like"}
+    return (_family(TABLE["families"][like]) if like else Family())._replace(**own)
+
+
+FAMILIES = {name: _family(record) for name, record in TABLE["families"].items()}
+_NOTHING = re.compile("|".join(map(fnmatch.translate, TABLE["ignored"])))
+_COUNTS = set().union(*(each.keys for each in FAMILIES.values()), TABLE["off"]) - {""}
+
+
+def read(record, path):
+    """Name and Architecture of the record of a `config.json`.  path: its file, the name if it has none.
+
+    Raises ValueError with the key and its value for what is missing, wrong, or not understood.
+    """
+    kind = record.get("model_type")
+    parts = [key for key in ("text_config", "vision_config", "audio_config") if record.get(key)]
+    check(not parts, parts and parts[0], "{...}", "a model of several parts; put the record of its language model, "
+          "such as text_config, in a file of its own")
+    check(isinstance(kind, str) and kind in FAMILIES, "model_type", kind,
+          f"must be one of {', '.join(FAMILIES)}{did_you_mean(kind, FAMILIES)}")
+    heads = record.get("architectures") or []
+    check(isinstance(heads, list) and all(str(head).endswith("ForCausalLM") for head in heads), "architectures", heads,
+          "must be a language model, ...ForCausalLM")
+    family = FAMILIES[kind]
+    given, spelled = _flat(record)
+    _check_keys(given, spelled, family)
+    try:
+        arch = Architecture(**_fields(given, family))
+    except ValueError as error:
+        names = {**spelled, **NAMES, **OF_EXPERTS, "window": "sliding_window", "attention": "layer_types"}
+        if "moe_intermediate_size" in family.keys:
+            names["expert_hidden"] = "moe_intermediate_size"
+        theirs = {ours: spelled.get(key, key) for ours, key in names.items()}
+        words = str(error).removeprefix("mla.")
+        raise ValueError(re.sub(r"\b\w+(?= =)", lambda word: theirs.get(word[0], word[0]), words)) from None
+    name = record.get("_name_or_path")
+    return name if isinstance(name, str) and name.strip() and name.isprintable() else str(path), arch
+
+
+def _flat(record):
+    """The keys under the names that they have here, those of nested records too; and name -> as it was spelled."""
+    nested = [record[key] for key in ("attn_config", "ffn_config") if isinstance(record.get(key), dict)]
+    pairs = [(key, value) for each in (record, *nested) for key, value in each.items()
+             if value is not None and value not in nested and not (each is not record and _NOTHING.match(key))]
+    given, spelled = {key: None for key in record if record[key] is None}, {}
+    for key, value in pairs:
+        name = TABLE["aliases"].get(key, key)
+        if name in BY_LAYER and isinstance(value, list) and value and all(one == value[0] for one in value):
+            value = value[0]
+        twice = given.get(name)
+        check(twice in (None, value), key, value, f"does not agree with {spelled.get(name)} = {twice!r}")
+        given[name], spelled[name] = value, key
+    return given, spelled
+
+
+def _check_keys(given, spelled, family):
+    for name, value in given.items():
+        key = spelled.get(name, name)
+        if name in family.must:
+            fits = all(one == family.must[name] for one in (value if isinstance(value, list) else [value]))
+            check(fits or value is None, key, value, f"must be {family.must[name]!r}, else it is not understood")
+        same = name == "moe_intermediate_size" and value == given.get("intermediate_size")
+        latent = name in LATENT and given.get("use_mla") is False
+        if name in family.keys or same or latent or value is None or _NOTHING.fullmatch(name):
+            continue
+        check(name in _COUNTS, key, value, f"is not known{did_you_mean(key, _COUNTS | TABLE['aliases'].keys())}")
+        check(not value, key, value, "changes the count, and is not understood in this model_type")
+
+
+def _fields(given, family):
+    """The fields of the Architecture."""
+    def value(key):
+        found = given[key] if key in given else family.defaults.get(key, TABLE["defaults"].get(key, ...))
+        check(found is not ..., key, None, "is required")
+        return found
+
+    def flag(key):
+        check(isinstance(value(key), bool), key, value(key), "must be true or false")
+        return value(key)
+
+    found = {ours: value(key) for ours, key in NAMES.items()}
+    n = found["n_layers"]
+    check(type(n) is int and 1 <= n <= 10_000, "n_layers", n, "must be a whole number from 1 to 10,000")
+    if found["head_dim"] is None and all(type(found[key]) is int and found[key] > 0 for key in ("d_model", "n_heads")):
+        found["head_dim"] = max(found["d_model"] // found["n_heads"], 1)  # as the library, also if there is a rest
+    activation = given.get("hidden_activation") or given.get("ffn_act_fn") or value("hidden_act")
+    activation = activation.get("name") if isinstance(activation, dict) else activation
+    check(activation in list(ACTIVATIONS), "hidden_act", activation, f"must be one of {', '.join(ACTIVATIONS)}")
+    found |= {"ffn_type": ACTIVATIONS[activation], **family.fixed, **_attention(given, family, value, flag, n)}
+    if "use_qk_norm" in family.reads and flag("use_qk_norm"):
+        found["qk_norm"] = "per head"
+    dense = _dense_layers(family.keys, value, n) if "num_experts" in family.keys and value("num_experts") else range(n)
+    words = {word for key, words in family.biases.items() if not key or flag(key) for word in words.split("+")}
+    if len(dense) < n:
+        found |= _experts(family, value, "shared" in words) | {"dense_layers": tuple(dense)}
+    else:
+        found.pop("shared_gate", None)
+    absent = {"dense": not dense, "shared": not found.get("n_shared_experts"), "experts": len(dense) == n,
+              "router": len(dense) == n}
+    return found | {"biases": "+".join(sorted(word for word in words if not absent.get(word))) or None}
+
+
+def _attention(given, family, value, flag, n):
+    """Its fields that say what a layer attends to, and how."""
+    found, cycle = {}, family.layers
+    if "kv_lora_rank" in family.reads:
+        found = {"mla": Latent(**{key: value(key) for key in LATENT}), "head_dim": None}
+        check(found["mla"].q_lora_rank or not flag("attention_bias"), "attention_bias", True,
+              "is not understood without q_lora_rank")
+    window = None
+    if "sliding_window" in family.keys and ("use_sliding_window" not in family.keys or flag("use_sliding_window")):
+        window = value("sliding_window")
+    if value("layer_types") is not None and "layer_types" in family.keys:
+        types = value("layer_types")
+        allowed = [name for name, kind in LAYER_TYPES.items() if kind != "linear" or "linear" in cycle]
+        fits = isinstance(types, list) and len(types) == n and all(one in allowed for one in types)
+        check(fits, "layer_types", types, f"must be {n} of {', '.join(allowed)}")
+        cycle = tuple(LAYER_TYPES[name] for name in types)
+    elif not window:
+        cycle = tuple("full" if kind == "window" else kind for kind in cycle) if isinstance(cycle, tuple) else None
+    elif isinstance(cycle, str):
+        turn = value("max_window_layers")
+        check(type(turn) is int, "max_window_layers", turn, "must be a whole number")
+        inside = [i >= turn if cycle == "late" else i < turn and i % 2 == 0 for i in range(n)]
+        cycle = tuple("window" if one else "full" for one in inside)
+    elif value("sliding_window_pattern") is not None and "sliding_window_pattern" in family.keys:
+        every = value("sliding_window_pattern")
+        check(type(every) is int and every >= 1, "sliding_window_pattern", every, "must be a whole number from 1")
+        cycle = ("window",) * min(every - 1, n) + ("full",)
+    cycle = cycle and cycle[:n]
+    return found | {"attention": cycle, "window": window if "window" in (cycle or ()) else None}
+
+
+def _dense_layers(keys, value, n):
+    """Places of the layers without experts."""
+    def of(key, otherwise):
+        return otherwise if key not in keys or value(key) is None else value(key)
+
+    def whole(key, least):
+        number = of(key, least)
+        check(type(number) is int and number >= least, key, number, f"must be a whole number from {least}")
+        return number
+
+    first, start, end = whole("first_k_dense_replace", 0), whole("moe_layer_start_index", 0), whole(
+        "moe_layer_end_index", -1)
+    step, interval = whole("decoder_sparse_step", 1), whole("moe_layer_interval", 1)
+    named, freq = of("mlp_only_layers", []), of("moe_layer_freq", 1)
+    check(isinstance(named, list) and all(type(i) is int for i in named), "mlp_only_layers", named,
+          "must be a list of layers")
+    fits = len(freq) == n if isinstance(freq, list) else type(freq) is int and freq > 0
+    check(fits, "moe_layer_freq", freq, f"must be a whole number from 1, or {n} of 0 and 1")
+    end, named = n - 1 if end == -1 else end, set(named)
+    return [i for i in range(n) if i < first or i in named or (i + 1) % step or (i + 1) % interval
+            or not start <= i <= end or (not freq[i] if isinstance(freq, list) else i % freq)]
+
+
+def _experts(family, value, merged):
+    """Its fields of experts.  merged: the shared experts are one network with one bias."""
+    found = {ours: value(key) for ours, key in OF_EXPERTS.items()}
+    if "moe_intermediate_size" in family.reads:
+        found["expert_hidden"] = value("moe_intermediate_size")
+    wide = next((key for key in ("shared_expert_intermediate_size", "shared_intermediate_size")
+                 if key in family.reads), None)
+    if wide is not None:
+        return found | ({"n_shared_experts": 1, "shared_hidden": value(wide)} if value(wide) else {})
+    shared = (value("n_shared_experts") or 0) if "n_shared_experts" in family.reads else 0
+    if merged and type(shared) is type(found["expert_hidden"]) is int and shared > 0:
+        return found | {"n_shared_experts": 1, "shared_hidden": shared * found["expert_hidden"]}
+    return found | {"n_shared_experts": shared}
