@@ -15,21 +15,11 @@ from typing import NamedTuple
 from minimoe.cost.architecture import Architecture, Latent, check, did_you_mean
 
 TABLE = json.loads(resources.files(__package__).joinpath("families.json").read_text("utf-8"))
-"""aliases: key of some families -> the name that it has here.  defaults: key -> what it is where a file and its family
-lack it; keys that are not there are required.  families: see Family.  off: keys that count and that no family reads.
-ignored: keys, with * for any letters, that no count depends on."""
+"""names: field of an Architecture -> its key in every family.  activations: name -> `ffn_type`.  layer_types: name ->
+attention.  aliases: key of some families -> the name that it has here.  defaults: key -> what it is where a file and
+its family lack it; keys that are not there are required.  families: see Family.  off: keys that count and that no
+family reads.  ignored: keys, with * for any letters, that no count depends on."""
 
-NAMES = {
-    "vocab": "vocab_size", "d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "dense_ffn_hidden": "intermediate_size",
-    "tied_embeddings": "tie_word_embeddings", "ctx": "max_position_embeddings"}
-"""Field of an Architecture -> the key that it is, in every family."""
-OF_EXPERTS = {"n_routed_experts": "num_experts", "top_k": "num_experts_per_tok", "expert_hidden": "intermediate_size"}
-"""The same of a family with experts; `moe_intermediate_size` is their width if the family reads it."""
-
-ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "relu": "reglu", "gelu": "geglu", "gelu_new": "geglu",
-               "gelu_pytorch_tanh": "geglu", "gelu_fast": "geglu"}
-LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window", "linear_attention": "linear"}
 BY_LAYER = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
 """Keys that may have one number for each layer, if all are the same."""
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -38,7 +28,7 @@ LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
 class Family(NamedTuple):
     """How the code of a `model_type` reads its keys.
 
-    reads: keys that count, besides NAMES and those below.
+    reads: keys that count, besides "names" and those below.
     biases: key -> what has biases if it is true, in the words of `architecture.BIASED`; "" -> what always has.
     layers: a cycle of `architecture.ATTENTIONS`; or "late", "early": windows from a layer on, or in some before it.
     fixed: fields of the Architecture that no key decides.
@@ -58,7 +48,13 @@ class Family(NamedTuple):
         """All keys that it reads."""
         windows = "window" in self.layers or isinstance(self.layers, str)
         more = ["sliding_window"] * windows + ["layer_types"] * (windows or "linear" in self.layers)
-        return {*NAMES.values(), *self.reads, *self.biases, *self.must, *more}
+        return {*TABLE["names"].values(), *self.reads, *self.biases, *self.must, *more}
+
+    @property
+    def of_experts(self):
+        """Field of an Architecture -> its key, of what only experts have."""
+        width = "moe_intermediate_size" if "moe_intermediate_size" in self.reads else "intermediate_size"
+        return {"n_routed_experts": "num_experts", "top_k": "num_experts_per_tok", "expert_hidden": width}
 
 
 def _family(record):
@@ -93,10 +89,8 @@ def read(record, path):
     try:
         arch = Architecture(**_fields(given, family))
     except ValueError as error:
-        names = {**spelled, **NAMES, **OF_EXPERTS, "window": "sliding_window", "attention": "layer_types"}
-        if "moe_intermediate_size" in family.keys:
-            names["expert_hidden"] = "moe_intermediate_size"
-        theirs = {ours: spelled.get(key, key) for ours, key in names.items()}
+        names = TABLE["names"] | family.of_experts | {"window": "sliding_window", "attention": "layer_types"}
+        theirs = spelled | {ours: spelled.get(key, key) for ours, key in names.items()}
         words = str(error).removeprefix("mla.")
         raise ValueError(re.sub(r"\b\w+(?= =)", lambda word: theirs.get(word[0], word[0]), words)) from None
     name = record.get("_name_or_path")
@@ -144,15 +138,15 @@ def _fields(given, family):
         check(isinstance(value(key), bool), key, value(key), "must be true or false")
         return value(key)
 
-    found = {ours: value(key) for ours, key in NAMES.items()}
+    found, activations = {ours: value(key) for ours, key in TABLE["names"].items()}, TABLE["activations"]
     n = found["n_layers"]
     check(type(n) is int and 1 <= n <= 10_000, "n_layers", n, "must be a whole number from 1 to 10,000")
     if found["head_dim"] is None and all(type(found[key]) is int and found[key] > 0 for key in ("d_model", "n_heads")):
         found["head_dim"] = max(found["d_model"] // found["n_heads"], 1)  # as the library, also if there is a rest
     activation = given.get("hidden_activation") or given.get("ffn_act_fn") or value("hidden_act")
     activation = activation.get("name") if isinstance(activation, dict) else activation
-    check(activation in list(ACTIVATIONS), "hidden_act", activation, f"must be one of {', '.join(ACTIVATIONS)}")
-    found |= {"ffn_type": ACTIVATIONS[activation], **family.fixed, **_attention(given, family, value, flag, n)}
+    check(activation in list(activations), "hidden_act", activation, f"must be one of {', '.join(activations)}")
+    found |= {"ffn_type": activations[activation], **family.fixed, **_attention(given, family, value, flag, n)}
     if "use_qk_norm" in family.reads and flag("use_qk_norm"):
         found["qk_norm"] = "per head"
     dense = _dense_layers(family.keys, value, n) if "num_experts" in family.keys and value("num_experts") else range(n)
@@ -177,11 +171,11 @@ def _attention(given, family, value, flag, n):
     if "sliding_window" in family.keys and ("use_sliding_window" not in family.keys or flag("use_sliding_window")):
         window = value("sliding_window")
     if value("layer_types") is not None and "layer_types" in family.keys:
-        types = value("layer_types")
-        allowed = [name for name, kind in LAYER_TYPES.items() if kind != "linear" or "linear" in cycle]
+        types, known = value("layer_types"), TABLE["layer_types"]
+        allowed = [name for name, kind in known.items() if kind != "linear" or "linear" in cycle]
         fits = isinstance(types, list) and len(types) == n and all(one in allowed for one in types)
         check(fits, "layer_types", types, f"must be {n} of {', '.join(allowed)}")
-        cycle = tuple(LAYER_TYPES[name] for name in types)
+        cycle = tuple(known[name] for name in types)
     elif not window:
         cycle = tuple("full" if kind == "window" else kind for kind in cycle) if isinstance(cycle, tuple) else None
     elif isinstance(cycle, str):
@@ -207,9 +201,9 @@ def _dense_layers(keys, value, n):
         check(type(number) is int and number >= least, key, number, f"must be a whole number from {least}")
         return number
 
-    first, start, end = whole("first_k_dense_replace", 0), whole("moe_layer_start_index", 0), whole(
-        "moe_layer_end_index", -1)
-    step, interval = whole("decoder_sparse_step", 1), whole("moe_layer_interval", 1)
+    first, step, interval = (whole(*each) for each in (
+        ("first_k_dense_replace", 0), ("decoder_sparse_step", 1), ("moe_layer_interval", 1)))
+    start, end = whole("moe_layer_start_index", 0), whole("moe_layer_end_index", -1)
     named, freq = of("mlp_only_layers", []), of("moe_layer_freq", 1)
     check(isinstance(named, list) and all(type(i) is int for i in named), "mlp_only_layers", named,
           "must be a list of layers")
@@ -222,12 +216,8 @@ def _dense_layers(keys, value, n):
 
 def _experts(family, value, merged):
     """Its fields of experts.  merged: the shared experts are one network with one bias."""
-    found = {ours: value(key) for ours, key in OF_EXPERTS.items()}
-    if "moe_intermediate_size" in family.reads:
-        found["expert_hidden"] = value("moe_intermediate_size")
-    wide = next((key for key in ("shared_expert_intermediate_size", "shared_intermediate_size")
-                 if key in family.reads), None)
-    if wide is not None:
+    found = {ours: value(key) for ours, key in family.of_experts.items()}
+    for wide in {"shared_expert_intermediate_size", "shared_intermediate_size"}.intersection(family.reads):
         return found | ({"n_shared_experts": 1, "shared_hidden": value(wide)} if value(wide) else {})
     shared = (value("n_shared_experts") or 0) if "n_shared_experts" in family.reads else 0
     if merged and type(shared) is type(found["expert_hidden"]) is int and shared > 0:
