@@ -153,7 +153,7 @@ def test_a_file_is_a_page_a_table_or_a_list_of_counts(answer, record, monkeypatc
 
 def test_a_picture_that_fails_does_not_take_the_answer_along_and_names_are_no_formulas(run, tmp_path):
     path = tmp_path / "odd.json"
-    path.write_text(json.dumps({"name": "A $x_{$ B", "arch": ARCH}))
+    path.write_text(json.dumps({"name": "A $x_{$ B", "arch": ARCH}), "utf-8")
     status, out, _ = run(f"--file {path} --figure odd.png")
     assert status == 0 and out.startswith("A $x_{$ B\n")
     assert run(f"--file {path} --figure one.json/odd.png")[:2] == (2, out)
@@ -163,7 +163,7 @@ def test_a_config_file_is_a_page_of_its_own(answer, tmp_path):
     keys = dict(model_type="mistral", vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                 num_key_value_heads=2, intermediate_size=16, sliding_window=100, _name_or_path="house/small")
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(keys))
+    path.write_text(json.dumps(keys), "utf-8")
     text = " ".join(answer(f"--file {path} --context 300").split())  # 100 tokens of 32 bytes
     assert text.startswith("house/small 10 tokens in the vocabulary, width 8, 2 heads, attention to the last 100 to")
     assert "KV cache: 0 B per further token, 3.2 kB per sequence of 300 tokens" in text

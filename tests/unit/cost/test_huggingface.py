@@ -146,9 +146,9 @@ def test_what_counts_for_nothing_and_what_is_off_is_read_over():
 def test_the_file_names_the_model_and_is_named_in_errors(tmp_path):
     path = tmp_path / "config.json"
     for name, expected in (("mistralai/Mixtral", "mistralai/Mixtral"), ("", str(path)), ("a\nb", str(path))):
-        path.write_text(json.dumps({**MIXTRAL, "_name_or_path": name}))
+        path.write_text(json.dumps({**MIXTRAL, "_name_or_path": name}), "utf-8")
         [model] = model_files.read_file(path)
         assert model == model_files.Model(expected, expected, arch_of(MIXTRAL), {}, str(path))
-    path.write_text(json.dumps({**MIXTRAL, "model_type": "gpt9"}))
+    path.write_text(json.dumps({**MIXTRAL, "model_type": "gpt9"}), "utf-8")
     with pytest.raises(ValueError, match=f"^{path}: model_type = 'gpt9': must be one of"):
         model_files.read_file(path)
