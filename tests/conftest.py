@@ -10,7 +10,8 @@ def plain_shell():
     """Ctrl-C interrupts, also in a background job, which ignores it; no variable sets a width, colours or a style."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "MATPLOTLIBRC", "PYTHONIOENCODING"):
+        for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "MATPLOTLIBRC",
+                     "PYTHONIOENCODING"):
             patch.delenv(name, raising=False)
         yield
     signal.signal(signal.SIGINT, before)
