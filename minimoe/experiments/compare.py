@@ -111,9 +111,10 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     entries = [_entry(label, comparison.variants[label], measured, step_seconds)
                for label, measured in found.measured.items()]
     _keep(comparison.archive, entries)
-    _draw(comparison.figure, compared.main, kept(comparison.archive.parent), "Far too short to compare. " * quick)
     say("\n" + table(entries, find(entries, compared.main)))
-    say(f"\n{terminal.fill(' '.join(LEGEND.format(compared.main).split()))}\n\nPicture: {comparison.figure}\n")
+    say(f"\n{terminal.fill(' '.join(LEGEND.format(compared.main).split()))}\n")
+    _draw(comparison.figure, compared.main, kept(comparison.archive.parent), "Far too short to compare. " * quick)
+    say(f"Picture: {comparison.figure}\n")
     say("Far too short to compare anything: this shows that all works." if quick
         else verdict(compared, entries, seeds, corpus))
 

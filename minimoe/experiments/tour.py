@@ -55,8 +55,8 @@ def main(quick=False, seeds=1, fresh=False, threads=1, say=terminal.say):
     found.require_all()
     results = {label: priced(tour.variants[label], measured, corpus) for label, measured in found.measured.items()}
     first = tour.states(MOE)[0]
-    draw(tour, found.measured, results, first, corpus)
     say("\n" + table(results))
+    draw(tour, found.measured, results, first, corpus)
     say("\n" + terminal.fill(f"Pictures: {', '.join(str(path) for path in pictures(tour))}", hanging="  "))
     say("\nA sample from the MoE, which began with 'The ':\n")
     say(_indent(sample(first)))
