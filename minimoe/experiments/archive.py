@@ -40,8 +40,3 @@ def read(name, folder=FOLDER):
             label, field = key.rsplit("/", 1)
             found.setdefault(label, {})[field] = arrays[key]
     return found
-
-
-def by_seed(measured):
-    """One dict of arrays with a row a seed, of a list of dicts of arrays, one a seed."""
-    return {name: np.array([one[name] for one in measured]) for name in measured[0]}

@@ -5,7 +5,8 @@
     results.measured["narrow"]["loss"]          # an array with one row per seed
 
 A cell is one variant with one seed.  It has a folder of its own, so it can be interrupted and resumed, and its numbers
-do not depend on where it runs: here, or in the processes of any `concurrent.futures.Executor`, on one machine or many.
+do not depend on where it runs: here, or in the threads or processes of any `concurrent.futures.Executor`, on one
+machine or many.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from minimoe.training import runs
 class Variant(NamedTuple):
     """What one label of an experiment trains.  A budget is part of it: `train.n_steps`.
 
-    folder: below the experiment's; None is the label's own name.  Variants with one folder share their runs.
+    folder: below the experiment's; None is the label's own name.  Equal variants with one folder share their runs.
     """
 
     model: ModelConfig
@@ -53,9 +54,12 @@ class Experiment:
         variants: label -> Variant.
         seeds: runs of each variant.
         folder: where the runs are.
-        measure: (TrainState, Corpus) -> dict of name -> number or array, what is kept of one finished run.
+        measure: (TrainState, Corpus) -> dict of name -> number or array, what is kept of one finished run; a function
+            of a module, if it is to run in other processes.
         archive: file that keeps the measured numbers; None keeps none.
         figure: the picture; None if it has none.
+
+    Raises ValueError for fewer seeds than 1, and for different variants with one folder.
     """
 
     name: str
@@ -67,10 +71,22 @@ class Experiment:
     archive: Path | None = None
     figure: Path | None = None
 
+    def __post_init__(self):
+        if type(self.seeds) is not int or self.seeds < 1:
+            raise ValueError(f"seeds = {self.seeds!r}: must be a whole number, 1 or more")
+        label_of = {}
+        for label, variant in self.variants.items():
+            first = label_of.setdefault(self._folder(label), label)
+            if self.variants[first][:2] != variant[:2]:
+                raise ValueError(f"variants {first!r} and {label!r} differ and have one folder, {self._folder(label)}: "
+                                 "give each a folder of its own")
+
+    def _folder(self, label):
+        return self.folder / (self.variants[label].folder or slug(label))
+
     def cells(self, label):
         """The Cells of a label, one per seed."""
-        variant = self.variants[label]
-        folder = self.folder / (variant.folder or slug(label))
+        variant, folder = self.variants[label], self._folder(label)
         return [Cell(label, seed, label if self.seeds == 1 else f"{label}, seed {seed}", runs.seed_folder(folder, seed),
                      variant.model, replace(variant.train, seed=seed)) for seed in range(self.seeds)]
 
@@ -133,27 +149,46 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
     """
     here = executor is None
     executor = Here() if here else executor
-    submitted = {}  # folder -> Future: variants that share a folder share their runs
+    cell_of = {}  # Future -> Cell
     try:
         for cell in _in_order(experiment):
-            if cell.folder not in submitted:
-                submitted[cell.folder] = executor.submit(
-                    run_cell, cell, corpus, experiment.measure, fresh, threads, say if here else None)
-        return _collect(experiment, submitted, say, here)
+            future = executor.submit(run_cell, cell, corpus, experiment.measure, fresh, threads, say if here else None)
+            cell_of[future] = cell
+            if here:
+                _report(future, cell, say)
+        for future in () if here else futures.as_completed(cell_of):
+            _report(future, cell_of[future], say, "finished")
+        return _gathered(experiment, cell_of)
     finally:
-        for future in submitted.values():
+        for future in cell_of:
             future.cancel()
 
 
 def _in_order(experiment):
-    """All cells, seed by seed: an experiment that is interrupted has some seeds of every variant."""
-    return [cell for of_seed in zip(*map(experiment.cells, experiment.variants), strict=True) for cell in of_seed]
+    """All cells, seed by seed: an experiment that is interrupted has some seeds of every variant.
+
+    Variants that share a folder share their runs: the first has the cells.
+    """
+    cells = [cell for of_seed in zip(*map(experiment.cells, experiment.variants), strict=True) for cell in of_seed]
+    folders = [cell.folder for cell in cells]
+    return [cell for i, cell in enumerate(cells) if cell.folder not in folders[:i]]
+
+
+class CellFailed(ValueError):
+    """What went wrong in a cell, in words, since not every exception can travel from another process."""
 
 
 def run_cell(cell, corpus, measure, fresh=False, threads=1, say=None):
-    """Finish one cell and measure it: name -> array.  This is what an executor's worker does."""
-    state = runs.finish(cell.folder, cell.words, cell.model, cell.train, corpus, fresh, say, threads)
-    return _measured(state, measure, corpus)
+    """Finish one cell and measure it: name -> array.  This is what an executor's worker does.
+
+    Raises CellFailed.
+    """
+    try:
+        state = runs.finish(cell.folder, cell.words, cell.model, cell.train, corpus, fresh, say, threads)
+        return _measured(state, measure, corpus)
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise CellFailed(f"{kind}{error}") from error
 
 
 def measure_finished(experiment, corpus, command):
@@ -171,25 +206,26 @@ def _measured(state, measure, corpus):
     return {name: np.asarray(value) for name, value in measure(state, corpus).items()}
 
 
-def _collect(experiment, submitted, say, here):
-    """Results of cells that run: reported as they end, gathered in the order of the table."""
-    cell_of = {cell.folder: cell for label in experiment.variants for cell in reversed(experiment.cells(label))}
-    folder_of = {future: folder for folder, future in submitted.items()}
-    measured, failures = {}, {}
-    for future in futures.as_completed(folder_of):
-        folder = folder_of[future]
-        cell, error = cell_of[folder], future.exception()
-        if error is None:
-            measured[folder] = future.result()
-            if not here:
-                say(f"{cell.words}: finished")
-        else:
-            failures[folder] = Failure(cell, error)
-            say(f"{cell.words}: FAILED: {error}")
-    rows = {label: [cell.folder for cell in experiment.cells(label)] for label in experiment.variants}
-    whole = {label: _stack([measured[folder] for folder in folders]) for label, folders in rows.items()
-             if all(folder in measured for folder in folders)}
-    return Results(whole, [failures[folder] for folder in submitted if folder in failures])
+def _report(future, cell, say, finished=None):
+    if future.exception() is not None:
+        say(f"{cell.words}: FAILED: {future.exception()}")
+    elif finished:
+        say(f"{cell.words}: {finished}")
+
+
+def _gathered(experiment, cell_of):
+    """The Results of cells that have ended, in the order of the table."""
+    failures = [Failure(cell, future.exception()) for future, cell in cell_of.items() if future.exception()]
+    measured = {cell.folder: future.result() for future, cell in cell_of.items() if not future.exception()}
+    whole = {}
+    for label in experiment.variants:
+        cells = experiment.cells(label)
+        if all(cell.folder in measured for cell in cells):
+            try:
+                whole[label] = _stack([measured[cell.folder] for cell in cells])
+            except ValueError as error:
+                failures.append(Failure(cells[0], CellFailed(f"its seeds have different shapes: {error}")))
+    return Results(whole, failures)
 
 
 def _stack(measured):

@@ -79,6 +79,10 @@ STUDIES = {
 """Name -> Study.  A result is the file of that name."""
 
 
+def _nothing(state, corpus):
+    return {}
+
+
 def experiments(quick, seeds, vocab_size):
     """The studies' Experiments, the model that is looked into first; or quick ones, far too short to learn from."""
     base, training = preset("lessons", {"vocab_size": vocab_size})
@@ -89,7 +93,7 @@ def experiments(quick, seeds, vocab_size):
         results = root / "results"
     long = replace(training, n_steps=n_steps, warmup_steps=min(100, n_steps // 2))
     model_alone = Experiment("model", "what does one model learn?", {MODEL: Variant(base, long)}, 1, root / "model",
-                             lambda state, corpus: {}, archive=runs.checkpoint_path(results / MODEL))
+                             _nothing, archive=runs.checkpoint_path(results / MODEL))
     return [model_alone, *(
         Experiment(name, study.question, {label: Variant(replace(base, **changes), training)
                                           for label, changes in study.changes.items()},

@@ -71,9 +71,10 @@ def draw_again(say=terminal.say):
     """Draw the figures again from the runs of the full tour.  Returns whether there are any."""
     corpus = data.embedded_corpus()
     tour = experiment(False, 1, len(corpus.tokenizer))
-    tour = replace(tour, seeds=runs.count_seeds(tour.folder / tour.variants[MOE].folder))
-    if tour.seeds == 0:
+    seeds = runs.count_seeds(tour.folder / tour.variants[MOE].folder)
+    if seeds == 0:
         return False
+    tour = replace(tour, seeds=seeds)
     measured = engine.measure_finished(tour, corpus, COMMAND)
     results = {label: priced(tour.variants[label], of_label, corpus) for label, of_label in measured.items()}
     draw(tour, measured, results, tour.states(MOE)[0], corpus)

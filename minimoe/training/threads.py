@@ -8,6 +8,7 @@ holds for every BLAS that threadpoolctl knows how to limit: OpenBLAS, MKL, BLIS;
 import contextlib
 import contextvars
 import ctypes
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -15,6 +16,31 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 KEPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 1 << 30, M_ARENA_MAX: 1}
 """No array gets pages of its own from the kernel; a GiB of freed memory stays; one pool of it serves all threads."""
+
+
+class _OneBlasThread:
+    """Within it a matrix product has one thread.  The limit is the process's own: of blocks that run side by side, the
+    first sets it and the last takes it away.
+    """
+
+    def __init__(self):
+        self.lock, self.inside, self.limits = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self.lock:
+            if self.inside == 0:
+                import threadpoolctl  # here, since `import minimoe` needs NumPy alone
+                self.limits = threadpoolctl.threadpool_limits(1, user_api="blas")
+            self.inside += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.limits.restore_original_limits()
+
+
+ONE_BLAS_THREAD = _OneBlasThread()
 
 
 @contextlib.contextmanager
@@ -27,9 +53,8 @@ def workers(threads):
     """
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads = {threads!r}: must be a whole number, 1 or more")
-    import threadpoolctl  # here, since `import minimoe` needs NumPy alone
     keep_freed_memory()
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+    with ONE_BLAS_THREAD:
         if threads == 1:
             yield map
             return

@@ -70,6 +70,12 @@ def test_a_model_that_cannot_generate_says_why(run, untrained):
     assert run("generate --run 1.5 --dropless --n-tokens 3")[0] == 0
 
 
+def test_route_keeps_the_limit_that_the_run_is_evaluated_with_unless_another_is_given(run, untrained):
+    untrained("--eval-capacity-factor 0.1 --run tight")
+    assert "DROPPED" in run("route --run tight abcdefgh")[1]
+    assert "DROPPED" not in run("route --run tight abcdefgh --capacity-factor 9")[1]
+
+
 def test_route_prints_the_first_expert_of_each_character_and_every_assignment(run, loaded):
     status, out, _ = run("route --run runs/done 'the cat'")
     lines = out.splitlines()

@@ -1,12 +1,15 @@
 """The machine that runs experiments: what is missing is run, what is there is taken, on any executor."""
 
+import functools
+import multiprocessing
+import pickle
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from minimoe.experiments import engine
+from minimoe.experiments import compare, engine, routers, studies, tour
 from minimoe.experiments.engine import Experiment, Variant
 from minimoe.training import checkpoint, loop, runs
 from tests.small import MODEL, TRAINING
@@ -94,7 +97,11 @@ def test_labels_with_one_folder_share_their_runs(experiment, clusters, monkeypat
     assert_same({"x": results.measured["steps"]}, {"x": results.measured["FLOPs"]})
 
 
-@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+SPAWNED = functools.partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+"""Processes that inherit nothing, as on Windows and on a cluster."""
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, SPAWNED], ids=["threads", "processes"])
 def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment, clusters, tmp_path, pool):
     here, _ = run(replace(experiment, folder=tmp_path / "here"), clusters)
     with pool(2) as executor:
@@ -104,13 +111,30 @@ def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment,
                                    for seed in (0, 1))
 
 
+def test_what_every_experiment_measures_can_travel_to_other_processes():
+    compared = compare.models(True, 50)
+    for experiment in (tour.experiment(True, 1, 50), routers.experiment(True, 1, 50), *studies.experiments(True, 1, 50),
+                       compare.experiment(True, 1, compared, dict.fromkeys(compared.all, 1.0))):
+        assert pickle.loads(pickle.dumps(experiment.measure)) is experiment.measure
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    (dict(seeds=0), "seeds = 0: must be a whole number, 1 or more"), (dict(seeds=2.0), "seeds = 2.0: "),
+    (dict(variants={"a, b": Variant(MODEL, TRAINING), "a b": Variant(MODEL, replace(TRAINING, n_steps=9))}),
+     "variants 'a, b' and 'a b' differ and have one folder, ")])
+def test_an_experiment_that_would_lose_a_variant_is_refused(experiment, fields, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        replace(experiment, **fields)
+
+
 def test_a_cell_that_fails_is_reported_loses_no_other_and_is_tried_again(experiment, clusters):
     bad = replace(experiment, variants=experiment.variants | {
         "diverges": Variant(MODEL, replace(TRAINING, learning_rate=1e30, clip_norm=1e30))})
-    results, lines = run(bad, clusters)
+    said = []
+    results = engine.run(bad, clusters, say=lambda line: said.append((line, len(runs.find(bad.folder)))))
     assert list(results.measured) == list(experiment.variants)
     assert [failure.cell.words for failure in results.failures] == ["diverges, seed 0", "diverges, seed 1"]
-    assert sum(line.startswith("diverges, seed ") and "FAILED: step " in line for line in lines) == 2
+    assert [found for line, found in said if "FAILED: step " in line] == [3, 6]  # said as it happens
     with pytest.raises(ValueError, match=r"^2 runs failed, the others are kept: diverges, seed 0: step \d.*; diverg"):
         results.require_all()
     mended = replace(bad, variants=bad.variants | {"diverges": Variant(MODEL, TRAINING)})
@@ -120,14 +144,22 @@ def test_a_cell_that_fails_is_reported_loses_no_other_and_is_tried_again(experim
 
 
 def test_a_label_of_which_one_seed_fails_is_left_out(experiment, clusters):
+    class Odd(Exception):
+        """Cannot be sent from a process to another."""
+        def __init__(self, one, two):
+            super().__init__(one)
+
     def measure_or_fail(state, corpus):
+        if state.train_config.n_steps == 5:
+            return {"odd": np.zeros(state.train_config.seed)}
         if (state.model_config.d_hidden, state.train_config.seed) == (6, 1):
-            raise ValueError("no number")
+            raise Odd("no number", 2)
         return measure(state, corpus)
 
     results, _ = run(replace(experiment, measure=measure_or_fail), clusters)
-    assert list(results.measured) == ["K = 1, wide", "wide; longer"]
-    with pytest.raises(ValueError, match="^1 run failed, the others are kept: narrow, seed 1: no number$"):
+    assert list(results.measured) == ["K = 1, wide"] and pickle.loads(pickle.dumps(results.failures))
+    with pytest.raises(ValueError, match="^2 runs failed, the others are kept: narrow, seed 1: Odd: no number; "
+                                         "wide; longer, seed 0: its seeds have different shapes"):
         results.require_all()
 
 

@@ -92,6 +92,17 @@ def test_blas_has_one_thread_inside_and_as_many_as_before_outside(n):
         assert set(of_blas()) == {2}
 
 
+def test_of_two_blocks_side_by_side_the_first_to_end_leaves_the_limit_to_the_other():
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        first, second = threads.workers(1), threads.workers(1)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert set(of_blas()) == {1}
+        second.__exit__(None, None, None)
+        assert set(of_blas()) == {2}
+
+
 @pytest.mark.parametrize("refused", [None, -4])
 def test_what_the_c_library_is_asked_for(monkeypatch, refused):
     """By glibc's <malloc.h>: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8.  A refusal (0) stops nothing."""
