@@ -160,7 +160,7 @@ def test_touched_experts_by_hand():
 def test_misses_by_hand():
     # 0: 0 and 1 are new; then 2 is, and 0 is there, since a token's experts are not driven out by each other
     # 1: 1 and 0 are new; then 0 is there and 3 is new.  Six of eight
-    assert deployment.misses(sent_to(FOUR[:2], 4), 2) == 6 / 8
+    assert deployment.misses(sent_to(FOUR[:2], 4), 2) == 6 / 8 and deployment.misses(sent_to([[[0]]], 4), 1) == 1
     # with one: the first choice of a token is what is left of it
     assert deployment.misses(sent_to([[[0, 1], [0, 2], [2, 0]]], 4), 1) == 4 / 6
     dropped = sent_to([[[0, 1]] * 4], 2, factor=0.5)  # room for two in each: what was dropped is not fetched

@@ -113,6 +113,8 @@ def test_activations_by_hand():
     assert memory.activation_numbers(replace(config, n_shared_experts=1), 2, 3) == 54 + 54 + 132 + 432 + 54 + 84
     assert memory.activation_numbers(config, 2, 3, rows={0: 5}) == 54 + 54 + 132 + 85 + 228 + 84
     assert memory.activation_numbers(config, 2, 3, rows={0: 20}) == 54 + 54 + 132 + 308 + 228 + 84
+    # a loss of the entropy keeps log p, one number for each token and expert
+    assert memory.activation_numbers(replace(config, entropy_coef=0.1), 2, 3) == 54 + 54 + 132 + 432 + 12 + 84
     # dense: 3 * 6 * 7.   noise: a second matrix 4 * 2, three numbers more for each token and expert, load four more
     assert memory.activation_numbers(replace(config, first_dense_layers=1, d_dense=7), 2, 3) == 54 + 54 + 132 + 126 + 84
     noisy = replace(config, router="noisy_topk", load_coef=0.0)
