@@ -18,6 +18,7 @@ ELSEWHERE = {
     "ops.sigmoid": "...TE",  # SiLU has it of F hidden numbers
     "ops.silu_gate": "TF", "ops.swiglu": "TF",  # one expert has fewer rows than T; a dense block is J wide
     "soft.unit": "...T",  # slots are scaled too
+    "sigmoid_bias._best": "T", "sigmoid_bias.within_groups": "T",  # tokens with scores next to 0
     "linear_assignment.balanced_assignment": "T", "linear_assignment._prices": "T",
     "linear_assignment._moves": "T", "sinkhorn.plan": "T",  # real tokens
     "attention.split_heads": "H", "attention.rope": "H", "attention._swapped": "H",  # keys have G heads

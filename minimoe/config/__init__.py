@@ -9,6 +9,7 @@ The command line makes its options from their fields, so a default or an explana
     limits     which models are impossible, and why
     fields     what a field says for itself, and the checks of its values
     describe   a configuration in words
+    earlier    what a configuration meant that was saved before it had all fields
     variants   the dense models that an MoE is compared with
 """
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from minimoe.config import fields
 from minimoe.moe import capacity, losses, routers
+from minimoe.moe.routers import sigmoid_bias
 
 
 def check_model(config):
@@ -76,6 +77,7 @@ def check_groups(config):
     fields.check(config, "top_groups", config.top_groups <= config.n_groups,
                  f"there are only n_groups = {config.n_groups}")
     room = config.top_groups * config.n_experts // config.n_groups
+    fields.require_name(config, "group_score", sigmoid_bias.GROUP_SCORES)
     fields.check(config, "top_groups", config.top_k <= room,
                  f"so few groups have {room} experts, fewer than top_k = {config.top_k}")
 

@@ -53,6 +53,9 @@ class ModelConfig:
         0.001, "how far the bias of an expert moves after a step, by its load", "score per step")
     n_groups: int = fields.option(1, "nodes that the experts are on, for top_groups; not those of --groups", "groups")
     top_groups: int = fields.option(1, "groups in which a token may have experts", "groups")
+    group_score: str = fields.option(
+        "top2", "what a group of experts is chosen by: top2, the sum of its two best scores, as released code does; "
+        "paper, of its top_k / top_groups best")
     gate_scale: float = fields.option(1.0, "factor on the gates", "1")
     balance_coef: float | None = _weight_of_loss("balance")
     z_coef: float | None = _weight_of_loss("z")

@@ -44,6 +44,7 @@ def check_ops():
         check_pair("linear", ops.linear_forward, ops.linear_backward, {"x_TD": x_TD, "w_DF": w_DF}),
         check_pair("softmax", ops.softmax_forward, ops.softmax_backward, score),
         check_pair("sigmoid", ops.sigmoid_forward, ops.sigmoid_backward, score),
+        check_pair("log of sigmoid", ops.log_sigmoid_forward, ops.log_sigmoid_backward, score),
         check_pair("softplus", ops.softplus_forward, ops.softplus_backward, score),
         check_pair("normal CDF", normal.normal_cdf_forward, normal.normal_cdf_backward, z),
         check_pair("RMSNorm", lambda x, gain: ops.rmsnorm_forward(x, gain, 1e-5), ops.rmsnorm_backward,

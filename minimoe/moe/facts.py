@@ -13,13 +13,16 @@ class Rule(NamedTuple):
     choice: "best", a token takes the K experts with the highest numbers; "turn", experts round-robin; "experts", the
     experts take tokens; "recorded", what the run did stands, since the page cannot do it again.
     numbers: function of (Routing, the layer's weights) for the arrays that the page needs besides logits and
-    probabilities: choice_TE, by which experts are chosen, and gate_TE, from which gates come.
+    probabilities: choice_TE, by which experts are chosen, tie_TE, which decides where they are equal, gate_TE, from
+    which gates come, and any that `shares` names.
+    shares: the array of logarithms of which renormalised gates are a softmax; None: they are shares of gate_TE.
     equal_gates: whether all gates are 1/K.   least_share: what a token's second expert must exceed; None is nothing.
     chosen_by, gate: in words, what choice_TE is (None: the page has no column for it) and what a gate comes from.
     """
 
     choice: str = "best"
     numbers: Callable = lambda routing, weights: {}
+    shares: str | None = None
     equal_gates: bool = False
     least_share: float | None = None
     chosen_by: str | None = None

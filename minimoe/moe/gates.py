@@ -97,3 +97,40 @@ def gates_backward(dgate_A, cache):
     dscore_TE = np.zeros_like(cache.score_TE)
     dscore_TE[cache.rows_T1, cache.expert_TK] = dgate_TK
     return dscore_TE
+
+
+class SharesCache(NamedTuple):
+    """The assignments that were made, the gates, and the number of each row; and how many experts there are."""
+
+    token_A: np.ndarray
+    rank_A: np.ndarray
+    gate_TK: np.ndarray
+    rows_T1: np.ndarray
+    expert_TK: np.ndarray
+    n_experts: int
+
+
+def shares_forward(log_TE, expert_TK, sent):
+    """Renormalised gates, from the logarithms of the scores.
+
+        g = s / sum over the K chosen of s = softmax over the K chosen of log s
+
+    So scores that are all too small for floating point still have their ratios: for a router whose chosen experts need
+    not be those with the highest scores.
+    log_TE: up to a constant per token.  Other arguments, and what is returned: see `gates_forward`.  Returns
+    (token_A, expert_A, rank_A, gate_A), cache.
+    """
+    token_A, expert_A, rank_A = assignments_by_token(expert_TK, sent)
+    rows_T1 = np.arange(len(log_TE))[:, None]
+    gate_TK, _ = ops.softmax_forward(log_TE[rows_T1, expert_TK])
+    cache = SharesCache(token_A, rank_A, gate_TK, rows_T1, expert_TK, log_TE.shape[1])
+    return (token_A, expert_A, rank_A, gate_TK[token_A, rank_A]), cache
+
+
+def shares_backward(dgate_A, cache):
+    """Gradient of log_TE: 0 for experts that were not chosen."""
+    dgate_TK = np.zeros_like(cache.gate_TK)
+    dgate_TK[cache.token_A, cache.rank_A] = dgate_A
+    dlog_TE = np.zeros((len(dgate_TK), cache.n_experts), dgate_TK.dtype)
+    dlog_TE[cache.rows_T1, cache.expert_TK] = ops.softmax_backward(dgate_TK, cache.gate_TK)
+    return dlog_TE

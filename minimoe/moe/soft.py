@@ -19,10 +19,6 @@ FACTS = Facts(
     causal_in_evaluation=False,
 )
 
-TINY = 1e-12
-"""Added to the squared length of a vector that is scaled to length 1."""
-
-
 def slots_per_expert(config):
     """C, so that the experts do as much work as with K of them per token, on the longest sequence."""
     return max(1, config.top_k * config.max_sequence // config.n_experts)
@@ -112,10 +108,19 @@ class UnitCache(NamedTuple):
 
 
 def unit_forward(x_TD):
-    """Scale each vector to length 1.  Any number of leading axes.  Returns unit_TD, cache."""
+    """Scale each vector to length 1, however short or long it is; zeros stay zeros.  Any number of leading axes.
+
+    The largest number of a vector comes off first, since squares overflow or vanish.  Returns unit_TD, cache.
+    """
     x_TD = ops.floats(x_TD)
-    scale_T1 = 1 / np.sqrt((x_TD * x_TD).sum(axis=-1, keepdims=True) + TINY)
-    unit_TD = x_TD * scale_T1
+    top_T1, low_T1 = x_TD.real.max(axis=-1, keepdims=True), x_TD.real.min(axis=-1, keepdims=True)
+    size_T1 = np.where(top_T1 > -low_T1, top_T1, -low_T1)
+    is_zero_T1 = size_T1 == 0
+    size_T1 = np.where(is_zero_T1, 1, size_T1).astype(x_TD.real.dtype)
+    unit_TD = x_TD / size_T1
+    length_T1 = np.sqrt((unit_TD * unit_TD).sum(axis=-1, keepdims=True) + is_zero_T1)
+    scale_T1 = 1 / (size_T1 * length_T1)
+    unit_TD /= length_T1
     return unit_TD, UnitCache(unit_TD, scale_T1)
 
 

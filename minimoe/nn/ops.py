@@ -67,13 +67,27 @@ def sigmoid_forward(x_TE):
     up_TE = x_TE.real > 0
     e_TE = np.exp(np.where(up_TE, -x_TE, x_TE))
     s_TE = np.where(up_TE, 1, e_TE) / (1 + e_TE)
-    return s_TE, s_TE
+    return s_TE, x_TE
 
 
 def sigmoid_backward(ds_TE, cache):
-    """Gradient of x_TE."""
-    s_TE = cache
-    return ds_TE * s_TE * (1 - s_TE)
+    """Gradient of x_TE.  Not of s (1 - s), which has no digits left where s is next to 1."""
+    x_TE = cache
+    e_TE = np.exp(np.where(x_TE.real > 0, -x_TE, x_TE))
+    return ds_TE * e_TE / ((1 + e_TE) * (1 + e_TE))  # ds/dx = sigmoid(x) sigmoid(-x)
+
+
+def log_sigmoid_forward(x_TE):
+    """Logarithm of the sigmoid, -log(1 + exp(-x)): about x where the sigmoid is next to 0.  Returns y_TE, cache."""
+    x_TE = floats(x_TE)
+    up_TE = x_TE.real > 0
+    return np.where(up_TE, 0, x_TE) - np.log1p(np.exp(np.where(up_TE, -x_TE, x_TE))), x_TE
+
+
+def log_sigmoid_backward(dy_TE, cache):
+    """Gradient of x_TE: the slope is sigmoid(-x)."""
+    x_TE = cache
+    return dy_TE * sigmoid_forward(-x_TE)[0]
 
 
 def softplus_forward(x_TE):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from minimoe import files, model
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.config import ModelConfig, TrainConfig, earlier
 from minimoe.training.tokenizer import Tokenizer
 
 try:
@@ -122,7 +122,7 @@ def load(path):
     path = Path(path)
     header, groups = _read(path)
     try:
-        config = ModelConfig(**header["model_config"])
+        config = ModelConfig(**earlier.completed(header["model_config"]))
         state = TrainState(
             config, TrainConfig(**header["train_config"]), Tokenizer(header["characters"]), tuple(header["domains"]),
             header["data_digest"], groups["params"], (groups["mean"], groups["square"]), np.random.default_rng(),

@@ -39,8 +39,8 @@ def page():
 def random_config(router, rng):
     """A configuration of the router with random experts, K, gates and drop order."""
     groups, n_experts = int(rng.choice([1, 2, 3])), 6 * int(rng.integers(1, 3))
-    own = dict(n_groups=groups, top_groups=int(rng.integers(1, groups + 1)),
-               gate_scale=float(rng.choice([1, 2.5]))) if router == "sigmoid_bias" else {}
+    own = dict(n_groups=groups, top_groups=int(rng.integers(1, groups + 1)), gate_scale=float(rng.choice([1, 2.5])),
+               group_score=str(rng.choice(["top2", "paper"]))) if router == "sigmoid_bias" else {}
     room = own.get("top_groups", 1) * n_experts // own.get("n_groups", 1)
     top_k = routers.ROUTERS[router].FACTS.top_k or int(rng.integers(1, room + 1))
     if "renormalize" in routers.ROUTERS[router].FACTS.options:
@@ -60,7 +60,7 @@ def moved(config, rng):
 def random_layer(config, rng):
     """Tokens, and weights that make their vectors the scores; sometimes in quarters, so that there are ties."""
     dtype, n_tokens = rng.choice([np.float32, np.float64]), int(rng.integers(1, 70))
-    x_TE = rng.normal(0, 2, (n_tokens, config.n_experts))
+    x_TE = rng.normal(0, 2, (n_tokens, config.n_experts)) - rng.choice([0, 0, 75, 500])
     x_TE = (np.round(x_TE * 4) / 4 if rng.random() < 0.4 else x_TE).astype(dtype)
     weights = {name: np.zeros(w.shape, dtype) for name, w in routers.POLICIES[config.router].weights(config, 1).items()}
     if "w_router_DE" in weights:
@@ -93,13 +93,16 @@ def route(page, cases):
                                     json.dumps(cases)))
 
 
-def assert_same(result, routing, top_k):
-    """What routeLayer returned, and a Routing.  The order in which NumPy adds 8 numbers or more is its own."""
+def assert_same(result, routing, top_k, exact=True):
+    """What routeLayer returned, and a Routing.  The order in which NumPy adds 8 numbers or more is its own.
+
+    exact: whether gates are the same to the last bit, as without exp, which every library rounds its own way.
+    """
     rows = {name: [row[name] for row in result["assignments"]] for name in ("token", "rank", "expert", "slot", "kept")}
     assert rows == {name: getattr(routing, f"{name}_A").tolist() for name in rows}
     gate_A = np.array([row["gate"] for row in result["assignments"]])
     eps = np.finfo(routing.gate_A.dtype).eps
-    np.testing.assert_allclose(gate_A, routing.gate_A.astype(float), rtol=0 if top_k < 8 else 8 * eps)
+    np.testing.assert_allclose(gate_A, routing.gate_A.astype(float), rtol=0 if top_k < 8 and exact else 8 * eps)
     assert result["capacity"] == routing.capacity
     assert result["count_E"] == routing.count_E.tolist() and result["kept_E"] == routing.kept_count_E.tolist()
     np.testing.assert_allclose(result["load_E"], routing.load_E, rtol=1e-12)
@@ -112,8 +115,8 @@ def test_every_router_is_routed_as_the_library_does(page, router):
     rng = np.random.default_rng(list(router.encode()))
     given, routings = zip(*(case(router, rng) for _ in range(CASES)), strict=True)
     results = route(page, given)
-    for (_, _, _, settings), result, routing in zip(given, results, routings, strict=True):
-        assert_same(result, routing, settings["topK"])
+    for (_, rule, _, settings), result, routing in zip(given, results, routings, strict=True):
+        assert_same(result, routing, settings["topK"], exact=not (rule["shares"] and rule["renormalise"]))
     assert any(not routing.kept_A.all() for routing in routings)
 
 
@@ -143,7 +146,7 @@ def test_a_routing_by_hand(page):
     layer = {"logit_TE": [[0, 1], [2, 2], [0, 3], [1, 4]],
              "prob_TE": [[0.25, 0.75], [0.5, 0.5], [0.125, 0.875], [0, 1]]}
     rule = {"choice": "best", "equal_gates": False, "least_share": None, "renormalise": True, "scale": 1,
-            "n_groups": 1, "top_groups": 1}
+            "shares": None, "n_groups": 1, "top_groups": 1, "group_score": "top2"}
     settings = {"topK": 1, "factor": "1", "order": "position"}
     [result] = route(page, [[layer, rule, "float64", settings]])
     rows = [[row[name] for name in ("token", "expert", "gate", "slot", "kept")] for row in result["assignments"]]

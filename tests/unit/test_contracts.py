@@ -122,6 +122,9 @@ def runs(config):
         B=B, S=S, T=B * S, M=S)
     trained = whole | assigned(routings[0]) if len(routings) == 1 else whole
     yield trained, lambda: (step(config), [read(config, r) for r in routings[:1]])
+    if config is CASES["groups"]:
+        large = {name: 400 * w if "router" in name else w for name, w in gradcheck.random_params(config).items()}
+        yield whole, lambda: step(config, large)
     if config is CONFIG:
         yield trained, lambda: step(config, replays=routings)
         yield whole, lambda: (Tokens.anonymous(MASK_BS.ravel()), share(config, routings))

@@ -28,25 +28,26 @@ function capacity(nAssignments, nTokens, nExperts, factor) {
   return Number(exact < 1n ? 1n : exact > most ? most : exact);
 }
 
-/** The places of the topK largest numbers, largest first; of equal ones the first. */
-function best(numbers, topK) {
+/** The places of the topK largest numbers, largest first; of equal ones that of the larger tie, and then the first. */
+function best(numbers, topK, ties = null) {
   const places = Array.from(numbers.keys());
-  places.sort((a, b) => numbers[b] - numbers[a] || a - b);
+  places.sort((a, b) => numbers[b] - numbers[a] || (ties && ties[b] - ties[a]) || a - b);
   return places.slice(0, topK);
 }
 
 /** The scores, and -Infinity for the experts outside of a token's best groups of experts.
  *
- *  A group's score is the sum of its K / topGroups best. */
-function withinGroups(score_E, { n_groups, top_groups }, topK, round) {
+ *  A group's score is the sum of its best: of two, or of K / topGroups.  tie_E: as ties of `best`, or null. */
+function withinGroups(score_E, tie_E, { n_groups, top_groups, group_score }, topK, round) {
   if (top_groups === n_groups) return score_E;
   const size = score_E.length / n_groups;
-  const nBest = Math.max(Math.floor(topK / top_groups), 1);
+  const nBest = group_score === "top2" ? 2 : Math.max(Math.floor(topK / top_groups), 1);
   const groupScores = Array.from({ length: n_groups }, (_, group) => {
     const members = score_E.slice(group * size, (group + 1) * size).map(round);
     return best(members, nBest).reduce((sum, place) => round(sum + members[place]), 0);
   });
-  const allowed = new Set(best(groupScores, top_groups));
+  const ties = tie_E && groupScores.map((_, group) => Math.max(...tie_E.slice(group * size, (group + 1) * size)));
+  const allowed = new Set(best(groupScores, top_groups, ties));
   return score_E.map((score, expert) => (allowed.has(Math.floor(expert / size)) ? score : -Infinity));
 }
 
@@ -54,8 +55,11 @@ function withinGroups(score_E, { n_groups, top_groups }, topK, round) {
 const CHOICES = {
   /** Each token takes the K experts with the highest numbers. */
   best(layer, rule, topK, round) {
-    return (layer.choice_TE ?? layer.logit_TE).flatMap((score_E, token) =>
-      best(withinGroups(score_E, rule, topK, round), topK).map((expert, rank) => ({ token, rank, expert })));
+    return (layer.choice_TE ?? layer.logit_TE).flatMap((score_E, token) => {
+      const tie_E = layer.tie_TE?.[token] ?? null;
+      return best(withinGroups(score_E, tie_E, rule, topK, round), topK, tie_E)
+        .map((expert, rank) => ({ token, rank, expert }));
+    });
   },
 
   /** Experts in turn, by the token's place. */
@@ -88,10 +92,15 @@ const CHOICES = {
 function gated(chosen, layer, rule, topK, round) {
   if (rule.choice === "recorded") return chosen.map((assignment) => ({ ...assignment, gate: round(assignment.gate) }));
   if (rule.equal_gates) return chosen.map((assignment) => ({ ...assignment, gate: round(1 / topK) }));
-  const score_E = (layer.gate_TE ?? layer.prob_TE)[chosen[0].token];
-  const scores = chosen.map(({ expert }) => round(score_E[expert]));
+  const shares = rule.renormalise && topK > 1;
+  const score_E = (shares && layer[rule.shares] || layer.gate_TE || layer.prob_TE)[chosen[0].token];
+  let scores = chosen.map(({ expert }) => round(score_E[expert]));
+  if (shares && rule.shares) {
+    const top = Math.max(...scores);
+    scores = scores.map((log) => round(Math.exp(round(log - top))));
+  }
   const sum = scores.reduce((total, score) => round(total + score), 0);
-  const divisor = rule.renormalise && topK > 1 ? sum : 1;
+  const divisor = shares ? sum : 1;
   return chosen
     .map((assignment, i) => ({ ...assignment, gate: round(round(rule.scale) * round(scores[i] / divisor)) }))
     .filter((_, i) => i === 0 || rule.least_share === null || round(scores[i] / sum) > round(rule.least_share));

@@ -8,9 +8,10 @@ def as_data(config):
     facts = routers.ROUTERS[config.router].FACTS
     rule = facts.explorer
     return {"choice": rule.choice, "equal_gates": rule.equal_gates, "least_share": rule.least_share,
-            "chosen_by": rule.chosen_by, "gate": rule.gate,
+            "shares": rule.shares, "chosen_by": rule.chosen_by, "gate": rule.gate,
             "renormalise": "renormalize" in facts.options and config.renormalize is not False,
-            "scale": config.gate_scale, "n_groups": config.n_groups, "top_groups": config.top_groups}
+            "scale": config.gate_scale, "n_groups": config.n_groups, "top_groups": config.top_groups,
+            "group_score": config.group_score}
 
 
 def choices_of_k(config):

@@ -9,26 +9,36 @@ from minimoe.moe.facts import Facts, Rule
 from minimoe.nn import ops
 from minimoe.parameters import Weight
 
-LEAST_SCORE = 1e-30
-"""Added to every score: a token that all experts score 0 would have gates of 0 / 0."""
+GROUP_SCORES = {
+    "top2": lambda config: 2,
+    "paper": lambda config: max(config.top_k // config.top_groups, 1),
+}
+"""Name -> function of the configuration: of how many best experts the sum is a group's score.
+
+"top2": two, whatever K is, as in the code of released checkpoints (deepseek-ai/DeepSeek-V3, inference/model.py).
+"paper": K / top_groups, as many as a token has in a group on average     [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2].
+DeepSeek-V3 itself, with K = 8 in 4 groups, is the same under both.
+"""
 
 
-def biased_scores(routing, weights):
-    """The numbers that choose and those that weigh, as the explorer shows them."""
-    score_TE = ops.sigmoid_forward(routing.logit_TE.real)[0] + LEAST_SCORE
-    return {"choice_TE": score_TE + weights["bias_E"].real, "gate_TE": score_TE}
+def chosen_by(routing, weights):
+    """The numbers that choose, those that decide between equal ones, and those that weigh, as the explorer has them."""
+    logit_TE = routing.logit_TE.real
+    score_TE, _ = ops.sigmoid_forward(logit_TE)
+    return {"choice_TE": score_TE + weights["bias_E"].real, "gate_TE": score_TE,
+            "tie_TE": np.where(_faint(score_TE)[:, None], logit_TE, 0), "log_TE": ops.log_sigmoid_forward(logit_TE)[0]}
 
 
 FACTS = Facts(
     summary="sigmoid scores; a bias that no gradient moves balances the choice (DeepSeek-V3)",
     losses=dict(sequence=0.0001),
-    options=("renormalize", "bias_rate", "n_groups", "top_groups", "gate_scale"),
+    options=("renormalize", "bias_rate", "n_groups", "top_groups", "group_score", "gate_scale"),
     evaluation="the same as in training; the biases stay",
     has_bias=True,
     kept_scores=4,
     forward_scores=2,
     backward_scores=3,
-    explorer=Rule(numbers=biased_scores, chosen_by="sigmoid + bias", gate="the sigmoid of the score"),
+    explorer=Rule(numbers=chosen_by, shares="log_TE", chosen_by="sigmoid + bias", gate="the sigmoid of the score"),
 )
 
 
@@ -39,13 +49,16 @@ def weights(config, std):
 
 
 class SigmoidBiasCache(NamedTuple):
-    """Of the scores before and after the sigmoid, of the gates, and how scores became probabilities and gates."""
+    """Of the scores and their logarithms, of the gates, and how logarithms became probabilities.
+
+    logit_TE: of the log-sigmoid.   softmax: prob_TE.   gates: GatesCache of raw gates, SharesCache of renormalised.
+    """
 
     linear: ops.ProductCache
     sigmoid: np.ndarray
-    gates: gates.GatesCache
-    prob_TE: np.ndarray
-    sum_T1: np.ndarray
+    log_sigmoid: np.ndarray
+    softmax: np.ndarray
+    gates: gates.GatesCache | gates.SharesCache
     gate_scale: float
 
 
@@ -56,27 +69,32 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
 
                                                         [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2]
     n_groups, top_groups: a token's experts are in few groups of experts, so that it travels to few nodes.  For losses
-    the distribution over all experts is s / sum of s.  Returns a Routing, cache.
+    the distribution over all experts is s / sum of s.  Both quotients are softmaxes of log s: however small all scores
+    of a token are, their ratios stay.  Returns a Routing, cache.
     """
     logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
     score_TE, sigmoid = ops.sigmoid_forward(logit_TE)
-    score_TE = score_TE + LEAST_SCORE
-    sum_T1 = score_TE.sum(axis=1, keepdims=True)
-    prob_TE = score_TE / sum_T1
-    biased_TE = within_groups(score_TE.real + weights["bias_E"].real, config)
-    expert_TK = gates.top_k_experts(biased_TE, config.top_k, replay)
-    assigned, weighed = gates.gates_forward(score_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    log_TE, log_sigmoid = ops.log_sigmoid_forward(logit_TE)
+    prob_TE, softmax = ops.softmax_forward(log_TE)
+    expert_TK = _chosen(score_TE.real, weights["bias_E"].real, logit_TE.real, config, replay)
+    if config.gates_sum_to_one:
+        assigned, weighed = gates.shares_forward(log_TE, expert_TK, tokens.mask_T)
+    else:
+        assigned, weighed = gates.gates_forward(score_TE, expert_TK, tokens.mask_T, False)
     token_A, expert_A, rank_A, gate_A = assigned
     result = routing.dropless_routing(token_A, expert_A, rank_A, config.gate_scale * gate_A, logit_TE, prob_TE, tokens)
-    return result, SigmoidBiasCache(linear, sigmoid, weighed, prob_TE, sum_T1, config.gate_scale)
+    return result, SigmoidBiasCache(linear, sigmoid, log_sigmoid, softmax, weighed, config.gate_scale)
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights; the bias only chooses, and has none.  grad: RoutingGrad."""
-    dscore_TE = gates.gates_backward(cache.gate_scale * grad.dgate_A, cache.gates)
-    expected_T1 = (grad.dprob_TE * cache.prob_TE).sum(axis=1, keepdims=True)
-    dscore_TE += (grad.dprob_TE - expected_T1) / cache.sum_T1  # prob = score / sum of scores
-    dlogit_TE = grad.dlogit_TE + ops.sigmoid_backward(dscore_TE, cache.sigmoid)
+    dgate_A, dlogit_TE = cache.gate_scale * grad.dgate_A, grad.dlogit_TE
+    dlog_TE = ops.softmax_backward(grad.dprob_TE, cache.softmax)  # prob = softmax(log)
+    if isinstance(cache.gates, gates.SharesCache):
+        dlog_TE += gates.shares_backward(dgate_A, cache.gates)
+    else:
+        dlogit_TE = dlogit_TE + ops.sigmoid_backward(gates.gates_backward(dgate_A, cache.gates), cache.sigmoid)
+    dlogit_TE = dlogit_TE + ops.log_sigmoid_backward(dlog_TE, cache.log_sigmoid)
     dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, cache.linear)
     return dx_TD, {"w_router_DE": dw_router_DE, "bias_E": np.zeros_like(dlogit_TE[0])}
 
@@ -93,16 +111,41 @@ def after_step(weights, count_E, config):
     return {"bias_E": bias_E + step_E.astype(bias_E.dtype)}
 
 
-def within_groups(score_TE, config):
+def _chosen(score_TE, bias_E, logit_TE, config, replay):
+    """The K best by score + bias.  Of scores too small to change the sum, the logits tell which is better."""
+    biased_TE, faint_T = score_TE + bias_E, _faint(score_TE)
+    expert_TK = gates.top_k_experts(within_groups(biased_TE, config), config.top_k, replay)
+    if replay is None and faint_T.any():
+        ties = logit_TE[faint_T]
+        expert_TK[faint_T] = _best(within_groups(biased_TE[faint_T], config, ties), ties, config.top_k)
+    return expert_TK
+
+
+def _faint(score_TE):
+    """Tokens that have a score so small that a sum with it can round to the same number.  Returns faint_T."""
+    return score_TE.min(axis=1) < np.finfo(score_TE.dtype).eps
+
+
+def _best(score_TE, tie_TE, top_k):
+    """As `gates.top_k_experts`; equal scores go to the larger of tie_TE, and then to the lowest number."""
+    return np.lexsort((-tie_TE, -score_TE), axis=-1)[:, :top_k]
+
+
+def within_groups(score_TE, config, tie_TE=None):
     """The scores, and -inf for the experts outside of a token's best groups.
 
-    A group's score is the sum of its K / top_groups best experts' scores.  Not 0 but -inf: a score can be negative.
+    A group's score is the sum of its best experts' scores, of as many as GROUP_SCORES says; equal sums go to the group
+    with the largest of tie_TE.  Not 0 but -inf: a score can be negative.
     """
     if config.top_groups == config.n_groups:
         return score_TE
     by_group = score_TE.reshape(len(score_TE), config.n_groups, -1)
-    n_best = max(config.top_k // config.top_groups, 1)
+    n_best = GROUP_SCORES[config.group_score](config)
     group_score = -np.sort(-by_group, axis=2)[:, :, :n_best].sum(axis=2)
+    if tie_TE is None:
+        groups = gates.top_k_experts(group_score, config.top_groups)
+    else:
+        groups = _best(group_score, tie_TE.reshape(by_group.shape).max(axis=2), config.top_groups)
     allowed = np.zeros(group_score.shape, bool)
-    np.put_along_axis(allowed, gates.top_k_experts(group_score, config.top_groups), True, axis=1)
+    np.put_along_axis(allowed, groups, True, axis=1)
     return np.where(allowed[:, :, None], by_group, -np.inf).reshape(score_TE.shape)

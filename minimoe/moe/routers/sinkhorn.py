@@ -13,7 +13,7 @@ FACTS = Facts(
     causal=False,
     evaluation="the best plain scores: no plan, so no look at other tokens",
     forward_scores=5,
-    explorer=Rule(),
+    explorer=Rule(shares="logit_TE"),
 )
 
 TOLERANCE, MOST_ROUNDS = 1e-4, 200
@@ -34,14 +34,22 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     if training:
         choice_TE[tokens.mask_T] = plan(choice_TE[tokens.mask_T])
     expert_TK = gates.top_k_experts(choice_TE, config.top_k, replay)
-    assigned, weighed = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
+    if config.gates_sum_to_one:  # of logits: the plan can choose experts whose probabilities are all next to 0
+        assigned, weighed = gates.shares_forward(logit_TE, expert_TK, tokens.mask_T)
+    else:
+        assigned, weighed = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, False)
     return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
             softmax_topk.SoftmaxTopKCache(linear, softmax, weighed))
 
 
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
-    return softmax_topk.backward(grad, cache)
+    if not isinstance(cache.gates, gates.SharesCache):
+        return softmax_topk.backward(grad, cache)
+    dlogit_TE = grad.dlogit_TE + ops.softmax_backward(grad.dprob_TE, cache.softmax)
+    dlogit_TE += gates.shares_backward(grad.dgate_A, cache.gates)
+    dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, cache.linear)
+    return dx_TD, {"w_router_DE": dw_router_DE}
 
 
 def plan(logit_TE):

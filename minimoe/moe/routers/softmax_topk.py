@@ -27,7 +27,7 @@ class SoftmaxTopKCache(NamedTuple):
 
     linear: ops.ProductCache
     softmax: np.ndarray
-    gates: gates.GatesCache
+    gates: gates.GatesCache | gates.SharesCache
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):

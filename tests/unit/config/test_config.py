@@ -75,6 +75,7 @@ def test_a_count_stops_where_machines_do_and_a_seed_does_not():
     (dict(router="switch", top_k=1, jitter=1.0), "jitter = 1.0: must be below 1"),
     (dict(router="sigmoid_bias", n_groups=3), "n_groups = 3: must divide n_experts = 8"),
     (dict(router="sigmoid_bias", n_groups=2, top_groups=3), "top_groups = 3: there are only n_groups = 2"),
+    (dict(router="sigmoid_bias", group_score="best"), "group_score = 'best': must be one of top2, paper"),
     (dict(router="sigmoid_bias", n_groups=4, top_groups=1, top_k=3), "top_groups = 1: so few groups have 2 experts"),
     (dict(router="soft", capacity_factor=1.0), "capacity_factor = 1.0: router 'soft' has no assignments to limit"),
     (dict(router="soft", eval_capacity_factor=1.0), "eval_capacity_factor = 1.0: router 'soft' has no assignments"),

@@ -106,3 +106,28 @@ def test_gradients_and_experts_that_were_not_chosen_get_exactly_nothing(renormal
     dscore_TE = gates.gates_backward(np.ones(sent_TK.sum()), forward(score_TE)[1])
     np.put_along_axis(dscore_TE, expert_TK, 0, axis=1)
     assert not dscore_TE.any()
+
+
+def test_shares_of_scores_are_the_renormalised_gates_also_where_the_scores_vanish():
+    """e^-2001 and e^-2000 are both 0, and their shares are 1 / (1 + e) and e / (1 + e)."""
+    score_TE, expert_TK, sent_TK = random_case()
+    *columns, gate_A = gates.shares_forward(np.log(score_TE), expert_TK, sent_TK)[0]
+    *expected, expected_A = gates.gates_forward(score_TE, expert_TK, sent_TK, renormalize=True)[0]
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(columns, expected, strict=True))
+    np.testing.assert_allclose(gate_A, expected_A, rtol=1e-14)
+    (*_, gate_A), _ = gates.shares_forward(np.array([[0.0, -2001, -2000]]), np.array([[1, 2]]), np.array([True]))
+    np.testing.assert_allclose(gate_A, [1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-14)
+
+
+@pytest.mark.parametrize("level", [0, -2000])
+def test_gradients_of_shares_and_experts_that_were_not_chosen_get_exactly_nothing(level):
+    score_TE, expert_TK, sent_TK = random_case()
+
+    def forward(log_TE):
+        (*_, gate_A), cache = gates.shares_forward(log_TE, expert_TK, sent_TK)
+        return gate_A, cache
+
+    cases.assert_gradient(forward, gates.shares_backward, log_TE=np.log(score_TE) + level)
+    dlog_TE = gates.shares_backward(np.arange(sent_TK.sum(), dtype=float), forward(np.log(score_TE))[1])
+    np.put_along_axis(dlog_TE, expert_TK, 0, axis=1)
+    assert not dlog_TE.any()

@@ -119,3 +119,10 @@ def test_gradients():
     x_BSD = np.random.default_rng(0).normal(size=(2, 3, 4))
     cases.assert_gradient(soft.unit_forward, soft.unit_backward, x_BSD=x_BSD)
     np.testing.assert_allclose((soft.unit_forward(x_BSD)[0] ** 2).sum(axis=-1), 1, rtol=1e-10)
+    for dtype, smallest, largest in ((np.float32, 1e-35, 1e35), (float, 1e-300, 1e300)):
+        for size in (smallest, 1e-7, 1e7, largest):
+            unit_BSD, cache = soft.unit_forward((size * x_BSD).astype(dtype))
+            assert unit_BSD.dtype == dtype
+            np.testing.assert_allclose(unit_BSD, soft.unit_forward(x_BSD)[0], rtol=1e-12 if dtype is float else 1e-5)
+            assert np.isfinite(soft.unit_backward(unit_BSD, cache)).all()
+    assert not soft.unit_forward(np.zeros((2, 3)))[0].any()

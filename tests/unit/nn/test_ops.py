@@ -33,6 +33,7 @@ PAIRS = {
     "linear": (ops.linear_forward, ops.linear_backward, [(T, D), (D, F)]),
     "softmax": (ops.softmax_forward, ops.softmax_backward, [(T, E)]),
     "sigmoid": (ops.sigmoid_forward, ops.sigmoid_backward, [(T, E)]),
+    "log_sigmoid": (ops.log_sigmoid_forward, ops.log_sigmoid_backward, [(T, E)]),
     "softplus": (ops.softplus_forward, ops.softplus_backward, [(T, E)]),
     "rmsnorm": (rmsnorm, ops.rmsnorm_backward, [(T, D), (D,)]),
     "silu_gate": (ops.silu_gate_forward, ops.silu_gate_backward, [(T, F), (T, F)]),
@@ -65,6 +66,7 @@ SLOW = {
     "linear": lambda x_TD, w_DF: [[dot(x, w) for w in w_DF.T] for x in x_TD],
     "softmax": lambda x_TE: [cases.softmax(x_E) for x_E in x_TE],
     "sigmoid": lambda x_TE: np.vectorize(sigmoid)(x_TE),
+    "log_sigmoid": lambda x_TE: np.vectorize(lambda x: -math.log1p(math.exp(-x)))(x_TE),
     "softplus": lambda x_TE: np.vectorize(lambda x: math.log1p(math.exp(x)))(x_TE),
     "rmsnorm": lambda x_TD, gain_D: [[gain * x / math.sqrt(dot(x_D, x_D) / D + 1e-2) for x, gain in
                                       zip(x_D, gain_D, strict=True)] for x_D in x_TD],

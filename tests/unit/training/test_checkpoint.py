@@ -190,3 +190,16 @@ def test_two_processes_do_not_train_in_one_folder(path):
             with pytest.raises(checkpoint.CheckpointError, match="another process is training in"):
                 checkpoint.only_trainer(path).__enter__()
             assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("saved", "expected"), [
+    (dict(router="sigmoid_bias", n_groups=2, top_groups=1), "paper"), (dict(router="sigmoid_bias"), "top2"),
+    (dict(router="sigmoid_bias", n_groups=2, top_groups=1, group_score="top2"), "top2"), ({}, "top2")])
+def test_a_checkpoint_from_before_groups_had_a_choice_of_scores_means_what_it_meant(path, saved, expected):
+    state = small.new(dataclasses.replace(small.MODEL, **saved))
+    checkpoint.save(path, state)
+    fields = dataclasses.asdict(state.model_config)
+    if "group_score" not in saved:
+        fields.pop("group_score")
+    rewrite(path, {"model_config": fields})
+    assert checkpoint.load(path).model_config == dataclasses.replace(state.model_config, group_score=expected)

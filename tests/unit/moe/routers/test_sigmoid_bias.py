@@ -61,44 +61,86 @@ def test_no_gradient_moves_the_bias():
     assert dweights["w_router_DE"].any()
 
 
-def test_a_token_that_every_expert_scores_0_has_equal_gates_and_finite_gradients():
-    """sigmoid(-200) = 1e-87 is 0 in float32: shares of it would be 0 / 0.  The other token's gates stay."""
-    logit_TE = np.array([[-200] * 4, [0, 1, 2, 3]], np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("level", [-1e4, -500, -75, -20, 0])
+def test_gates_of_scores_two_apart_do_not_depend_on_their_level(level, dtype):
+    """sigmoid(-75) = 3e-33, and sigmoid(-500) is 0 in float32.  Far down the ratio is e^2: 0.8808 and 0.1192."""
+    logit_TE = np.array([[level - 9, level - 2, level - 9, level]], dtype)
     with np.errstate(all="raise", under="ignore"):
-        r, cache = cases.route("sigmoid_bias", logit_TE, weights={"bias_E": np.zeros(4, np.float32)})
-        uneven = routing.RoutingGrad(np.arange(4, dtype=np.float32),
-                                     *(np.arange(8, dtype=np.float32).reshape(2, 4) for _ in range(3)))
-        dx_TD, dweights = sigmoid_bias.backward(uneven, cache)
-    total = sigmoid(3) + sigmoid(2)
-    np.testing.assert_allclose(r.gate_A, [1 / 2, 1 / 2, sigmoid(3) / total, sigmoid(2) / total], rtol=1e-6)
-    np.testing.assert_allclose(r.prob_TE[0], 1 / 4, rtol=1e-6)
-    for array in (r.gate_A, dx_TD, dweights["w_router_DE"]):
-        assert array.dtype == np.float32 and np.isfinite(array).all()
+        r, cache = cases.route("sigmoid_bias", logit_TE, weights={"bias_E": np.zeros(4, dtype)})
+        pull = routing.RoutingGrad(np.array([1, 0], dtype), *(np.zeros((1, 4), dtype) for _ in range(3)))
+        _, dweights = sigmoid_bias.backward(pull, cache)
+    ratio = math.exp(2) * (1 + math.exp(level - 2)) / (1 + math.exp(level))
+    slope = ratio / (1 + ratio) ** 2  # of g by log s; and that of log s by its score is 1 - s
+    assert cases.choices(r) == [[3, 1]] and r.gate_A.dtype == dweights["w_router_DE"].dtype == dtype
+    tolerance = 1e-13 if dtype == np.float64 else 1e-6
+    np.testing.assert_allclose(r.gate_A, [ratio / (1 + ratio), 1 / (1 + ratio)], rtol=tolerance)
+    np.testing.assert_allclose(dweights["w_router_DE"][0], [
+        0, -slope * sigmoid(2 - level), 0, slope * sigmoid(-level)], rtol=tolerance)
+    np.testing.assert_allclose(r.prob_TE[0, 3] / r.prob_TE[0, 1], ratio, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("top_k", "top_groups", "bias_E", "expected"), [
-    (4, 2, [0] * 8, [5, 3, 2, 4]),  # two experts per group count: 1.0, 1.1, 1.05, 0.5; so the best of all, 0.9, is out
-    (2, 2, [0] * 8, [0, 5]),  # one: 0.9, 0.6, 0.65, 0.3
-    (1, 2, [0] * 8, [0]),  # never less than one
-    (2, 1, [0, 0, 0, 0, 0, 0, 5, 5], [6, 7]),  # groups are chosen with the bias
-    (4, 4, [0] * 8, [0, 5, 3, 2])])  # all groups are no limit
-def test_groups_by_hand(top_k, top_groups, bias_E, expected):
-    r = routed(np.log(GROUPED_TE / (1 - GROUPED_TE)), bias_E, top_k=top_k, n_groups=4, top_groups=top_groups)
-    assert cases.choices(r) == [expected]
-    np.testing.assert_allclose(r.gate_A * (GROUPED_TE[0, expected].sum() if top_k > 1 else 1), GROUPED_TE[0, expected])
+@pytest.mark.parametrize(("level", "renormalize"), [
+    (-800, True), (-75, True), (-1, True), (0, True), (20, True), (-75, False), (-1, False), (0, False), (20, False)])
+def test_gradients_of_scores_at_any_level_are_those_of_the_complex_step(level, renormalize):
+    """Raw gates have slopes as small as sigmoid(-|level|), which the objective makes up for."""
+    config = ModelConfig(d_model=6, n_heads=1, n_experts=5, router="sigmoid_bias", gate_scale=2.5,
+                         renormalize=renormalize)
+    rng, tokens = np.random.default_rng(0), Tokens.anonymous(np.ones(7, bool))
+    x_TD, bias_E = np.hstack([np.ones((7, 1)), rng.normal(size=(7, 5))]), 0.1 * rng.normal(size=5)
+    w_DE = np.vstack([np.full(5, float(level)), rng.normal(size=(5, 5))])
+    random_A, random_TE = rng.normal(size=14) * (1 if renormalize else math.exp(abs(level))), rng.normal(size=(7, 5))
+
+    def forward(x_TD, w_DE):
+        r, cache = sigmoid_bias.forward(x_TD, {"w_router_DE": w_DE, "bias_E": bias_E}, config, tokens)
+        return (random_A * r.gate_A).sum() + (random_TE * r.prob_TE).sum(), cache
+
+    def backward(dy, cache):
+        grad = routing.RoutingGrad(dy * random_A, dy * random_TE, *(np.zeros((7, 5)) for _ in range(2)))
+        dx_TD, dweights = sigmoid_bias.backward(grad, cache)
+        return dx_TD, dweights["w_router_DE"]
+
+    cases.assert_gradient(forward, backward, x_TD=x_TD, w_DE=w_DE)
+
+
+def test_of_scores_too_small_for_their_biases_the_better_is_chosen():
+    """With a bias of 0.5 the scores e^-75, e^-80 and e^-90 leave no trace in the sum."""
+    logit_TE, bias_E = np.array([[-90.0, -80, -75, -85]]), [0.5, 0.5, 0.5, 0.6]
+    assert cases.choices(routed(logit_TE, bias_E, top_k=3)) == [[3, 2, 1]]
+    grouped = dict(top_k=2, n_groups=2, top_groups=1)
+    assert cases.choices(routed(logit_TE - 700, [0.5] * 4, **grouped)) == [[2, 3]]
+    assert cases.choices(routed(logit_TE, [0.5, 0.6, 0.5, 0.5], **grouped)) == [[1, 0]]
+
+
+@pytest.mark.parametrize(("top_k", "top_groups", "bias_E", "top2", "paper"), [
+    (4, 2, [0] * 8, [5, 3, 2, 4], [5, 3, 2, 4]),  # sums of two: 1.0, 1.1, 1.05, 0.5; so the best of all, 0.9, is out
+    (2, 2, [0] * 8, [5, 3], [0, 5]),  # of one, as in the paper: 0.9, 0.6, 0.65, 0.3
+    (1, 2, [0] * 8, [5], [0]),  # never less than one
+    (2, 1, [0, 0, 0, 0, 0, 0, 5, 5], [6, 7], [6, 7]),  # groups are chosen with the bias
+    (4, 4, [0] * 8, [0, 5, 3, 2], [0, 5, 3, 2])])  # all groups are no limit
+def test_groups_by_hand(top_k, top_groups, bias_E, top2, paper):
+    for group_score, expected in (("top2", top2), ("paper", paper)):
+        r = routed(np.log(GROUPED_TE / (1 - GROUPED_TE)), bias_E, top_k=top_k, n_groups=4, top_groups=top_groups,
+                   **dict(group_score=group_score) if group_score == "paper" else {})
+        assert cases.choices(r) == [expected]
+        total = GROUPED_TE[0, expected].sum() if top_k > 1 else 1
+        np.testing.assert_allclose(r.gate_A * total, GROUPED_TE[0, expected])
 
 
 @pytest.mark.parametrize("bias", [0, -5])
-def test_groups_equal_a_loop(bias):
-    """With a bias of -5 every biased score is negative, and an expert outside of the groups must not count as 0."""
-    bias_E = bias + 0.2 * np.random.default_rng(1).normal(size=8)
-    r = routed(LOGIT_TE, bias_E, top_k=4, n_groups=4, top_groups=2)
-    for t, logit_E in enumerate(LOGIT_TE):
+@pytest.mark.parametrize(("top_k", "group_score", "n_best"), [
+    (4, "top2", 2), (4, "paper", 2), (2, "top2", 2), (2, "paper", 1), (6, "top2", 2), (6, "paper", 3)])
+def test_groups_equal_a_loop(bias, top_k, group_score, n_best):
+    """Of four groups of three.  With a bias of -5 every sum is negative; an expert outside must not count as 0."""
+    logit_TE = np.random.default_rng(0).normal(size=(40, 12))
+    bias_E = bias + 0.2 * np.random.default_rng(1).normal(size=12)
+    r = routed(logit_TE, bias_E, top_k=top_k, n_groups=4, top_groups=2, group_score=group_score)
+    for t, logit_E in enumerate(logit_TE):
         biased_E = [sigmoid(z) + b for z, b in zip(logit_E, bias_E, strict=True)]
-        groups = [(2 * g, 2 * g + 1) for g in range(4)]
-        groups.sort(key=lambda pair, biased_E=biased_E: -sum(biased_E[e] for e in pair))
+        groups = [sorted(range(3 * g, 3 * g + 3), key=lambda e, biased_E=biased_E: -biased_E[e]) for g in range(4)]
+        groups.sort(key=lambda group, biased_E=biased_E: -sum(biased_E[e] for e in group[:n_best]))
         experts = sorted(groups[0] + groups[1], key=lambda e, biased_E=biased_E: -biased_E[e])
-        assert cases.choices(r)[t] == experts
+        assert cases.choices(r)[t] == experts[:top_k]
 
 
 def test_after_a_step_overloaded_experts_go_down_and_underloaded_up_by_hand():
