@@ -2,6 +2,8 @@
 
     L = ce + mean over groups of sum of coef * auxiliary loss            [GShard, arXiv:2006.16668, sec. 2.2]
 
+ce, z and entropy are means over tokens, and divided by the mean number of tokens of a group: wherever a batch with padding
+is cut, their mean over groups is that of the batch.  So it is with the balance loss if `global_balance` is set.
 One group is the whole batch.  The micro-batches of a step are groups too, whether cut from one batch or drawn apart.
 """
 
@@ -11,12 +13,13 @@ import numpy as np
 
 from minimoe import model
 from minimoe.model import Losses
+from minimoe.moe.losses import Step, balance
 
 
 class Group(NamedTuple):
     """Sequences that compete for the same slots.
 
-    n_real: real tokens that the cross-entropy is divided by: the mean over the groups of their batch.
+    n_real: real tokens by which means over tokens are divided: the mean over the groups of their batch; None: its own.
     """
 
     tokens_BS: np.ndarray
@@ -45,9 +48,13 @@ def cut(tokens_BS, targets_BS, groups, mask_BS=None):
         raise ValueError(f"groups = {groups!r}: must be a whole number that divides the {n_sequences} sequences of a "
                          "batch")
     masks = [None] * groups if mask_BS is None else np.split(mask_BS, groups)
-    n_real = (tokens_BS.size if mask_BS is None else max(mask_BS.sum(), 1)) / groups
+    n_real = _count_real(tokens_BS, mask_BS) / groups
     return [Group(*arrays, n_real) for arrays in
             zip(np.split(tokens_BS, groups), np.split(targets_BS, groups), masks, strict=True)]
+
+
+def _count_real(tokens_BS, mask_BS):
+    return tokens_BS.size if mask_BS is None else max(mask_BS.sum(), 1)
 
 
 def gradients(params, groups, config, rng=None, look=None, training=True, each=map):
@@ -69,10 +76,10 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
     def forward(group, rng):
         return model.model_forward(params, group.tokens_BS, config, group.mask_BS, training=training, rng=rng)
 
-    def backward(group, forwarded, load_LE=None):
+    def backward(group, forwarded, *of_all):
         (logit_TV, routings), cache = forwarded
-        losses, losses_cache = model.losses_forward(logit_TV, routings, group.targets_BS, config, group.mask_BS,
-                                                    load_LE, group.n_real)
+        step = Step(group.n_real or _count_real(group.tokens_BS, group.mask_BS), *of_all)
+        losses, losses_cache = model.losses_forward(logit_TV, routings, group.targets_BS, config, group.mask_BS, step)
         cache = model.ObjectiveCache(cache, losses_cache)
         seen = look(losses, cache) if look is not None else None
         return losses, routings, seen, model.objective_backward(1 / len(groups), cache)
@@ -80,9 +87,10 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
     rngs = streams(rng, len(groups))
     if config.global_balance and config.moe_layers:
         forwards = list(each(forward, groups, rngs))
-        count_LE = sum(np.array([r.count_E for r in routings]) for (_, routings), _ in forwards)
+        count_LE = sum(np.array([balance.counted(r, config) for r in routings]) for (_, routings), _ in forwards)
         load_LE = count_LE / count_LE.sum(axis=1, keepdims=True)
-        results = each(lambda group, forwarded: backward(group, forwarded, load_LE), groups, forwards)
+        n_global = sum(_count_real(group.tokens_BS, group.mask_BS) for group in groups) / len(groups)
+        results = each(lambda group, forwarded: backward(group, forwarded, load_LE, n_global), groups, forwards)
     else:
         results = each(lambda group, rng: backward(group, forward(group, rng)), groups, rngs)
     return _mean(results)

@@ -181,7 +181,7 @@ class ObjectiveCache(NamedTuple):
     losses: LossesCache
 
 
-def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, load_LE=None, n_real=None):
+def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, step=None):
     """What training lowers, from the model's logits: total = ce + sum over losses of coef * mean over layers of loss.
 
     Args:
@@ -190,15 +190,15 @@ def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, load_LE
         targets_BS: the token that follows each token.
         config: ModelConfig, for the weights of the losses.
         mask_BS: False for padding; None is no padding.
-        load_LE: for `global_balance`, each layer's load in the whole step; None is that of the routings.
-        n_real: the number of real tokens that ce is a mean over; None counts them.
+        step: `losses.Step`, if these are one group of several: ce, z and entropy are divided by its number of tokens,
+            and for `global_balance` it has the loads of all layers.
     Returns Losses, cache.
     """
     mask_T = np.ones(targets_BS.size, bool) if mask_BS is None else mask_BS.ravel()
-    weight_T = (mask_T / (n_real or max(mask_T.sum(), 1))).astype(logit_TV.real.dtype)
+    n_real = max(mask_T.sum(), 1) if step is None else step.n_real
+    weight_T = (mask_T / n_real).astype(logit_TV.real.dtype)
     ce, ce_cache = ops.cross_entropy_forward(logit_TV, targets_BS.ravel(), weight_T)
-    loads = [None] * len(routings) if load_LE is None else load_LE
-    layers = [losses.auxiliary_forward(r, config, load_E) for r, load_E in zip(routings, loads, strict=True)]
+    layers = [losses.auxiliary_forward(r, config, step, i) for i, r in enumerate(routings)]
     names = layers[0][0] if layers else ()
     auxiliary = {name: sum(values[name] for values, _ in layers) / len(layers) for name in names}
     total = ce + sum(config.loss_coefs[name] * loss for name, loss in auxiliary.items())

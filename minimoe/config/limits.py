@@ -109,3 +109,5 @@ def check_losses(config):
     fields.check(config, "n_devices", config.n_devices > 1 or not config.device_coef or config.n_experts == 1,
                  "the device loss of one device is 1 whatever the router does; use 2 or more, or device_coef 0")
     fields.require_truth(config, "global_balance")
+    fields.check(config, "balance_first", config.balance_first is None or isinstance(config.balance_first, bool),
+                 "must be True, False or None")

@@ -18,6 +18,10 @@ def _weight_of_loss(name):
         None, f"weight in the objective: {losses.LOSSES[name].summary}; if not set: {usual}0 for {others} routers", "1")
 
 
+def _counting_first():
+    return ", ".join(name for name, page in routers.ROUTERS.items() if page.FACTS.first_choices)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a Mixture-of-Experts transformer.  `n_experts=1, top_k=1`, with a softmax, is the dense model.
@@ -64,6 +68,9 @@ class ModelConfig:
     sequence_coef: float | None = _weight_of_loss("sequence")
     device_coef: float | None = _weight_of_loss("device")
     entropy_coef: float | None = _weight_of_loss("entropy")
+    balance_first: bool | None = fields.option(
+        None, "count the first choice of each token alone in the balance loss, not all its choices; if not set: "
+        f"where the router's source does ({_counting_first()})")
     n_devices: int = fields.option(1, "devices over which the device loss spreads the experts", "devices")
     global_balance: bool = fields.option(
         False, "count the loads of the balance loss over all groups and micro-batches of a step, not in each (Qwen3)")
@@ -124,6 +131,12 @@ class ModelConfig:
                        f"it multiplies the experts of a token, and router {self.router!r} always takes {fixed}")
         return replace(self, n_experts=self.n_experts * finer, top_k=self.top_k * finer,
                        n_shared_experts=self.n_shared_experts * finer, d_hidden=self.d_hidden // finer)
+
+    @property
+    def counts_first_choices(self):
+        """Whether the balance loss counts first choices alone, with the default filled in: that of the router."""
+        facts = routers.ROUTERS[self.router].FACTS
+        return facts.first_choices if self.balance_first is None else self.balance_first
 
     @property
     def gates_sum_to_one(self):

@@ -124,10 +124,10 @@ def _objective_in_groups(config, batch, seed, groups):
         logit_TV = np.concatenate([logit_TV for logit_TV, _ in passed])
         result, _ = ops.cross_entropy_forward(logit_TV, targets_BS.ravel(), weight_T)
         for layer in zip(*(routings for _, routings in passed), strict=True):
-            count_E = sum(routing.count_E for routing in layer)
-            load_E = count_E / count_E.sum() if config.global_balance else None
+            count_E = sum(losses.counted(routing, config) for routing in layer)
+            loads, n_real = [count_E / count_E.sum()] if config.global_balance else None, targets_BS.size / groups
             for routing in layer:
-                values, _ = losses.auxiliary_forward(routing, config, load_E)
+                values, _ = losses.auxiliary_forward(routing, config, losses.Step(n_real, loads, n_real))
                 auxiliary = sum(config.loss_coefs[name] * loss for name, loss in values.items())
                 result += auxiliary / (len(config.moe_layers) * groups)
         return result

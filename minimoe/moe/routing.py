@@ -105,6 +105,11 @@ class Routing:
         return np.bincount(self.expert_A, minlength=self.n_experts)
 
     @property
+    def first_count_E(self):
+        """First choices of each expert, before capacity."""
+        return np.bincount(self.expert_A[self.rank_A == 0], minlength=self.n_experts)
+
+    @property
     def kept_count_E(self):
         """Assignments of each expert that it has room for: the rows that it computes."""
         return np.bincount(self.expert_A[self.kept_A], minlength=self.n_experts)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe import batches, gradcheck, model, parameters
+from minimoe import batches, gradcheck, model, moe, parameters
 from minimoe.config import ModelConfig
 from minimoe.gradcheck import numeric
 from minimoe.training.threads import workers
@@ -118,7 +118,7 @@ def test_with_global_balance_groups_are_one_big_batch_and_without_each_has_to_be
 
 def test_the_load_of_all_counts_every_assignment_once_though_some_groups_have_more():
     """GShard leaves second choices out at random: a mean of the loads would give each group the same weight."""
-    losses, all_routings, *_ = gradients(replace(GLOBAL, router="gshard"))
+    losses, all_routings, *_ = gradients(replace(GLOBAL, router="gshard", balance_first=False))
     assert len({len(routings[0].token_A) for routings in all_routings}) > 1
     count_LE = sum(np.array([r.count_E for r in routings]) for routings in all_routings)
     means_LE = np.mean([[r.load_E for r in routings] for routings in all_routings], axis=0)
@@ -214,20 +214,34 @@ def test_streams_are_made_of_the_generator_alone_and_differ():
 
 
 def objective(config):
-    """params -> ce over all real tokens + the mean over two groups of the weighted losses, one thing at a time."""
+    """params -> the loss of two groups, one thing at a time: ce and z as means over all real tokens, of the balance the
+    mean over groups of E sum f P, or with global balance E sum f P of all; others as means over groups."""
+    halves, real_T = (slice(0, 3), slice(3, 6)), UNEVEN_BS.ravel()
+
+    def balance(routings, mask_T, count_E):
+        mean_E = np.concatenate([r.prob_TE for r in routings])[mask_T].mean(axis=0)
+        return 4 * (count_E / count_E.sum()) @ mean_E
+
+    def count(r):
+        return np.bincount(r.expert_A[r.rank_A == 0] if config.router == "gshard" else r.expert_A, minlength=4)
+
     def total(params):
         passed = [model.model_forward(params, TOKENS_BS[half], config, UNEVEN_BS[half], training=True, rng=rng)[0]
-                  for half, rng in zip((slice(0, 3), slice(3, 6)), batches.streams(np.random.default_rng(0), 2),
-                                       strict=True)]
+                  for half, rng in zip(halves, batches.streams(np.random.default_rng(0), 2), strict=True)]
         logit_TV = np.concatenate([logit_TV for logit_TV, _ in passed])
         p_TV = np.exp(logit_TV - logit_TV.real.max(axis=1, keepdims=True))
         p_TV /= p_TV.sum(axis=1, keepdims=True)
-        result = -np.log(p_TV[np.arange(len(p_TV)), TARGETS_BS.ravel()])[UNEVEN_BS.ravel()].sum() / 20
-        count_LE = sum(np.array([r.count_E for r in routings]) for _, routings in passed)
-        loads = count_LE / count_LE.sum(axis=1, keepdims=True) if config.global_balance else None
-        for half, (logit_TV, routings) in zip((slice(0, 3), slice(3, 6)), passed, strict=True):
-            losses, _ = model.losses_forward(logit_TV, routings, TARGETS_BS[half], config, UNEVEN_BS[half], loads)
-            result += (losses.total - losses.ce) / 2
+        result = -np.log(p_TV[np.arange(len(p_TV)), TARGETS_BS.ravel()])[real_T].sum() / 20
+        for layer in zip(*(routings for _, routings in passed), strict=True):
+            lse_T = np.log(np.exp(np.concatenate([r.logit_TE for r in layer])).sum(axis=1))
+            result += config.loss_coefs["z"] * (lse_T ** 2)[real_T].sum() / 20 / 2
+            if config.global_balance:
+                result += config.loss_coefs["balance"] * balance(layer, real_T, sum(map(count, layer))) / 2
+            for r in layer:
+                values = moe.losses.auxiliary_forward(r, config)[0] | {"z": 0, "balance": 0}
+                if not config.global_balance:
+                    values["balance"] = balance([r], r.mask_T, count(r))
+                result += sum(config.loss_coefs[name] * value for name, value in values.items()) / 4
         return result
     return total
 
@@ -238,11 +252,32 @@ def objective(config):
 def test_ce_is_a_mean_over_all_real_tokens_and_the_gradient_that_of_the_complex_step(fields):
     """Not the mean of the means of the groups."""
     config = replace(CONFIG, capacity_factor=0.8, **fields)
-    losses, grads = in_groups(config, 2, UNEVEN_BS)
+    result, grads = in_groups(config, 2, UNEVEN_BS)
     params, total = gradcheck.random_params(config), objective(config)
-    np.testing.assert_allclose(losses.total, total(params), rtol=1e-13)
+    np.testing.assert_allclose(result.total, total(params), rtol=1e-13)
     report = numeric.compare_directions("two groups", total, params, grads, count=2)
     assert report.ok and grads.keys() == params.keys(), report
+
+
+@pytest.mark.parametrize("fields", [
+    dict(), dict(router="sigmoid_bias", renormalize=False), dict(balance_first=True, entropy_coef=0.2)], ids=str)
+def test_with_global_balance_a_batch_with_padding_may_be_cut_anywhere(fields):
+    """Sequences of 7, 6, 2, 1, 3 and 1 tokens: groups of 6 and of 1 tokens, say.  One big batch is one group."""
+    config = replace(GLOBAL, **fields)
+    (whole, expected), *cuts = [in_groups(config, n, UNEVEN_BS) for n in (1, 2, 3, 6)]
+    for result, grads in cuts:
+        np.testing.assert_allclose([result.ce, result.total, *result.auxiliary.values()],
+                                   [whole.ce, whole.total, *whole.auxiliary.values()], rtol=1e-13)
+        cases.assert_same_gradients(grads, expected)
+
+
+def test_with_global_balance_micro_batches_drawn_apart_are_one_big_batch_too():
+    """Two micro-batches of 15 and 5 real tokens, each cut in three."""
+    groups = [group for half in (slice(0, 3), slice(3, 6))
+              for group in batches.cut(TOKENS_BS[half], TARGETS_BS[half], 3, UNEVEN_BS[half])]
+    parts = batches.gradients(gradcheck.random_params(GLOBAL), groups, GLOBAL, np.random.default_rng(0)).losses
+    whole, _ = in_groups(GLOBAL, 1, UNEVEN_BS)
+    np.testing.assert_allclose(batches.mean_losses(parts).balance, whole.balance, rtol=1e-13)
 
 
 @each_way

@@ -113,7 +113,8 @@ def share(config, routings):
     model.after_step(model.init_params(biased), count_LE, biased)
     (logit_TV, _), _ = model.model_forward(model.init_params(config), TOKENS_BS, config, MASK_BS)
     load_LE = count_LE / count_LE.sum(axis=1, keepdims=True)
-    model.losses_forward(logit_TV, routings, TARGETS_BS, config, MASK_BS, load_LE)
+    n_real = int(MASK_BS.sum())
+    model.losses_forward(logit_TV, routings, TARGETS_BS, config, MASK_BS, losses.Step(n_real, load_LE, n_real))
 
 
 def runs(config):

@@ -174,7 +174,8 @@ def test_each_layer_has_its_own_loss_and_a_dense_layer_counts_in_no_mean():
     """balance = mean over layers of E * sum f P; with f = (0, 1, 0, 0) that is E times the mean probability of 1."""
     config, (tokens_BS, targets_BS) = DROPLESS["every second layer"], batch_of()
     (logit_TV, routings), _ = model.model_forward(gradcheck.random_params(config), tokens_BS, config)
-    result, _ = model.losses_forward(logit_TV, routings, targets_BS, config, load_LE=np.eye(4)[[1, 2]])
+    result, _ = model.losses_forward(logit_TV, routings, targets_BS, config,
+                                     step=losses.Step(tokens_BS.size, np.eye(4)[[1, 2]], tokens_BS.size))
     assert len(routings) == 2
     expected = np.mean([4 * r.prob_TE[:, e].mean() for r, e in zip(routings, (1, 2), strict=True)])
     assert math.isclose(result.balance, expected, rel_tol=1e-13)

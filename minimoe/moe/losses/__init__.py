@@ -11,9 +11,12 @@ gradient of one array of the Routing: its prob_TE, logit_TE, gate_A or chance_TE
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from minimoe.moe.losses.balance import (
     balance_backward,
     balance_forward,
+    counted,
     device_backward,
     device_forward,
     sequence_backward,
@@ -67,12 +70,33 @@ class AuxiliaryCache(NamedTuple):
     losses: dict
 
 
-def auxiliary_forward(routing, config, load_E=None):
+class Step(NamedTuple):
+    """What the losses of a group have to know of the others, so that their mean over groups does not depend on the cut.
+
+    n_real: real tokens by which sums over tokens are divided: the mean over the groups of the batch.
+    loads: for `global_balance`, f of all groups, one array of E per layer; None: each group has a balance of its own.
+    n_global: for `global_balance`, as n_real, over all groups of the step.
+    """
+
+    n_real: float
+    loads: np.ndarray | None = None
+    n_global: float | None = None
+
+
+def auxiliary_forward(routing, config, step=None, layer=0):
     """The auxiliary losses of one layer: those that have a weight, and the two that are always reported.
 
-    load_E: see `balance_forward`.  Returns a dict of name -> loss, cache.
+    step: Step, if these tokens are one group of several.  layer: which of `step.loads` is this layer's.
+    Returns a dict of name -> loss, cache.
     """
-    arguments = {"balance": (load_E,), "device": (config.n_devices,)}
+    count_E, weight_T = counted(routing, config), None
+    load_E, balance_T = count_E / max(count_E.sum(), 1), None
+    if step is not None:
+        weight_T = _shares(routing, step.n_real)
+        if step.loads is not None:
+            load_E, balance_T = step.loads[layer], _shares(routing, step.n_global)
+    arguments = {"balance": (load_E, balance_T), "z": (weight_T,), "entropy": (weight_T,),
+                 "device": (config.n_devices,)}
     names = [name for name, coef in config.loss_coefs.items() if coef > 0 or name in ALWAYS]
     pairs = {name: LOSSES[name].forward(routing, *arguments.get(name, ())) for name in names}
     caches = {name: cache for name, (_, cache) in pairs.items()}
@@ -87,3 +111,8 @@ def auxiliary_backward(dlosses, cache):
             loss = LOSSES[name]
             total[loss.gradient] = total[loss.gradient] + loss.backward(dloss, cache.losses[name])
     return RoutingGrad(**total)
+
+
+def _shares(routing, n_real):
+    """Weight of each token in a mean over n_real."""
+    return (routing.mask_T / n_real).astype(routing.prob_TE.real.dtype)

@@ -12,23 +12,37 @@ class BalanceCache(NamedTuple):
     weight_T: np.ndarray
 
 
-def balance_forward(routing, load_E=None):
+def counted(routing, config):
+    """What f of the balance loss counts, for each expert: all assignments, or the first choices alone.
+
+    GShard and the code of ST-MoE count first choices [GShard, arXiv:2006.16668, algorithm 1; Mesh TensorFlow, moe.py];
+    where K is 2 or more, others count all.  Returns an array of E whole numbers.
+    """
+    return routing.first_count_E if config.counts_first_choices else routing.count_E
+
+
+def balance_forward(routing, load_E=None, weight_T=None):
     """How unevenly the tokens are spread: 1 when the load, or the mean probability, is uniform.
 
         L = E * sum_e f_e P_e,   f_e = share of the assignments,   P_e = mean over tokens of prob_te
 
                                                         [Switch, arXiv:2101.03961, eq. 4-6, with f / K for K > 1]
     f is counted before capacity; being a count, it passes no gradient.  Some codes let f sum to K: their loss is K
-    times this one.  The loss can be below 1, since tokens that are sure count as much in f as tokens that are not.
-    Padding counts in neither.
+    times this one; GShard's paper divides by E^2.  The loss can be below 1, since tokens that are sure count as much in
+    f as tokens that are not.  Padding counts in neither.
 
-    load_E: f of more tokens than these, such as all micro-batches of a step: then the spread within a micro-batch is
-    free, and only that of the whole has to be even.                        [Qiu 2025, arXiv:2501.11873, sec. 3]
+    Args:
+        routing: Routing of one layer.
+        load_E: f, if it is not the share of all assignments: of the first choices, see `counted`; or of more tokens
+            than these, such as all micro-batches of a step: then the spread within a micro-batch is free, and only
+            that of the whole has to be even.                               [Qiu 2025, arXiv:2501.11873, sec. 3]
+        weight_T: of each token in P; None is a mean over these tokens.
     Returns the loss (1), cache.
     """
     load_E = routing.load_E if load_E is None else load_E
+    weight_T = routing.weight_T if weight_T is None else weight_T
     pull_E = (routing.n_experts * load_E).astype(routing.prob_TE.real.dtype)
-    return pull_E @ (routing.weight_T @ routing.prob_TE), BalanceCache(pull_E, routing.weight_T)
+    return pull_E @ (weight_T @ routing.prob_TE), BalanceCache(pull_E, weight_T)
 
 
 def balance_backward(dloss, cache):

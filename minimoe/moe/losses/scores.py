@@ -9,28 +9,31 @@ from minimoe.moe.routing import Routing
 
 
 class ZCache(NamedTuple):
-    """The logsumexp of each token's logits, and the Routing that they stand in."""
+    """The logsumexp of each token's logits, the Routing that they stand in, and the weight of each in the mean."""
 
     lse_T: np.ndarray
     routing: Routing
+    weight_T: np.ndarray
 
 
-def z_forward(routing):
+def z_forward(routing, weight_T=None):
     """How large the router's logits are: the mean over tokens of logsumexp(logit)^2.
 
                                                         [ST-MoE, arXiv:2202.08906, eq. 5]
-    Adding a constant to all logits changes no probability, but changes this loss.  Returns the loss (nats^2), cache.
+    Adding a constant to all logits changes no probability, but changes this loss.
+    weight_T: of each token in the mean; None is the same for all real ones.  Returns the loss (nats^2), cache.
     """
+    weight_T = routing.weight_T if weight_T is None else weight_T
     logit_TE = routing.logit_TE
     top_T1 = logit_TE.real.max(axis=1, keepdims=True)
     lse_T = np.log(np.exp(logit_TE - top_T1).sum(axis=1)) + top_T1[:, 0]
-    return routing.weight_T @ (lse_T * lse_T), ZCache(lse_T, routing)
+    return weight_T @ (lse_T * lse_T), ZCache(lse_T, routing, weight_T)
 
 
 def z_backward(dloss, cache):
     """Gradient of logit_TE: 2 logsumexp * softmax, a token's share of it."""
     prob_TE = np.exp(cache.routing.logit_TE - cache.lse_T[:, None])  # d lse/d logit = softmax(logit)
-    return (dloss * 2 * cache.routing.weight_T * cache.lse_T)[:, None] * prob_TE
+    return (dloss * 2 * cache.weight_T * cache.lse_T)[:, None] * prob_TE
 
 
 class EntropyCache(NamedTuple):
@@ -40,16 +43,18 @@ class EntropyCache(NamedTuple):
     weight_T: np.ndarray
 
 
-def entropy_forward(routing):
+def entropy_forward(routing, weight_T=None):
     """How sure the router is: the mean over tokens of log E - H(p), H = -sum_e p log p; 0 when it knows nothing.
 
     Lowering it raises the entropy, so its weight is that of an entropy bonus, usually written -H; log E makes it the
-    divergence of p from the uniform distribution, which is never negative.  Returns the loss (nats), cache.
+    divergence of p from the uniform distribution, which is never negative.
+    weight_T: of each token in the mean; None is the same for all real ones.  Returns the loss (nats), cache.
     """
+    weight_T = routing.weight_T if weight_T is None else weight_T
     prob_TE = routing.prob_TE
     log_TE = np.log(np.where(prob_TE.real > 0, prob_TE, 1))  # p log p is 0 at p = 0
     lack_T = math.log(routing.n_experts) + (prob_TE * log_TE).sum(axis=1)
-    return routing.weight_T @ lack_T, EntropyCache(log_TE, routing.weight_T)
+    return weight_T @ lack_T, EntropyCache(log_TE, weight_T)
 
 
 def entropy_backward(dloss, cache):

@@ -15,6 +15,7 @@ FACTS = Facts(
     summary="the two best, the second at random in proportion to its gate (GShard)",
     losses=dict(balance=0.01),
     options=("renormalize",),
+    first_choices=True,
     top_k=2,
     evaluation="the second expert always",
     explorer=Rule(least_share=LEAST),

@@ -10,6 +10,7 @@ FACTS = Facts(
     summary="the two best, the second if its gate is large enough (ST-MoE)",
     losses=dict(balance=0.01, z=0.001),
     options=("renormalize",),
+    first_choices=True,
     top_k=2,
     evaluation="the second expert if its share of the gates is above a fifth",
     explorer=Rule(least_share=THRESHOLD),

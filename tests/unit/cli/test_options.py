@@ -72,7 +72,8 @@ FOR_ALL = dict(
     max_sequence=48, n_steps=2, batch=3, sequence=16, groups=3, accumulate=2, learning_rate=1e-4,
     min_learning_rate=1e-5, warmup_steps=1, weight_decay=0.2, beta1=0.8, beta2=0.98, adam_eps=1e-7, clip_norm=2.0,
     eval_every=2, eval_batches=1, record_every=3, checkpoint_every=4, seed=5, router="sigmoid_bias", bias_rate=0.5,
-    n_groups=3, top_groups=2, group_score="paper", gate_scale=2.5, renormalize=False, jitter=0.5, load_coef=0.875)
+    n_groups=3, top_groups=2, group_score="paper", balance_first=True, gate_scale=2.5, renormalize=False, jitter=0.5,
+    load_coef=0.875)
 DEFAULTS = asdict(ModelConfig()) | asdict(TrainConfig())
 
 

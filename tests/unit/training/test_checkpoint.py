@@ -192,14 +192,13 @@ def test_two_processes_do_not_train_in_one_folder(path):
             assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("saved", "expected"), [
-    (dict(router="sigmoid_bias", n_groups=2, top_groups=1), "paper"), (dict(router="sigmoid_bias"), "top2"),
-    (dict(router="sigmoid_bias", n_groups=2, top_groups=1, group_score="top2"), "top2"), ({}, "top2")])
-def test_a_checkpoint_from_before_groups_had_a_choice_of_scores_means_what_it_meant(path, saved, expected):
-    state = small.new(dataclasses.replace(small.MODEL, **saved))
+@pytest.mark.parametrize(("router", "fields", "meant"), [
+    ("sigmoid_bias", dict(n_groups=2, top_groups=1), dict(group_score="paper")), ("sigmoid_bias", {}, {}),
+    ("gshard", {}, dict(balance_first=False)), ("softmax_topk", {}, {})])
+def test_a_checkpoint_from_before_some_fields_means_what_it_meant(path, router, fields, meant):
+    state = small.new(dataclasses.replace(small.BY_ROUTER[router], **fields))
     checkpoint.save(path, state)
-    fields = dataclasses.asdict(state.model_config)
-    if "group_score" not in saved:
-        fields.pop("group_score")
-    rewrite(path, {"model_config": fields})
-    assert checkpoint.load(path).model_config == dataclasses.replace(state.model_config, group_score=expected)
+    assert checkpoint.load(path).model_config == state.model_config
+    saved = dataclasses.asdict(state.model_config)
+    rewrite(path, {"model_config": {n: v for n, v in saved.items() if n not in ("group_score", "balance_first")}})
+    assert checkpoint.load(path).model_config == dataclasses.replace(state.model_config, **meant)

@@ -32,8 +32,8 @@ def routed(config, n_padding=0):
     return r, cache
 
 
-def values(r, config, load_E=None):
-    return losses.auxiliary_forward(r, config, load_E)[0]
+def values(r, config, step=None):
+    return losses.auxiliary_forward(r, config, step)[0]
 
 
 def pulls(r, config, dlosses):
@@ -68,9 +68,35 @@ def test_without_weights_balance_and_z_are_computed_and_nothing_else(monkeypatch
 def test_the_given_load_is_for_the_balance_loss_alone():
     config = weighted(["balance", "device", "sequence"])
     r, load_E = routed(config)[0], np.array([0.7, 0.3, 0, 0])
-    own, given = values(r, config), values(r, config, load_E)
+    own, given = values(r, config), values(r, config, losses.Step(10, [load_E], 10))
     np.testing.assert_allclose(given["balance"], 4 * load_E @ r.prob_TE.mean(axis=0), rtol=1e-12)
     assert {name for name in own if own[name] != given[name]} == {"balance"}
+
+
+def test_in_one_group_of_several_means_over_tokens_are_divided_by_the_tokens_of_the_mean_group():
+    """Of 10 tokens where groups have 20 on average, half; the balance loss only if it is that of all groups, of 40."""
+    config, r = weighted(["balance", "entropy", "z"]), routed(weighted([]))[0]
+    own = values(r, config)
+    for loads, balance in ((None, 1), ([r.load_E], 1 / 4)):
+        got = values(r, config, losses.Step(20, loads, 40))
+        expected = {name: value * (balance if name == "balance" else 1 / 2) for name, value in own.items()}
+        assert got == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize(("router", "balance_first", "first"), [
+    ("gshard", None, True), ("st_moe", None, True), ("softmax_topk", None, False), ("gshard", False, False),
+    ("softmax_topk", True, True)])
+def test_gshard_and_st_moe_count_first_choices_unless_the_configuration_says_otherwise(router, balance_first, first):
+    """First choices 0, 0, 1 and second ones 1, 2, 2: f = 2/3, 1/3, 0 of 3, or 1/3 each."""
+    prob_TE = np.array([[5, 3, 1], [5, 1, 3], [1, 5, 3]]) / 9
+    r = cases.routed(prob_TE, 2)
+    config = ModelConfig(n_experts=3, router=router, balance_coef=1.0, balance_first=balance_first)
+    assert config.counts_first_choices == first
+    load_E = [2 / 3, 1 / 3, 0] if first else [1 / 3] * 3
+    value, cache = losses.auxiliary_forward(r, config)
+    np.testing.assert_allclose(value["balance"], 3 * np.dot(load_E, [11 / 27, 9 / 27, 7 / 27]), rtol=1e-14)
+    pull = losses.auxiliary_backward({"balance": 2.0}, cache).dprob_TE
+    np.testing.assert_allclose(pull, [2 * np.array(load_E)] * 3, rtol=1e-14)
 
 
 def test_pulls_add_up_and_a_loss_with_a_gradient_of_0_pulls_at_nothing():
