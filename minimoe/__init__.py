@@ -22,6 +22,7 @@ so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx
 The rooms, each importing only from those above it:
 
     parameters    a flat dict of name -> array, and how it starts
+    interrupts    Ctrl-C, at any moment
     files         a file that is complete or not there
     terminal      tables and paragraphs as wide as the terminal
     nn            what every transformer has: operations, attention
@@ -40,11 +41,16 @@ The rooms, each importing only from those above it:
     cli           the commands
 """
 
-from minimoe import cost, gradcheck
-from minimoe.batches import loss_and_grads
-from minimoe.config import ModelConfig, TrainConfig, preset
-from minimoe.generation.sampling import generate
-from minimoe.model import Losses, forward, init_params
+from minimoe import interrupts
+
+if interrupts.is_program():  # the imports below take most of the time of a short command
+    interrupts.end_at_once()
+
+from minimoe import cost, gradcheck  # noqa: E402
+from minimoe.batches import loss_and_grads  # noqa: E402
+from minimoe.config import ModelConfig, TrainConfig, preset  # noqa: E402
+from minimoe.generation.sampling import generate  # noqa: E402
+from minimoe.model import Losses, forward, init_params  # noqa: E402
 
 __all__ = ["Losses", "ModelConfig", "TrainConfig", "cost", "forward", "generate", "gradcheck", "init_params",
            "loss_and_grads", "preset"]

@@ -1,7 +1,10 @@
 """`python -m minimoe`: see `minimoe.cli`."""
 
+import signal
 import sys
 
 from minimoe.cli import main
 
-sys.exit(main())
+status = main()
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: Ctrl-C has nothing left to interrupt
+sys.exit(status)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import parameters
-from minimoe.config import ModelConfig
+from minimoe.config import ModelConfig, fields
 from minimoe.moe import feed_forward, losses, routers
 from minimoe.moe.routing import Tokens
 from minimoe.nn import attention, ops
@@ -258,10 +258,9 @@ def forward(params, tokens_BS, config, mask_BS=None):
 
 def check_params(params, config):
     """Raise ValueError unless `params` are arrays of numbers with the names and shapes of the config."""
+    fields.require(isinstance(params, dict), "params", params, "must be a dict of name -> array")
     expected = weights(config)
-    missing, extra = expected.keys() - params.keys(), params.keys() - expected.keys()
-    if missing or extra:
-        raise ValueError(f"params do not fit the config: missing {sorted(missing)}, unknown {sorted(extra)}")
+    fields.require_names("params", params, expected)
     for name, weight in expected.items():
         array = params[name]
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":

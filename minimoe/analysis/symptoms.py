@@ -172,6 +172,8 @@ def _judge(state, value_L, side, limit, form, words):
 def _history(state, name):
     if not state.history.get(name):
         raise NoEvidence("not recorded: a run that has just begun, or one of an earlier version")
+    if not np.isfinite(state.history[name]).all():
+        raise NoEvidence(f"what was recorded of it is not finite ({name})")
     return state.history[name]
 
 

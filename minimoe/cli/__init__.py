@@ -18,7 +18,7 @@ import sys
 
 import threadpoolctl
 
-from minimoe import terminal
+from minimoe import interrupts, terminal
 from minimoe.cli import arguments, cost, experiments, lessons, look, measure, train
 
 COMMANDS = (train.add_train, look.add_generate, look.add_route, look.add_explore, look.add_doctor,
@@ -45,13 +45,16 @@ def main(words=None):
 
     Returns the exit status: 0, 1 for a wrong gradient, 2 for bad input, 130 after Ctrl-C.
     """
-    _be_ready_to_print()
+    interrupts.raise_again()
     try:
+        _be_ready_to_print()
         try:
             return _run(words)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where an error is still ours to report
+    except KeyboardInterrupt as interruption:
+        return _interrupted(interruption)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         _print_no_more()
         return 0
@@ -65,7 +68,7 @@ def _run(words):
     options = parser().parse_args(words)
     try:
         _check_general_options(options)
-        with threadpoolctl.threadpool_limits(1, user_api="blas"):  # see `threads.workers`
+        with interrupts.never_hidden(), threadpoolctl.threadpool_limits(1, user_api="blas"):  # see `threads.workers`
             return options.run_command(options) or 0
     except ValueError as error:
         terminal.complain(f"minimoe: error: {error}")
@@ -73,10 +76,13 @@ def _run(words):
     except MemoryError as error:
         terminal.complain(f"minimoe: error: not enough memory: {error}")
         return 2
-    except KeyboardInterrupt as interruption:
+
+
+def _interrupted(interruption):
+    with interrupts.ignored():  # a second Ctrl-C changes nothing
         print(file=sys.stderr)  # the terminal has written ^C
         terminal.complain(f"minimoe: {str(interruption) or 'interrupted'}")
-        return 130
+    return interrupts.STATUS
 
 
 def _be_ready_to_print():

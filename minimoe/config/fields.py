@@ -12,7 +12,31 @@ def option(default, text, unit=""):
 def require(condition, name, value, reason):
     """Raise ValueError with the field's name, its value and the reason, unless the condition holds."""
     if not condition:
-        raise ValueError(f"{name} = {value!r}: {reason}")
+        raise ValueError(f"{name} = {shown(value)}: {reason}")
+
+
+def shown(value, most=200):
+    """A value as messages name it: what Python prints of it, cut if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no number of more than 4300 digits
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def listed(names, most=3):
+    """Names as messages list them: the first ones, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(name if len(name) <= 80 else f"{name[:80]}..." for name in names[:most]) + more
+
+
+def require_names(what, given, expected):
+    """Refuse a dict that has not exactly the keys that are expected."""
+    missing, unknown = expected.keys() - given.keys(), given.keys() - expected.keys()
+    if missing or unknown:
+        raise ValueError(f"{what} do not fit the config: missing [{listed(map(repr, missing))}], unknown "
+                         f"[{listed(map(repr, unknown))}]")
 
 
 def check(config, name, condition, reason):

@@ -13,6 +13,7 @@ MOST_RANKS = 4
 """Devices that the experts of a run are spread over, if none are given: as many of these as divide the experts."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers that are too large cost as much as others
 def counted_step(config, batch, sequence, groups=1, params=None, streams=None):
     """The forward and backward pass of one batch, counted product by product, and by formula: equal to the last FLOP.
 
@@ -54,6 +55,7 @@ def _by_part(arch, work, ways):
     return sums
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def held_in_step(config, train_config):
     """Bytes of a training step: what it keeps, walked and by formula, and its peak, traced and by formula.
 

@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import NamedTuple
 
+from minimoe import files
 from minimoe.cost import architecture, huggingface
 from minimoe.cost.architecture import Architecture, Latent
 
@@ -23,6 +24,10 @@ FOREIGN = {"model_type", "architectures", "hidden_size", "num_hidden_layers"}
 
 LISTS = ("attention", "dense_layers")
 """Keys of "arch" whose values are lists."""
+
+
+LARGEST_FILE = 1 << 26
+"""Bytes of a file that is read; descriptions of models have a few thousand."""
 
 
 class Model(NamedTuple):
@@ -46,6 +51,7 @@ class Model(NamedTuple):
 def read_file(path):
     """The Models of a JSON file.  Raises ValueError with the file, and the model and the key if it is in one."""
     try:
+        files.check_regular(path, LARGEST_FILE)
         text = Path(path).read_bytes().decode("utf-8-sig")
         return _models(json.loads(text, object_pairs_hook=_record), path)
     except OSError as error:

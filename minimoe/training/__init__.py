@@ -9,6 +9,8 @@
     record       what a run writes down of losses, routers and gradients
     divergence   where numbers stop being finite
     checkpoint   a run in one file, and back
+    claims       what a checkpoint says of its run, checked
+    sealed       arrays in a file that shows when it was damaged or lies
     runs         where runs are on disk; training that can be interrupted and resumed
     threads      groups and batches at the same time
     progress     how far a run is, on a screen or in a log

@@ -1,22 +1,23 @@
 """A run in one file: everything that the next step depends on, so that a resumed run is the run itself.
 
 The file is an .npz (no pickle): the arrays, and a JSON header with everything else.  It is written under a temporary
-name, forced to disk and renamed, so that at any moment the name holds a whole checkpoint: the old or the new.
+name, forced to disk and renamed, so that at any moment the name holds a whole checkpoint: the old or the new.  What is
+read may come from anywhere: every field and array is checked, sizes before they are believed (see `sealed`).
 """
 
 import contextlib
-import io
+import itertools
 import json
 import os
 import tempfile
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from minimoe import files, model
-from minimoe.config import ModelConfig, TrainConfig, earlier
+from minimoe import files, model, parameters
+from minimoe.config import ModelConfig, TrainConfig, fields
+from minimoe.training import claims, record, sealed
 from minimoe.training.tokenizer import Tokenizer
 
 try:
@@ -57,20 +58,18 @@ class TrainState:
         return self.step >= self.train_config.n_steps
 
 
-def save(path, state, compressed=False):
+def save(path, state, compressed=False, lock=None):
     """Write the state to `path`, or leave what is there as it was.
 
-    compressed: smaller and slower.
+    compressed: smaller and slower.   lock: of `only_trainer`, which must still be the folder's.
     Raises CheckpointError if the folder or the disk does not allow it.
     """
     path = Path(path)
+    before_rename = {} if lock is None else {"before_rename": lock.check}
     try:
-        with files.written(path, "the checkpoint") as temporary, open(temporary, "wb") as file:
+        with files.written(path, "the checkpoint", **before_rename) as temporary, open(temporary, "xb+") as file:
             arrays = _arrays(state)
-            (np.savez_compressed if compressed else np.savez)(file, header=_header(state, arrays), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(path.parent)
+            sealed.write(file, {"header": _header(state, arrays)} | arrays, compressed)
     except files.NotWritten as error:
         kept = "; the checkpoint before it is whole" if path.exists() else ""
         raise CheckpointError(f"{error}{kept}") from error
@@ -87,56 +86,127 @@ def check_folder(path):
         raise CheckpointError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
 
 
+class Lock:
+    """A folder that this process alone trains in, for as long as it is open.
+
+    What is locked is the folder itself, not its name: if it is removed and made again, or another one is moved to its
+    place, the new one can be another's.
+    """
+
+    def __init__(self, folder):
+        self._folder, self._handle = folder, os.open(folder, os.O_RDONLY) if fcntl is not None else None
+
+    def take(self):
+        """Raise CheckpointError if another process has the lock."""
+        if self._handle is None:  # Windows, which has no such locks
+            return
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f"another process is training in {self._folder}") from error
+        self.check()
+
+    def check(self):
+        """Raise CheckpointError unless the name of the folder still stands for the one that is locked."""
+        if self._handle is None:
+            return
+        try:
+            same = os.path.samestat(os.fstat(self._handle), os.stat(self._folder))
+        except OSError:
+            same = False
+        if not same:
+            raise CheckpointError(f"the folder {self._folder} was removed or replaced while this process trained in "
+                                  "it: nothing more is saved there")
+
+    def close(self):
+        """Let go of it; the system does so too when the process ends, however it ends."""
+        if self._handle is not None:
+            os.close(self._handle)
+
+
 @contextlib.contextmanager
 def only_trainer(path):
-    """Hold the folder of a run while training in it, so that two processes do not write over each other.
+    """Hold the folder of a run while training in it, so that two processes do not write over each other: a Lock.
 
-    The system lets go of it when the process ends, however it ends; Windows has no such lock on a folder.
+    Removes what killed processes have left of the checkpoint.
     Raises CheckpointError if another process holds it.
     """
     check_folder(path)
-    if fcntl is None:
-        yield
-        return
-    folder = os.open(Path(path).parent, os.O_RDONLY)
-    try:
-        _hold(folder, path)
-        yield
-    finally:
-        os.close(folder)
-
-
-def _hold(folder, path):
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CheckpointError(f"another process is training in {Path(path).parent}") from error
+    with contextlib.closing(Lock(Path(path).parent)) as lock:
+        lock.take()
+        files.remove_temporary(path)
+        yield lock
 
 
 def load(path):
     """The TrainState in `path`.
 
     Raises CheckpointError for a file that is missing, truncated, damaged, of another program or version, or whose
-    arrays do not fit its configuration.
+    fields and arrays do not fit its configuration or are not finite; and for what is no file.
     """
     path = Path(path)
-    header, groups = _read(path)
     try:
-        config = ModelConfig(**earlier.completed(header["model_config"]))
-        state = TrainState(
-            config, TrainConfig(**header["train_config"]), Tokenizer(header["characters"]), tuple(header["domains"]),
-            header["data_digest"], groups["params"], (groups["mean"], groups["square"]), np.random.default_rng(),
-            {name: list(values) for name, values in groups["history"].items()}, header["step"])
-        state.rng.bit_generator.state = header["rng"]
-        if not isinstance(state.step, int) or not 0 <= state.step <= state.train_config.n_steps:
-            raise ValueError(f"step = {state.step!r} of n_steps = {state.train_config.n_steps}")
-        if config.vocab_size != len(state.tokenizer):
-            raise ValueError(f"vocab_size = {config.vocab_size}, but it knows {len(state.tokenizer)} characters")
-        for arrays in (state.params, *state.moments):
-            model.check_params(arrays, config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint {path} does not fit its own configuration: {error}") from error
+        files.check_regular(path)
+        with open(path, "rb") as file:
+            return _load(path, file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error.strerror or error}") from error
+
+
+def _load(path, file):
+    """What is cheap to check comes first, and what is largest is read last."""
+    with _refusals(f"{path} is not a whole checkpoint, but truncated, damaged or another file ({{}})", Exception):
+        archive = sealed.Archive(file)
+        header = json.loads(archive.array("header").tobytes(), object_pairs_hook=claims.once)
+        _check_version(path, header)
+        differ = set(header["arrays"]) ^ {*archive.names} - {"header"}
+        if differ:
+            raise ValueError(f"missing or unknown arrays: {fields.listed(differ)}")
+    misfit = f"the checkpoint {path} does not fit its own configuration: {{}}"
+    with _refusals(misfit, (ArithmeticError, KeyError, TypeError, ValueError)):
+        state = _state(header)
+        shapes = claims.shapes(state.model_config, archive.names, GROUPS)
+        for group, name in itertools.product(GROUPS[:3], shapes):
+            archive.check_size(f"{group}/{name}", shapes[name])
+    with _refusals(f"the checkpoint {path} is damaged: {{}}", Exception):
+        arrays = {name: archive.array(name) for name in archive.names if name != "header"}
+    with _refusals(misfit, (KeyError, TypeError, ValueError)):
+        _fill(state, arrays)
+    with _refusals(f"the checkpoint {path} is damaged: {{}}", Exception):
+        if archive.sealed or header.get("sealed"):  # those of earlier versions have no seal
+            archive.check_seal()
     return state
+
+
+@contextlib.contextmanager
+def _refusals(message, kinds):
+    """Make errors of some kinds a CheckpointError, with the error at the {} of the message."""
+    try:
+        yield
+    except (CheckpointError, OSError):
+        raise
+    except kinds as error:
+        raise CheckpointError(message.format(str(error)[:500] or type(error).__name__)) from error
+
+
+def _state(header):
+    """The TrainState of a header, without its arrays."""
+    said = claims.Header(header)
+    return TrainState(said.model_config, said.train_config, Tokenizer(said.characters), said.domains, said.data_digest,
+                      {}, ({}, {}), said.rng, {}, said.step)
+
+
+def _fill(state, arrays):
+    """Put the arrays, name -> array, in their places in the state, in the order of the configuration."""
+    groups = {group: parameters.scope(arrays, f"{group}/") for group in GROUPS}
+    for group, place in zip(GROUPS, (state.params, *state.moments), strict=False):
+        model.check_params(groups[group], state.model_config)
+        for name in model.weights(state.model_config):
+            place[name] = claims.real(f"{group}/{name}", groups[group][name], group == "square")
+    record.check(groups["history"], state.model_config, state.train_config, len(state.domains), state.step)
+    state.history.update({name: list(values) for name, values in groups["history"].items()})
 
 
 def _header(state, arrays):
@@ -144,7 +214,7 @@ def _header(state, arrays):
         "format": FORMAT, "version": VERSION, "step": state.step, "domains": state.domains,
         "model_config": asdict(state.model_config), "train_config": asdict(state.train_config),
         "characters": state.tokenizer.characters, "data_digest": state.data_digest,
-        "rng": state.rng.bit_generator.state, "arrays": sorted(arrays),
+        "rng": state.rng.bit_generator.state, "arrays": sorted(arrays), "sealed": True,
     }
     return np.frombuffer(json.dumps(header).encode(), np.uint8)
 
@@ -155,48 +225,9 @@ def _arrays(state):
     return {f"{group}/{name}": array for group, arrays in groups for name, array in arrays.items()}
 
 
-def _read(path):
-    """The header, and the arrays by group."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {error.strerror or error}") from error
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"the checkpoint {path} is damaged: {damaged} does not match its checksum")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            header = json.loads(arrays["header"].tobytes())
-            _check_version(path, header)
-            differ = set(header["arrays"]) ^ (set(arrays) - {"header"})
-            if differ:
-                raise ValueError(f"missing or unknown arrays: {', '.join(sorted(differ))}")
-            groups = {group: {name.removeprefix(f"{group}/"): arrays[name] for name in arrays
-                              if name.startswith(f"{group}/")} for group in GROUPS}
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged archive can fail in any part of what reads it
-        raise CheckpointError(f"{path} is not a whole checkpoint, but truncated, damaged or another file ({error})"
-                              ) from error
-    return header, groups
-
-
 def _check_version(path, header):
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a {FORMAT}")
     if header.get("version") != VERSION:
-        raise CheckpointError(f"the checkpoint {path} has version {header.get('version')!r}; this program reads "
-                              f"version {VERSION}")
-
-
-def _sync_folder(folder):
-    """Make the rename itself last through a power cut, where the system allows a folder to be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        raise CheckpointError(f"the checkpoint {path} has version {fields.shown(header.get('version'))}; this program "
+                              f"reads version {VERSION}")

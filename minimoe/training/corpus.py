@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from minimoe import files
+
 EMBEDDED_CHARACTERS = 440_000
 """Length of each domain of the embedded corpus: about all of the documentation topics."""
+
+LARGEST_FILE = 1 << 30
+"""Bytes of a text file that is read: a token of each character takes eight, and as many while it is made."""
 
 ALPHABETS = ("abcdefgh", "ABCDEFGH", "01234567", "!#$%&*+-")
 """Characters of the synthetic task's clusters: disjoint, so that one character tells its cluster."""
@@ -90,6 +95,7 @@ def _plain(text):
 
 def _read(path):
     try:
+        files.check_regular(path, LARGEST_FILE)
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"--text {path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error

@@ -49,7 +49,7 @@ def train(state, corpus, path=None, on_step=None, threads=1):
     check_text(state, corpus)
     config, alone = state.train_config, checkpoint.only_trainer(path) if path is not None else contextlib.nullcontext()
     # what is not finite is found and reported, without NumPy's warnings
-    with (alone, _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"),
+    with (alone as lock, _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"),
           workers(threads) as each):
         while not state.finished:
             step_once(state, corpus, each)
@@ -61,7 +61,7 @@ def train(state, corpus, path=None, on_step=None, threads=1):
             stop = asked_to_stop.is_set()
             if path is not None and (stop or state.finished or state.step % config.checkpoint_every == 0):
                 divergence.check_parameters(state)
-                checkpoint.save(path, state)
+                checkpoint.save(path, state, lock=lock)
             if stop and not state.finished:
                 raise Interrupted(f"stopped after step {state.step}")
     return state

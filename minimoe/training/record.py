@@ -7,6 +7,7 @@ router, and can be 0.
 import numpy as np
 
 from minimoe import model, terminal
+from minimoe.config import fields
 from minimoe.moe import experts, routers, telemetry
 
 PROBE = 256
@@ -122,6 +123,51 @@ def describe_routers(history, layers=None):
         "last chosen expert is ahead; dead: experts without a token)")
     rows = zip(layers or range(len(entropy)), entropy, margin, dead, strict=True)
     return "\n".join([head, *(f"  layer {i}: entropy {h:.2f}, margin {m:.3f}, dead {d}" for i, h, m, d in rows)])
+
+
+def check(history, model_config, train_config, n_domains, step):
+    """Raise ValueError unless arrays, by name, can be the history of a run after that many steps.
+
+    Names that are not known, as of other versions, may have entries of any shape.
+    """
+    shapes, steps = _shapes(model_config, train_config, n_domains), {"": range(1, step + 1)}
+    for name in ("eval_step", "router_step"):
+        steps[name.removesuffix("step")] = history.get(name, np.zeros(0, int))
+    for name, array in history.items():
+        kind = next((kind for kind in ("eval_", "router_") if name.startswith(kind)), "")
+        right = array.dtype.kind in ("u" if name == "eval_experts" else "iu" if name.endswith("_step") else "iuf")
+        length = array.ndim and len(array)
+        # a run that an earlier version began has fewer entries of what that version did not write down
+        right = right and (length == len(steps[kind]) if kind == "" else 0 < length <= len(steps[kind]))
+        wanted = shapes.get(name, array.shape[1:])
+        right = right and len(wanted) == array.ndim - 1 and all(n in (None, m) for n, m in zip(wanted, array.shape[1:],
+                                                                                             strict=True))
+        if right and name in ("ce", "eval_ce") and not np.isfinite(array).all():
+            raise ValueError(f"history of {name!r} is not finite")
+        if not right:
+            raise ValueError(f"history of {name!r} has dtype {array.dtype} and shape {array.shape}: must be numbers, "
+                             f"{len(steps[kind])} entries of shape {wanted}")
+    for kind, array in steps.items():
+        if len(array) and not (array[0] >= 1 and array[-1] <= step and (np.diff(array) > 0).all()):
+            raise ValueError(f"history of '{kind}step' must rise, up to {step}")
+    missing = {"ce", "balance", "drop", "seconds"} - history.keys() if step else set()
+    if missing:
+        raise ValueError(f"history has no {fields.listed(missing)}")
+
+
+def _shapes(model_config, train_config, n_domains):
+    """Name -> shape of an entry of a history; None is any length."""
+    L, E, S = len(model_config.moe_layers), model_config.n_experts, train_config.sequence
+    queue = train_config.batch // train_config.groups
+    names = [f"router_{name}" for name in ("drop", "entropy", "margin", "dead", "logit", "grad_own", "grad_gates",
+                                           "grad_experts")]
+    names += [f"eval_information_{label}" for label in ("token", "position", "domain")]
+    known = {name: (L,) for name in names} | {
+        "router_load": (L, E), "router_drop_position": (L, S), "router_drop_sequence": (L, queue),
+        "eval_load": (n_domains, L, E), "eval_drop_position": (L, S), "eval_experts": (L, None, -(-E // 8)),
+        "eval_ce_domain": (n_domains,)}
+    numbers = ("ce", "balance", "z", "drop", "grad_norm", "seconds", "router_step", "eval_step", "eval_ce", "eval_drop")
+    return {name: () for name in numbers} | (known if L else {})
 
 
 def _by_layer(rows, *shape):

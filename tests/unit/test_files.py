@@ -50,3 +50,46 @@ def test_an_ending_tells_what_is_written(name, good):
     else:
         with pytest.raises(ValueError, match=f"^the page {name}: must end in .html, since it is written as HTML$"):
             files.check_ending(name, "the page", ".html")
+
+
+def test_two_that_write_one_file_do_not_write_into_each_other_and_what_stops_the_renaming_keeps_the_old(tmp_path):
+    path = tmp_path / ("n" * 240 + ".html")
+    with files.written(path) as one:
+        write(path, "second")
+        one.write_text("first", "utf-8")
+    assert path.read_text("utf-8") == "first"
+
+    def stop():
+        raise ValueError("not ours any more")
+
+    with pytest.raises(ValueError, match="not ours any more"), files.written(path, "the page", stop) as temporary:
+        temporary.write_text("third", "utf-8")
+    assert path.read_text("utf-8") == "first" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError])
+def test_an_interruption_in_a_write_stays_one_whatever_it_leads_to(tmp_path, error):
+    with pytest.raises(KeyboardInterrupt), files.written(tmp_path / "a") as temporary:
+        try:
+            temporary.touch()
+            raise KeyboardInterrupt
+        finally:
+            raise error("the archive has an open entry")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_processes_left_of_a_file_is_removed_and_nothing_else(tmp_path):
+    for name in ("a.npz", "a.npz.tmp", "a.npz.12-ff.tmp", "b.npz.12-ff.tmp", "a.npz.txt"):
+        (tmp_path / name).touch()
+    files.remove_temporary(tmp_path / "a.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.txt", "b.npz.12-ff.tmp"]
+
+
+def test_only_files_are_read_and_none_that_is_too_large(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"123")
+    files.check_regular(tmp_path / "file", 3)
+    for path, words in ((tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device"), (tmp_path, "Is a directory"),
+                        (tmp_path / "file", "3 bytes; 2 is the limit"), (tmp_path / "none", "No such file")):
+        with pytest.raises(OSError, match=f"{words}.*{path}"):
+            files.check_regular(path, 2)

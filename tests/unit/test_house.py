@@ -22,9 +22,9 @@ CORE = [name for name in TREES if name.startswith(("nn/", "moe/")) or name == "m
 NODES = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree)]
 FUNCTIONS = [(file, node) for file, node in NODES if isinstance(node, ast.FunctionDef)]
 
-FLOORS = {"parameters": 0, "files": 0, "terminal": 0, "nn": 1, "moe": 2, "config": 2.5, "model": 3, "batches": 3.5,
-          "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5, "cost": 5, "": 5.5, "plots": 6, "analysis": 7,
-          "experiments": 8, "course": 9, "cli": 10, "__main__": 11}
+FLOORS = {"interrupts": -1, "parameters": 0, "files": 0, "terminal": 0, "nn": 1, "moe": 2, "config": 2.5, "model": 3,
+          "batches": 3.5, "gradcheck": 4, "generation": 4, "training": 4, "sparsity": 5, "cost": 5, "": 5.5,
+          "plots": 6, "analysis": 7, "experiments": 8, "course": 9, "cli": 10, "__main__": 11}
 """A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""
 
 
@@ -316,7 +316,8 @@ def leaves_the_encoding_to_the_machine(call):
     strings = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
     return "encoding" not in keywords and (
         name.endswith(".read_text") and not call.args or name.endswith(".write_text") and len(call.args) < 2
-        or re.search(r"(?<!os\.)\bopen$", name) and not {"rb", "wb"} & {*strings} and name != "webbrowser.open"
+        or re.search(r"(?<!os\.)(?<!zip\.)(?<!archive\.)\bopen$", name) and name != "webbrowser.open"
+        and not any(re.fullmatch(r"[rwx]\+?b\+?", str(text)) for text in strings)
         or "text" in keywords and name.startswith("subprocess."))
 
 
