@@ -2,8 +2,8 @@
 
     L = ce + mean over groups of sum of coef * auxiliary loss            [GShard, arXiv:2006.16668, sec. 2.2]
 
-ce, z and entropy are means over tokens, and divided by the mean number of tokens of a group: wherever a batch with padding
-is cut, their mean over groups is that of the batch.  So it is with the balance loss if `global_balance` is set.
+ce, z and entropy are means over tokens, and divided by the mean number of tokens of a group: wherever a batch with
+padding is cut, their mean over groups is that of the batch.  So it is with the balance loss if `global_balance` is set.
 One group is the whole batch.  The micro-batches of a step are groups too, whether cut from one batch or drawn apart.
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minimoe import terminal
 from minimoe.cli import arguments, train
-from minimoe.moe import capacity
+from minimoe.moe import capacity, routers
 
 
 def add_generate(subparsers):
@@ -17,7 +17,8 @@ def add_generate(subparsers):
     parser.add_argument("--n-tokens", type=int, default=500, metavar="N", help="characters to write (default: 500)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="X",
                         help="below 1 is safer, 0 the likeliest (default: 0.8)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest characters only")
+    _add_top_k(parser)
+    parser.add_argument("--likeliest", type=int, metavar="N", help="sample among the N likeliest characters only")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample among the fewest with probability P together")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the sampling (default: 0)")
     parser.add_argument("--dropless", action="store_true",
@@ -32,13 +33,34 @@ def run_generate(options):
     if not prompt:
         raise ValueError("--prompt '': must be at least one character")
     prompt_S = state.tokenizer.encode(prompt)
-    config = replace(state.model_config, eval_capacity_factor=None) if options.dropless else state.model_config
+    config = _with_top_k(state.model_config, options)
+    config = replace(config, eval_capacity_factor=None) if options.dropless else config
     tokens = sampling.stream(state.params, config, prompt_S, options.n_tokens, options.temperature,
-                             options.top_k, options.top_p, options.seed)
+                             options.likeliest, options.top_p, options.seed)
     terminal.say(prompt, end="")
     for token in tokens:
         terminal.say(state.tokenizer.decode([token]), end="")
     terminal.say()
+
+
+def _add_top_k(parser):
+    parser.add_argument("--top-k", type=int, metavar="K",
+                        help="experts per token, if not as many as the model was trained with")
+
+
+def _with_top_k(config, options):
+    """The configuration with the --top-k of the options, which is said on standard error."""
+    if options.top_k is None or options.top_k == config.top_k:
+        return config
+    changed = config.with_top_k(options.top_k)
+    terminal.complain(f"minimoe: note: {_experts(changed)} per token; the model was trained with {config.top_k}")
+    return changed
+
+
+def _experts(config):
+    """How many experts a token has, in words."""
+    mean = " on average" if routers.ROUTERS[config.router].FACTS.k_is_mean else ""
+    return f"{config.top_k} expert{'s' * (config.top_k > 1)}{mean}"
 
 
 def _default_prompt(tokenizer):
@@ -50,6 +72,7 @@ def add_route(subparsers):
     parser = arguments.command(subparsers, "route", run_route, "show which experts each character goes to, and why")
     parser.add_argument("text", nargs="+", help="the text to route, no longer than the model's context")
     arguments.add_run(parser)
+    _add_top_k(parser)
     parser.add_argument("--layer", type=int, metavar="L", help="show this layer only")
     parser.add_argument("--capacity-factor", type=float, metavar="X",
                         help="limit the experts, to see which assignments are dropped [mean loads]")
@@ -65,13 +88,15 @@ def run_route(options):
     from minimoe.analysis import route
     from minimoe.moe import telemetry
     state, text = train.load(options), " ".join(options.text)
-    config = _limited(state.model_config, options)
+    config = _limited(_with_top_k(state.model_config, options), options)
     layers = _layers_to_show(config, options)
     if not 1 <= len(text) <= config.max_sequence:
         raise ValueError(f"the text has {len(text)} characters: the model takes 1 to {config.max_sequence}")
     _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
     shown = {layer: routing for layer, routing in zip(config.moe_layers, routings, strict=True) if layer in layers}
     colours = terminal.colour_system(options.colour)
+    if config.top_k != state.model_config.top_k:
+        terminal.say(f"{_experts(config)} per token, trained with {state.model_config.top_k}")
     print(route.legend(config.n_experts, colours))  # not `say`: colours are escapes
     for layer, routing in shown.items():
         terminal.say(f"\nlayer {layer}, first choice of each character:")

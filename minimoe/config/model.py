@@ -132,6 +132,19 @@ class ModelConfig:
         return replace(self, n_experts=self.n_experts * finer, top_k=self.top_k * finer,
                        n_shared_experts=self.n_shared_experts * finer, d_hidden=self.d_hidden // finer)
 
+    def with_top_k(self, top_k):
+        """The same trained model with a different number of experts per token: no parameter changes its shape.
+
+        Raises ValueError if it has no router, or one that fixes the number or has learned slots for it.
+        """
+        facts = routers.ROUTERS[self.router].FACTS
+        fields.require(len(self.layer_kinds) > self.layer_kinds.count("dense"), "top_k", top_k,
+                       "every layer is dense, so that there are no experts to choose from")
+        fields.require(not facts.soft, "top_k", top_k, f"router {self.router!r} has learned slots for {self.top_k}")
+        fields.require(facts.top_k is None or top_k == self.top_k, "top_k", top_k,
+                       f"router {self.router!r} always takes {self.top_k}")
+        return replace(self, top_k=top_k, d_dense=self.dense_width)
+
     @property
     def counts_first_choices(self):
         """Whether the balance loss counts first choices alone, with the default filled in: that of the router."""

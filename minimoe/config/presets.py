@@ -35,6 +35,7 @@ PRESETS = {
 def preset(name, model=None, train=None):
     """The named preset's (ModelConfig, TrainConfig); `model` and `train` are dicts of fields that override it.
 
+    Fewer steps without a warm-up of their own have one of at most half of them.
     Raises ValueError if there is no preset of this name.
     """
     fields.require(isinstance(name, str) and name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
@@ -45,4 +46,14 @@ def preset(name, model=None, train=None):
     only = {}
     if router and router.FACTS.top_k and isinstance(n_experts, int):
         only["top_k"] = min(router.FACTS.top_k, n_experts)
-    return ModelConfig(**model_fields | only | overrides), TrainConfig(**train_fields | (train or {}))
+    train_fields = train_fields | _warm_up(train_fields, train or {})
+    return ModelConfig(**model_fields | only | overrides), TrainConfig(**train_fields)
+
+
+def _warm_up(train_fields, overrides):
+    """The overrides; of a number of steps alone, with a warm-up of at most half of them."""
+    n_steps = overrides.get("n_steps")
+    if "warmup_steps" in overrides or not isinstance(n_steps, int):
+        return overrides
+    usual = train_fields.get("warmup_steps", TrainConfig.warmup_steps)
+    return overrides | {"warmup_steps": min(usual, max(n_steps, 0) // 2)}

@@ -21,7 +21,8 @@ class TrainConfig:
     learning_rate: float = fields.option(3e-3, "peak learning rate", "1/step")
     min_learning_rate: float | None = fields.option(
         None, "learning rate at the last step; none: a tenth of the peak", "1/step")
-    warmup_steps: int = fields.option(100, "steps over which the learning rate rises from 0", "steps")
+    warmup_steps: int = fields.option(
+        100, "steps over which the learning rate rises from 0; if not set, at most half of n_steps", "steps")
     weight_decay: float = fields.option(
         0.1, "decoupled decay of matrices; gains are left alone", "1/step per learning rate")
     beta1: float = fields.option(0.9, "memory of AdamW's mean gradient", "1")

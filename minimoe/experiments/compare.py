@@ -86,8 +86,10 @@ def experiment(quick, seeds, compared, step_seconds):
         for name in (DENSE_ACTIVE, DENSE_TOTAL):
             ratio = spent[compared.main] / spent[name]
             steps[name, budget] = n_steps if abs(ratio - 1) < NEAR else max(round(n_steps * ratio), 1)
-    cells = {f"{name}; {budget}": Variant(compared.all[name], replace(training, n_steps=n),
-                                          f"{engine.slug(name)}-{n}-steps") for (name, budget), n in steps.items()}
+    warm_up = training.warmup_steps
+    cells = {f"{name}; {budget}": Variant(
+        compared.all[name], replace(training, n_steps=n, warmup_steps=min(warm_up, max(n // 2, 1))),
+        f"{engine.slug(name)}-{n}-steps") for (name, budget), n in steps.items()}
     return Experiment("compare", "who is ahead at equal steps, FLOPs and time?", cells, seeds, folder, measure,
                       archive=(folder if quick else archive.WRITTEN) / "compare.npz",
                       figure=(folder if quick else Path("figures")) / "compare.png")

@@ -21,9 +21,12 @@ class Interrupted(KeyboardInterrupt):
 def new_state(model_config, train_config, corpus):
     """A run before its first step.
 
-    Raises ValueError if the model's vocabulary or context does not fit the corpus or the training sequences, or its
-    balance is to be global with one micro-batch a step.
+    Raises ValueError if the model's vocabulary or context does not fit the corpus or the training sequences, its
+    balance is to be global with one micro-batch a step, or the warm-up is longer than the run.
     """
+    if train_config.warmup_steps > train_config.n_steps:
+        raise ValueError(f"warmup_steps = {train_config.warmup_steps}: longer than n_steps = {train_config.n_steps}; "
+                         "the learning rate would never reach its peak; use at most half of n_steps")
     if model_config.vocab_size != len(corpus.tokenizer):
         raise ValueError(f"vocab_size = {model_config.vocab_size}: the text has {len(corpus.tokenizer)} characters")
     if train_config.sequence > model_config.max_sequence:

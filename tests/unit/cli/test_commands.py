@@ -35,7 +35,7 @@ def test_generate_writes_the_prompt_and_what_the_library_samples(run, loaded):
     """A prompt that is longer than the context, or that of old."""
     prompt_S = loaded.tokenizer.encode("the cat " * 6)
     for options, same in (("--seed 3", dict(temperature=0.8, seed=3)), ("--temperature 0", dict(temperature=0)),
-                          ("--temperature 2 --top-k 5 --top-p 0.9", dict(temperature=2.0, top_k=5, top_p=0.9))):
+                          ("--temperature 2 --likeliest 5 --top-p 0.9", dict(temperature=2.0, top_k=5, top_p=0.9))):
         status, out, _ = run(f"generate --run runs/done --prompt '{'the cat ' * 6}' --n-tokens 40 {options}")
         tokens_S = sampling.generate(loaded.params, loaded.model_config, prompt_S, 40, **same)
         assert (status, out) == (0, loaded.tokenizer.decode(tokens_S) + "\n")
@@ -50,6 +50,35 @@ def test_a_console_that_cannot_show_a_text_or_would_obey_it_ends_no_command(run,
         assert run(line)[0] == 0
     shown = sys.stdout.buffer.getvalue().decode("cp1252")
     assert shown.count("\\u043f\\u0451\\u0441") >= 3 and shown.count("\\x1b") >= 2 and "\x1b" not in shown
+
+
+def test_another_number_of_experts_than_in_training_is_used_and_said(run, loaded):
+    """The run has two of four."""
+    note = "minimoe: note: {} per token; the model was trained with 2\n"
+    prompt_S = loaded.tokenizer.encode("the cat")
+    for top_k, words in ((1, "1 expert"), (3, "3 experts")):
+        config = replace(loaded.model_config, top_k=top_k)
+        tokens_S = sampling.generate(loaded.params, config, prompt_S, 9, temperature=0)
+        line = f"generate --run runs/done --prompt 'the cat' --n-tokens 9 --temperature 0 --top-k {top_k}"
+        assert run(line) == (0, loaded.tokenizer.decode(tokens_S) + "\n", note.format(words))
+        status, out, err = run(f"route --run runs/done 'the cat' --top-k {top_k}")
+        assert (status, err) == (0, note.format(words)) and out.startswith(f"{words} per token, trained with 2\n")
+        assert out.count(": 0.") + out.count(": 1.") == 7 * top_k * len(loaded.model_config.moe_layers)
+    assert run("route --run runs/done 'the cat' --top-k 2") == run("route --run runs/done 'the cat'")
+
+
+@pytest.mark.parametrize(("options", "top_k", "words"), [
+    ("--router switch --top-k 1", 2, "top_k = 2: router 'switch' always takes 1"),
+    ("--router soft", 1, "top_k = 1: router 'soft' has learned slots for 2"),
+    ("--first-dense-layers 2", 1, "top_k = 1: every layer is dense"),
+    ("--n-experts 4", 5, "top_k = 5: a token cannot have more experts than there are: n_experts = 4"),
+    ("--n-experts 4", 0, "top_k = 0: must be a whole number, 1 or more"),
+    ("--renormalize", 1, "renormalize = True: with top_k = 1")])
+def test_a_number_of_experts_that_the_model_cannot_have_is_refused(run, untrained, options, top_k, words):
+    untrained(f"{options} --run it")
+    for command in ("generate", "route abc"):
+        status, out, err = run(f"{command} --run it --top-k {top_k}")
+        assert (status, out) == (2, "") and words in err
 
 
 @pytest.mark.parametrize("line", ["rosetta", "--help"])

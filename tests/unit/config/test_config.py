@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from minimoe import model
 from minimoe.config import PRESETS, ModelConfig, TrainConfig, preset
 from minimoe.moe import capacity, losses, routers
 
@@ -254,3 +255,18 @@ def test_overrides_win_over_the_preset_once():
     ("tiny", dict(router="gshard", n_experts=1), 1), ("tiny", dict(router="hash"), 2)])
 def test_a_preset_with_a_router_that_knows_one_k_has_that_k(name, fields, top_k):
     assert preset(name, model=fields)[0].top_k == top_k
+
+
+def test_with_another_number_of_experts_a_model_keeps_its_parameters():
+    """A dense layer is by default as wide as the experts of a token: then it stays so."""
+    config = ModelConfig(n_layers=2, first_dense_layers=1, n_shared_experts=1)
+    changed = config.with_top_k(3)
+    assert (changed.top_k, changed.dense_width) == (3, config.dense_width)
+    assert model.weights(changed) == model.weights(config)
+
+
+@pytest.mark.parametrize(("train", "warmup_steps"), [
+    ({}, 20), (dict(n_steps=30), 15), (dict(n_steps=1), 0), (dict(n_steps=500), 20),
+    (dict(n_steps=30, warmup_steps=25), 25)])
+def test_fewer_steps_than_those_of_the_preset_have_a_warm_up_of_at_most_half(train, warmup_steps):
+    assert preset("tiny", train=train)[1].warmup_steps == warmup_steps

@@ -99,6 +99,7 @@ def test_checkpoints_are_saved_every_so_often_and_at_the_end(tmp_path):
     (replace(small.MODEL, vocab_size=33), {}, "vocab_size = 33: the text has 32 characters"),
     (small.MODEL, dict(sequence=9), "sequence = 9: must be at most max_sequence = 8"),
     (replace(small.MODEL, global_balance=True), {}, "global_balance = True: .*accumulate = 1 and groups = 1"),
+    (small.MODEL, dict(n_steps=1, warmup_steps=2), "warmup_steps = 2: longer than n_steps = 1"),
     (small.MODEL, {}, "the text is not the one that this run was trained on")])
 def test_a_run_that_cannot_be_is_refused(config, training, message):
     other = data.build(corpus.clusters(length=300, seed=1), 8)
