@@ -135,7 +135,7 @@ def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=N
     tokens = Tokens.of_batch(tokens_BS, mask_BS, n_past)
     x_TD, embed = ops.embedding_forward(tokens.id_T, params["embed.w_VD"])
     position_S = n_past + np.arange(tokens_BS.shape[1])
-    rope = attention.rope_table(position_S, config.d_head, config.rope_theta, x_TD.real.dtype)
+    rope = attention.rope_table(position_S, config.head_width, config.rope_theta, x_TD.real.dtype)
     routings, blocks = [], []
     replay_by_layer = dict(zip(config.moe_layers, replays or [], strict=False))
     for i, (kind, past) in enumerate(zip(config.layer_kinds, pasts or [None] * config.n_layers, strict=True)):

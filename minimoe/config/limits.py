@@ -24,11 +24,15 @@ def check_model(config):
 
 
 def check_attention(config):
-    """Heads divide the width of the model, and key heads divide the heads."""
-    fields.check(config, "d_model", config.d_model % config.n_heads == 0,
-                 f"must be a multiple of n_heads = {config.n_heads}")
-    fields.check(config, "d_model", config.d_head % 2 == 0,
-                 f"d_model / n_heads = {config.d_head} must be even: rotary positions turn pairs of numbers")
+    """Heads divide the width of the model unless they have one of their own, and key heads divide the heads."""
+    if config.d_head is None:
+        fields.check(config, "d_model", config.d_model % config.n_heads == 0,
+                     f"must be a multiple of n_heads = {config.n_heads}, or give d_head")
+        fields.check(config, "d_model", config.head_width % 2 == 0,
+                     f"d_model / n_heads = {config.head_width} must be even: rotary positions turn pairs of numbers")
+    else:
+        fields.require_counts(config, ("d_head",))
+        fields.check(config, "d_head", config.d_head % 2 == 0, "must be even: rotary positions turn pairs of numbers")
     if config.n_kv_heads is not None:
         fields.require_counts(config, ("n_kv_heads",))
         fields.check(config, "n_kv_heads", config.n_heads % config.n_kv_heads == 0,

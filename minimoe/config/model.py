@@ -34,6 +34,8 @@ class ModelConfig:
     n_layers: int = fields.option(4, "number of blocks", "layers")
     n_heads: int = fields.option(4, "number of attention heads", "heads")
     n_kv_heads: int | None = fields.option(None, "number of key and value heads; none: as many as n_heads", "heads")
+    d_head: int | None = fields.option(
+        None, "width of one attention head; none: d_model / n_heads", "numbers")
     d_hidden: int = fields.option(256, "width of the hidden layer of one expert", "numbers")
     n_experts: int = fields.option(8, "experts in a layer; 1, with top_k 1, is a dense model", "experts")
     top_k: int = fields.option(
@@ -83,9 +85,9 @@ class ModelConfig:
         limits.check_model(self)
 
     @property
-    def d_head(self):
-        """Width of one attention head."""
-        return self.d_model // self.n_heads
+    def head_width(self):
+        """Width of one attention head, with the default filled in."""
+        return self.d_head or self.d_model // self.n_heads
 
     @property
     def kv_heads(self):

@@ -94,7 +94,7 @@ def activation_numbers(config, batch, sequence, rows=None):
         sequence: S, tokens of each.
         rows: layer -> rows that its experts compute; None is dropless, K per token.
     """
-    D, H, G, P, S, T = (config.d_model, config.n_heads, config.kv_heads, config.d_head, sequence, batch * sequence)
+    D, H, G, P, S, T = (config.d_model, config.n_heads, config.kv_heads, config.head_width, sequence, batch * sequence)
     norm = 2 * T * D + T  # what was normalised, before the gain and after, and its scale
     attention = T * (3 * H + 2 * G) * P + batch * H * S * S  # q, k, v, the mix twice; the weights of all pairs
     total = norm + T * config.vocab_size  # of the head; the probabilities

@@ -12,8 +12,9 @@ def architecture(config):
     has_experts = any(kind != "dense" for kind in config.layer_kinds)
     return Architecture(
         vocab=config.vocab_size, d_model=config.d_model, n_layers=config.n_layers, n_heads=config.n_heads,
-        n_kv_heads=config.kv_heads, moe_every_n=config.moe_every, dense_ffn_hidden=config.dense_width,
-        tied_embeddings=config.tie_embeddings, ctx=config.max_sequence, **(_experts(config) if has_experts else {}))
+        n_kv_heads=config.kv_heads, head_dim=config.d_head, moe_every_n=config.moe_every,
+        dense_ffn_hidden=config.dense_width, tied_embeddings=config.tie_embeddings, ctx=config.max_sequence,
+        **(_experts(config) if has_experts else {}))
 
 
 def _experts(config):

@@ -105,13 +105,15 @@ def _shared_width(config):
 
 
 def _attention(config, batch, sequence):
-    T, D, keys = batch * sequence, config.d_model, batch * sequence * config.kv_heads * config.d_head
+    T, D, queries = batch * sequence, config.d_model, config.n_heads * config.head_width
+    keys = T * config.kv_heads * config.head_width
     block = 3 * T * D  # gradients of the block's middle, and of the second norm's input and output
-    here = 2 * T * D + 2 * keys  # gradients of mix and queries, of keys and values
-    pairs = batch * config.n_heads * sequence ** 2 + T * D * (config.kv_heads < config.n_heads)  # and mix, stacked
+    here = 2 * T * queries + 2 * keys  # gradients of mix and queries, of keys and values
+    stacked = T * queries * (config.kv_heads < config.n_heads)  # mix
+    pairs = batch * config.n_heads * sequence ** 2 + stacked
     side_by_side = keys * (config.kv_heads > 1)  # heads of v, copied
-    joining = 3 * T * D + side_by_side + D ** 2  # what q, k and v want of the input; gradient of q's weights
-    return block + here + D ** 2 + max(pairs, joining)  # D^2: of the output's weights
+    joining = 3 * T * D + side_by_side + D * queries  # what q, k and v want of the input; gradient of q's weights
+    return block + here + D * queries + max(pairs, joining)  # D * queries: of the output's weights
 
 
 def _swiglu(n, width, D):

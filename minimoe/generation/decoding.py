@@ -63,7 +63,7 @@ def start(params, config, tokens_S, room):
     if len(tokens_S) > room:
         raise ValueError(f"room = {room}: tokens_S has {len(tokens_S)} tokens already")
     (logit_TV, _), cache = model.model_forward(params, tokens_S[None], config)
-    rope = attention.rope_table(np.arange(room), config.d_head, config.rope_theta, logit_TV.real.dtype)
+    rope = attention.rope_table(np.arange(room), config.head_width, config.rope_theta, logit_TV.real.dtype)
     layers = [_layer(parameters.scope(params, f"layers.{i}."), kind, block.attention, room)
               for i, (kind, block) in enumerate(zip(config.layer_kinds, cache.blocks, strict=True))]
     w_VD = params["embed.w_VD"]
@@ -121,7 +121,7 @@ def _norm(x_1D, gain_D, eps):
 
 def _attend(x_1D, layer, config, rope, position):
     """Attention of the one query there is: it may look at every key, since the future is not there yet."""
-    H, G, P = config.n_heads, config.kv_heads, config.d_head
+    H, G, P = config.n_heads, config.kv_heads, config.head_width
     heads = (x_1D @ layer.w_qkv).reshape(1, H + 2 * G, 1, P)
     turned, _ = attention.rope_forward(heads[:, :H + G], *rope)
     layer.k_GMP[:, position], layer.v_GMP[:, position] = turned[0, H:, 0], heads[0, H + G:, 0]

@@ -17,7 +17,7 @@ from minimoe.parameters import Weight
 
 def weights(config, std, out_std):
     """The parameters of one attention layer.  std, out_std: spread of the first values, and of the output's."""
-    D, H, G, P = config.d_model, config.n_heads, config.kv_heads, config.d_head
+    D, H, G, P = config.d_model, config.n_heads, config.kv_heads, config.head_width
     return {
         "w_q_DHP": Weight((D, H, P), std),
         "w_k_DGP": Weight((D, G, P), std),

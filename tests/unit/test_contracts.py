@@ -29,6 +29,7 @@ CHANGED = {f"drop by {order}": dict(drop_order=order) for order in capacity.ORDE
     "raw gates": dict(renormalize=False),
     "one expert per token": dict(top_k=1),
     "two layers": dict(n_layers=2),
+    "wide heads": dict(d_head=6),
     "tied": dict(tie_embeddings=True),
     "dense": dict(n_experts=1, top_k=1),
     "shared experts": dict(n_shared_experts=2),
@@ -88,7 +89,7 @@ def read(config, routing):
 def widths(config):
     """The letters that have one size in a model."""
     facts = routers.ROUTERS[config.router].FACTS
-    letters = dict(D=config.d_model, H=config.n_heads, G=config.kv_heads, P=config.d_head, V=config.vocab_size,
+    letters = dict(D=config.d_model, H=config.n_heads, G=config.kv_heads, P=config.head_width, V=config.vocab_size,
                    E=config.n_experts, F=config.d_hidden)
     if facts.soft:
         C = soft.slots_per_expert(config)

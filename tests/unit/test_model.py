@@ -57,7 +57,7 @@ def numbers(result):
 def slow_logits(params, tokens_S, config):
     """One sequence through the model, its tokens through the experts that work on them one at a time."""
     x_SD = params["embed.w_VD"][tokens_S]
-    rope = attention.rope_table(np.arange(len(tokens_S)), config.d_head, config.rope_theta, np.float64)
+    rope = attention.rope_table(np.arange(len(tokens_S)), config.head_width, config.rope_theta, np.float64)
     for i, kind in enumerate(config.layer_kinds):
         w = parameters.scope(params, f"layers.{i}.")
         normed_SD, _ = ops.rmsnorm_forward(x_SD, w["attention.gain_D"], config.norm_eps)

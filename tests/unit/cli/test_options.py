@@ -65,7 +65,7 @@ def test_what_cannot_work_is_refused_by_name_and_value(refused, command):
 
 
 FOR_ALL = dict(
-    d_model=24, n_layers=3, n_heads=6, n_kv_heads=3, d_hidden=5, n_experts=6, top_k=1, n_shared_experts=2,
+    d_model=24, n_layers=3, n_heads=6, n_kv_heads=3, d_head=8, d_hidden=5, n_experts=6, top_k=1, n_shared_experts=2,
     first_dense_layers=1, moe_every=2, d_dense=7, capacity_factor=1.5, eval_capacity_factor=2.5, pad_experts=True,
     drop_order="rank", balance_coef=0.5, z_coef=0.25, importance_coef=0.125, sequence_coef=0.375, device_coef=0.625,
     entropy_coef=0.75, n_devices=3, global_balance=True, rope_theta=100.0, norm_eps=1e-4, tie_embeddings=True,

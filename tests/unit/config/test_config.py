@@ -57,8 +57,9 @@ def test_a_count_stops_where_machines_do_and_a_seed_does_not():
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    (dict(n_heads=3, d_model=8), "d_model = 8: must be a multiple of n_heads = 3"),
+    (dict(n_heads=3, d_model=8), "d_model = 8: must be a multiple of n_heads = 3, or give d_head"),
     (dict(n_heads=4, d_model=12), "d_model = 12: d_model / n_heads = 3 must be even"),
+    (dict(d_head=3), "d_head = 3: must be even"),
     (dict(n_heads=4, n_kv_heads=8), "n_kv_heads = 8: must divide n_heads = 4"),
     (dict(norm_eps=1.1), "norm_eps = 1.1: must be at most 1"),
     (dict(n_experts=4, top_k=5), "top_k = 5: a token cannot have more experts than there are: n_experts = 4"),
@@ -168,8 +169,9 @@ def test_a_numpy_number_is_kept_as_a_plain_one():
 
 def test_heads_share_the_width_of_the_model():
     config = ModelConfig(d_model=24, n_heads=4)
-    assert (config.d_head, config.kv_heads) == (6, 4)  # 24 / 4; as many key heads as heads
+    assert (config.head_width, config.kv_heads) == (6, 4)  # 24 / 4; as many key heads as heads
     assert dataclasses.replace(config, n_kv_heads=2).kv_heads == 2
+    assert ModelConfig(d_model=24, n_heads=5, d_head=8).head_width == 8  # 5 heads of 8 next to a width of 24
 
 
 @pytest.mark.parametrize(("top_k", "renormalize", "expected"), [

@@ -15,7 +15,8 @@ CONFIG = ModelConfig(vocab_size=13, d_model=12, n_layers=3, n_heads=2, d_hidden=
 TINY = ModelConfig(vocab_size=5, d_model=4, n_layers=1, n_heads=2, n_kv_heads=1, d_hidden=3, n_experts=2, top_k=1)
 BY_ROUTER = {name: with_router(CONFIG, name) for name in ROUTERS}
 SHAPES = {name: replace(CONFIG, **fields) for name, fields in {
-    "grouped heads": dict(n_kv_heads=1), "tied": dict(tie_embeddings=True), "shared experts": dict(n_shared_experts=3),
+    "grouped heads": dict(n_kv_heads=1), "wide heads": dict(n_heads=3, d_head=6),
+    "tied": dict(tie_embeddings=True), "shared experts": dict(n_shared_experts=3),
     "one expert": dict(n_experts=1, top_k=1), "all experts": dict(top_k=6),
     "first layer dense": dict(first_dense_layers=1, d_dense=7),
     "every second after the first": dict(n_layers=5, first_dense_layers=1, moe_every=2, n_shared_experts=1),

@@ -100,6 +100,7 @@ def test_the_small_model_hides_nothing():
     assert len(gains) == 2 * SMALL.n_layers + 1 == 5 and not any((gain == 1).any() for gain in gains)
     assert len(np.unique(params["layers.0.moe.w_up_EDF"], axis=0)) == SMALL.n_experts
     assert 1 < SMALL.kv_heads < SMALL.n_heads and 1 < SMALL.top_k < SMALL.n_experts
-    assert SMALL.d_head == 4 and min(SMALL.balance_coef, SMALL.z_coef) > 0.1  # two pairs, each with its own wavelength
+    assert SMALL.head_width == 4  # two pairs, each with its own wavelength
+    assert min(SMALL.balance_coef, SMALL.z_coef) > 0.1
     for array in gradcheck.random_batch(SMALL):
         assert array.shape == (2, 9) and not np.array_equal(*array)
