@@ -30,6 +30,7 @@ The rooms, each importing only from those above it:
     config        ModelConfig and TrainConfig, which validate themselves; presets
     model         blocks, head and objective
     batches       a batch in groups, and its gradients
+    sparsity      the other ways to be sparse: pruning, dynamic sparse training
     generation    text from a trained model
     gradcheck     is a hand-written gradient right?
     training      corpus, optimiser, loop, evaluation, checkpoints, runs

@@ -1,0 +1,11 @@
+"""The other ways to be sparse: which weights a model can do without.
+
+    scores       how much a weight counts: magnitude, Wanda, movement, Taylor
+    masks        which weights are kept: a count, a count per output, N of M
+    sparsegpt    pruning that corrects the weights that stay
+    schedules    how sparsity rises while a model trains; the lottery ticket's rewinding
+    densities    how many weights each matrix gets
+    dynamic      one step of SET, RigL and SNFS: drop some weights, grow as many
+
+A mask is a bool array of a parameter's shape, True where a weight is kept.  Weights are [inputs, outputs].
+"""

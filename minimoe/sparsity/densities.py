@@ -1,0 +1,64 @@
+"""How many weights each matrix gets, when all together get so many.  A density is a share of weights kept."""
+
+import math
+
+import numpy as np
+
+
+def uniform(shapes, density):
+    """The same density for all.  shapes: name -> shape.  Returns name -> density."""
+    _check(shapes, density)
+    return dict.fromkeys(shapes, density)
+
+
+def erdos_renyi(shapes, density, stack=False):
+    """Small matrices denser than large ones: as many weights per input and output.
+
+        density_l = min(1, eps * (n_in + n_out) / (n_in * n_out))          [SET, arXiv:1707.04780, eq. 1]
+
+    eps is solved so that the weights are those of the uniform density; matrices that would be over 1 are dense, and
+    eps is solved again for the rest [RigL, arXiv:1911.11134, sec. 3].  The target counts floor(size * (1 - density))
+    zeros in each matrix, as RigL's code does.
+
+    Args:
+        shapes: name -> shape, whose last two axes are the inputs and outputs, as of the matrix of an expert.
+        density: of all together, in (0, 1].
+        stack: whether leading axes count as inputs and outputs too: (sum of the shape) / (its product), as RigL's ERK
+            counts a convolution's; a stack of experts is then one large layer, and thinner.
+    Returns name -> density, each in (0, 1].  Raises ValueError for a density or a shape that is impossible.
+    """
+    _check(shapes, density)
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {name: sum(axes) / math.prod(axes) for name, shape in shapes.items()
+           for axes in [shape if stack else shape[-2:]]}
+    target = sum(n - count_zeros(n, density) for n in size.values())
+    dense = set()
+    while len(dense) < len(shapes):
+        sparse = shapes.keys() - dense
+        eps = (target - sum(size[name] for name in dense)) / sum(raw[name] * size[name] for name in sorted(sparse))
+        top = max(raw[name] for name in sparse)
+        if eps * top <= 1:
+            break
+        dense |= {name for name in sparse if raw[name] == top}
+    return {name: 1.0 if name in dense else eps * raw[name] for name in shapes}
+
+
+def count_zeros(size, density):
+    """Zeros of a matrix: floor(size * (1 - density)).  (1 - 0.9 is not quite 0.1, hence the rounding.)"""
+    return math.floor(size * round(1 - density, 12))
+
+
+def random_mask(shape, density, rng):
+    """A mask with `count_zeros` zeros at random.  rng: numpy.random.Generator."""
+    size = math.prod(shape)
+    mask = np.ones(size, bool)
+    mask[rng.permutation(size)[:count_zeros(size, density)]] = False
+    return mask.reshape(shape)
+
+
+def _check(shapes, density):
+    if not 0 < density <= 1:
+        raise ValueError(f"density = {density!r}: must be a share of weights, above 0 and at most 1")
+    for name, shape in shapes.items():
+        if len(shape) < 2 or min(shape) < 1:
+            raise ValueError(f"shapes[{name!r}] = {tuple(shape)}: must be a matrix, or a stack of matrices")

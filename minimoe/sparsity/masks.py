@@ -1,0 +1,87 @@
+"""Which weights are kept: bool arrays, True = kept.  A count decides, never a threshold, so ties change no number."""
+
+import math
+
+import numpy as np
+
+
+def lowest(score, n_zeros):
+    """Take out exactly n_zeros weights, those with the lowest scores; among equals the lowest index goes first.
+
+    score: any shape.  Returns a mask of its shape.
+    Raises ValueError if a score is not a number, or there are fewer of them than n_zeros.
+    """
+    if not 0 <= n_zeros <= score.size:
+        raise ValueError(f"n_zeros = {n_zeros}: must be from 0 to the {score.size} weights that there are")
+    return _without_lowest(score.reshape(1, -1), n_zeros).reshape(score.shape)
+
+
+def per_output(score_DF, sparsity):
+    """Take out floor(D * sparsity) weights of each output: every output keeps as many inputs.  Returns mask_DF.
+
+    sparsity: share of the D inputs.  score_DF may have leading axes.  Raises ValueError unless it is in [0, 1).
+    """
+    check_sparsity(sparsity)
+    n_zeros = math.floor(score_DF.shape[-2] * sparsity)
+    return _without_lowest(score_DF.swapaxes(-1, -2), n_zeros).swapaxes(-1, -2)
+
+
+def n_of_m(score_DF, kept, group):
+    """Keep exactly `kept` of each `group` consecutive inputs of each output, as 2 of 4.  Returns mask_DF.
+
+                                                            [Mishra 2021, arXiv:2104.08378, sec. 3]
+    The name counts what is kept; Wanda's and SparseGPT's codes count what is pruned.  score_DF may have leading axes.
+    Raises ValueError unless 1 <= kept <= group and the group divides the inputs.
+    """
+    D = score_DF.shape[-2]
+    check_pattern((kept, group), D)
+    score_FD = score_DF.swapaxes(-1, -2)
+    groups = score_FD.reshape(*score_FD.shape[:-1], D // group, group)
+    return _without_lowest(groups, group - kept).reshape(score_FD.shape).swapaxes(-1, -2)
+
+
+def apply(arrays, masks):
+    """A new dict in which what is masked is exactly 0; arrays without a mask are the same.
+
+    arrays: name -> array: parameters, or their gradients, for a mask is its own backward.
+    Raises ValueError if a mask has no array or does not fit it.
+    """
+    check(masks, arrays)
+    return arrays | {name: np.where(mask, arrays[name], arrays[name].dtype.type(0)) for name, mask in masks.items()}
+
+
+def check(masks, arrays):
+    """Raise ValueError unless each mask is bool and has the name and shape of one of the arrays."""
+    for name, mask in masks.items():
+        if name not in arrays:
+            raise ValueError(f"masks[{name!r}]: there is no such parameter")
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != arrays[name].shape:
+            found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise ValueError(f"masks[{name!r}] is {found}: must be bool {arrays[name].shape}")
+
+
+def check_sparsity(sparsity):
+    """Raise ValueError unless sparsity is a number in [0, 1)."""
+    number = isinstance(sparsity, (int, float, np.integer, np.floating)) and not isinstance(sparsity, bool)
+    if not number or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity = {sparsity!r}: must be a share of the weights, from 0 to below 1")
+
+
+def check_pattern(pattern, n_inputs):
+    """Raise ValueError unless pattern is (kept, group) with 1 <= kept <= group, and group divides n_inputs."""
+    numbers = isinstance(pattern, (tuple, list)) and len(pattern) == 2 and all(
+        isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in pattern)
+    if not numbers or not 1 <= pattern[0] <= pattern[1]:
+        raise ValueError(f"pattern = {pattern!r}: must be (kept, group), whole numbers with 1 <= kept <= group")
+    if n_inputs % pattern[1]:
+        raise ValueError(f"pattern = {tuple(pattern)}: groups of {pattern[1]} do not divide {n_inputs} inputs")
+
+
+def _without_lowest(score, n_zeros):
+    """The mask without the n_zeros lowest scores of each last axis."""
+    if np.isnan(score).any():
+        raise ValueError("score has entries that are not a number")
+    mask = np.ones(score.shape, bool)
+    order = np.argsort(score, axis=-1, kind="stable")
+    np.put_along_axis(mask, order[..., :n_zeros], False, axis=-1)
+    return mask

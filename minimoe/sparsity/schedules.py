@@ -1,0 +1,23 @@
+"""How sparsity rises while a model trains, and the lottery ticket's way back to the start."""
+
+from minimoe.sparsity import masks
+
+
+def cubic(step, first_step, last_step, final, initial=0.0):
+    """Share of zeros at a step: fast at first, while there is much to spare, then ever slower.
+
+        s_t = s_f + (s_i - s_f) * (1 - (t - t0) / (n dt))^3             [Zhu & Gupta 2017, arXiv:1710.01878, eq. 1]
+
+    initial until first_step, final from last_step on.
+    """
+    progress = min(max((step - first_step) / (last_step - first_step), 0.0), 1.0)
+    return final + (initial - final) * (1 - progress) ** 3
+
+
+def rewind(start, mask_by_name):
+    """A lottery ticket: the weights that are kept, with the values from which they were trained; the others 0.
+
+                                                            [Frankle & Carbin 2019, arXiv:1803.03635, sec. 1]
+    start: parameters of step 0, or of an early step.  Returns new parameters.
+    """
+    return masks.apply(start, mask_by_name)

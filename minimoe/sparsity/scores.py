@@ -1,0 +1,50 @@
+"""How much a weight counts.  Higher is kept longer; nothing here is a gradient of anything."""
+
+import numpy as np
+
+
+def magnitude(w_DF):
+    """|w|.  Any shape.  Returns the scores."""
+    return np.abs(w_DF)
+
+
+def wanda(w_DF, x_TD):
+    """Size of a weight times the length of the input that it multiplies, to be compared within each output.
+
+        score_df = |w_df| * ||x_d||_2                       [Sun 2023, arXiv:2306.11695, eq. 1]
+
+    x_TD: calibration, the vectors that w_DF multiplies.  Returns score_DF.
+    Raises ValueError if there are no vectors or they have another width.
+    """
+    check_inputs(w_DF, x_TD)
+    return np.abs(w_DF) * np.sqrt(np.square(x_TD).sum(axis=0))[:, None].astype(w_DF.dtype)
+
+
+def movement(w_DF, dw_DF):
+    """What one step adds to the score of a weight: it is high for weights that training drives away from 0.
+
+        score = -sum over steps of dL/dw * w                [Sanh 2020, arXiv:2005.07683, eq. 4, without its rate]
+
+    dw_DF: gradient of the loss, nats per unit of the weight.  Any shape.  Returns the step's summand.
+    """
+    return -(dw_DF * w_DF)
+
+
+def taylor(w_DF, dw_DF):
+    """Square of the change of the loss, to first order, if the weight were 0: (dL/dw * w)^2, nats^2.
+
+                                                            [Molchanov 2019, arXiv:1906.10771, eq. 8]
+    The sum over a neuron or a head is the neuron's or the head's.  Any shape.  Returns the scores.
+    """
+    return np.square(dw_DF * w_DF)
+
+
+def check_inputs(w_DF, x_TD):
+    """Raise ValueError unless there are calibration vectors, finite, as wide as the matrix has inputs."""
+    if x_TD.ndim != 2 or w_DF.ndim != 2 or x_TD.shape[1] != w_DF.shape[0]:
+        raise ValueError(f"x_TD has shape {x_TD.shape}: must be [tokens, {w_DF.shape[0]}], the inputs of w_DF "
+                         f"{w_DF.shape}")
+    if len(x_TD) == 0:
+        raise ValueError("x_TD has 0 tokens: calibration needs at least one")
+    if not np.isfinite(x_TD).all():
+        raise ValueError("x_TD has numbers that are not finite")
