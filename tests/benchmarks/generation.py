@@ -5,7 +5,6 @@
 Batch 1, greedy, 200 tokens after one, the shape of the preset "shakespeare-cpu" with a context of 1024.
 """
 
-import argparse
 import contextlib
 import itertools
 
@@ -19,11 +18,16 @@ from tests.benchmarks import turns
 CONTEXT, N_TOKENS, SEEN = 1024, 200, (1, 256, 768)
 
 
+def initial():
+    """Our model with its first weights: params, config."""
+    model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
+    return model.init_params(model_config), model_config
+
+
 @contextlib.contextmanager
 def ours():
     """Generation of all the tokens."""
-    model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
-    params = model.init_params(model_config)
+    params, model_config = initial()
     with workers(1):
         yield {"run": lambda: len(sampling.generate(params, model_config, np.array([1]), N_TOKENS, temperature=0))}
 
@@ -31,8 +35,7 @@ def ours():
 @contextlib.contextmanager
 def one_token(seen):
     """Generation of one token when so many were seen."""
-    model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
-    params = model.init_params(model_config)
+    params, model_config = initial()
     prompt_S = np.arange(seen) % model_config.vocab_size
 
     def tokens():
@@ -47,8 +50,8 @@ def one_token(seen):
 @contextlib.contextmanager
 def one_attention(seen):
     """The attention of one token to so many, in all layers, with its projections: the part that has to grow."""
-    model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
-    params, x_1D = model.init_params(model_config), np.ones((1, model_config.d_model), np.float32)
+    params, model_config = initial()
+    x_1D = np.ones((1, model_config.d_model), np.float32)
     _, decoder = decoding.start(params, model_config, np.arange(seen) % model_config.vocab_size, seen + 1)
     rope = [table_MP[seen:] for table_MP in decoder.rope]
 
@@ -62,9 +65,7 @@ def one_attention(seen):
 
 def main():
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=turns.count, default=7, help="turns of each (default: 7)")
-    options = parser.parse_args()
+    options = turns.parser(__doc__, turns=7).parse_args()
     here, references = "tests.benchmarks.generation", "tests.benchmarks.references"
     specifications = {"minimoe": (here, "ours", {})} | {
         f"Mixtral, {experts}, {threads} thread{'s' * (threads > 1)}": (

@@ -7,7 +7,6 @@ then those of its package, then all others; the first failure kills it.  A mutan
 a saved list can be applied to a tree where files have moved.
 """
 
-import argparse
 import ast
 import collections
 import io
@@ -204,7 +203,7 @@ def shown(mutant):
 
 def main():
     """Draw or read the mutants, run those without an outcome, and print how many were killed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = turns.parser(__doc__)
     parser.add_argument("--count", type=turns.count, default=200, help="mutants to draw (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     parser.add_argument("--jobs", type=turns.count, default=1, help="mutants at a time (default: 1)")

@@ -3,8 +3,6 @@
     python -m tests.benchmarks.routers
 """
 
-import argparse
-
 import numpy as np
 import threadpoolctl
 
@@ -47,7 +45,7 @@ def case(name, n_experts=16, d_model=128):
 
 def main():
     """Print milliseconds, and the ratio to softmax top-k in pairs run one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = turns.parser(__doc__)
     parser.add_argument("--pairs", type=turns.count, default=40, help="timings of each (default: 40)")
     options = parser.parse_args()
     reference = case("softmax_topk")

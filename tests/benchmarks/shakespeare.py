@@ -1,7 +1,6 @@
 """The time to nanoGPT's loss on tiny Shakespeare, beside that of nanoGPT's own recipe in PyTorch, in turns.
 
-    python -m tests.benchmarks.shakespeare PATH_TO_TEXT [--seeds N] [--steps N] [--learning-rate X]
-                                          [--gpt-steps N] [--gpt-learning-rate X] [--alone]
+    python -m tests.benchmarks.shakespeare PATH_TO_TEXT
 
 The text is the 1,115,394 characters that nanoGPT's prepare script fetches; its first 90 % train.  nanoGPT's CPU recipe
 (context 64, batch 12, 4 layers, 4 heads, width 128) reaches 1.8857 nats per token in 2,000 steps.  A loss is the mean
@@ -9,7 +8,6 @@ over all of the held-out text, in pieces of 64 tokens.  Only steps are timed, no
 another recipe, as a control: a part of our lead is our learning rate.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +28,7 @@ RATIO_GOAL = 0.5
 def read_options():
     """The options, those of the recipe with the preset's own as defaults."""
     _, train = config.preset("shakespeare-cpu")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = turns.parser(__doc__)
     parser.add_argument("text", help="path of the text")
     parser.add_argument("--seeds", type=turns.count, default=3, help="runs, with seeds 0, 1, ... (default: 3)")
     parser.add_argument("--steps", type=turns.count, default=train.n_steps, help=f"ours (default: {train.n_steps})")

@@ -6,7 +6,6 @@ Forward passes of 4096 tokens, model width 128, experts 256 wide; on one thread,
 experts are added to a layer by itself, and to the layers of a whole model (preset "shakespeare-cpu", 64 sequences).
 """
 
-import argparse
 import contextlib
 
 import numpy as np
@@ -93,9 +92,7 @@ def growth(title, seconds):
 
 def main():
     """Print both comparisons, on one thread and on two."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=turns.count, default=20, help="turns of each (default: 20)")
-    options = parser.parse_args()
+    options = turns.parser(__doc__, turns=20).parse_args()
     here = "tests.benchmarks.sparse"
     for threads in (1, 2):
         shapes = dict.fromkeys([(E, 2) for E in MORE_EXPERTS] + list(EQUAL_PARAMETERS))

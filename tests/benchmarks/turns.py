@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import terminal
+
 WARM_UP = 3
 """Calls of `run` before anything is timed."""
 
@@ -69,6 +71,15 @@ def _serve(pipe, module, build, options):
             name, n = pipe.recv()
             calls = [timed(functions[name]) for _ in range(n)]
             pipe.send(([seconds for seconds, _ in calls], calls[-1][1], peak_bytes()))
+
+
+def parser(page, turns=None):
+    """A parser whose help is a page's docstring in paragraphs that fit the terminal.  turns: the default of --turns."""
+    parts = [part if part.startswith(" ") else terminal.fill(" ".join(part.split())) for part in page.split("\n\n")]
+    raw = argparse.ArgumentParser(description="\n\n".join(parts), formatter_class=argparse.RawDescriptionHelpFormatter)
+    if turns is not None:
+        raw.add_argument("--turns", type=count, default=turns, help="turns of each (default: %(default)s)")
+    return raw
 
 
 def count(text):
