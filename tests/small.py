@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from minimoe import model
+from minimoe import cost, model
 from minimoe.config import PRESETS, ModelConfig, TrainConfig
+from minimoe.experiments.compare import Entry
 from minimoe.moe import routers
 from minimoe.plots import figures
 from minimoe.training import corpus, data, loop, optimizer
@@ -57,6 +58,11 @@ def slow_ce(params, config, tokens_BS, targets_BS):
     logits_BSV, _ = model.forward(params, tokens_BS, config)
     rows = zip(logits_BSV.reshape(-1, config.vocab_size).tolist(), targets_BS.ravel().tolist(), strict=True)
     return np.mean([math.log(sum(map(math.exp, logits))) - logits[target] for logits, target in rows])
+
+
+def entry(name, total, flops, *ces, active=None, seconds=10.0, budget="steps", steps=100):
+    """One model at one budget, as in the comparison with dense models, with made-up numbers."""
+    return Entry(name, budget, steps, cost.Parameters(total, active or total, 0, 0), flops, seconds, np.array(ces))
 
 
 def shrink(monkeypatch, **training):

@@ -57,9 +57,8 @@ def main():
             run()
             reference()
             pairs = [(turns.timed(run)[0], turns.timed(reference)[0]) for _ in range(options.pairs)]
-            ratios = np.array([a / b for a, b in pairs])
-            low, middle, high = np.percentile(ratios, [10, 50, 90])
-            own = np.median([a for a, _ in pairs]) * 1e3
+            low, middle, high = turns.spread(*zip(*pairs, strict=True))
+            own = np.median(pairs, axis=0)[0] * 1e3
             note = "  (excepted)" if name in EXCEPTED else "" if middle <= 3 else "  ABOVE 3"
             print(f"{name:<15}{own:>8.2f}{middle:>24.2f}{f'({low:.2f} to {high:.2f})':>16}{note}")
 

@@ -1,13 +1,11 @@
-"""Pages of the router explorer for tests in a browser: small models, and a visit to the page of one."""
+"""Pages of the router explorer for tests in a browser: small models, and what the page of one shows."""
 
-import contextlib
 import json
 from types import SimpleNamespace
 
 import numpy as np
 
 from minimoe import gradcheck, model
-from minimoe.analysis import explorer
 from minimoe.config import ModelConfig
 from minimoe.moe import routers
 from minimoe.training.tokenizer import Tokenizer
@@ -29,30 +27,6 @@ def make(router="softmax_topk", dtype=np.float32, **fields):
 
 def routed(state, text=TEXT):
     return model.forward(state.params, state.tokenizer.encode(text)[None], state.model_config)[1]
-
-
-@contextlib.contextmanager
-def visits(browser, folder):
-    """A function that opens the page of a model; at the end it must have asked for no other file and logged nothing."""
-    contexts, asked, said = [], [], []
-    path = folder / "page.html"
-
-    def opened(state, texts=(TEXT,), **options):
-        explorer.save(explorer.page(state, list(texts)), path)
-        contexts.append(browser.new_context(**options))
-        contexts[-1].set_default_timeout(120_000)  # a busy machine is no error
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(path.as_uri())
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert {url for url in asked if not url.startswith("data:")} == {path.as_uri()}
 
 
 def decisions(page):

@@ -52,11 +52,15 @@ def made_up(config, dtype=np.float64):
 
 
 def run_mixtral(params, tokens_BS, targets_BS, config, mask_BS=None):
-    """The library's output, and its gradients under our names."""
-    leaves = other_models.leaves_of(params)
+    """The library's output, its gradients under our names, and (logit_TE, gate_TK, expert_TK) of each layer."""
+    leaves, decisions = other_models.leaves_of(params), []
     with other_models.Float64():
-        output = other_models.run_mixtral(other_models.mixtral(config), leaves, tokens_BS, targets_BS, config, mask_BS)
-    return output, other_models.grads_of(output.loss, leaves)
+        net = other_models.mixtral(config)
+        for block in net.model.layers:
+            block.mlp.gate.register_forward_hook(lambda gate, inputs, output: decisions.append(
+                [part.detach().numpy() for part in output]))
+        output = other_models.run_mixtral(net, leaves, tokens_BS, targets_BS, config, mask_BS)
+    return output, other_models.grads_of(output.loss, leaves), decisions
 
 
 def by_name(losses):
@@ -71,40 +75,21 @@ def assert_close(ours, theirs, tolerance=1e-12):
 
 
 @each(MIXTRALS)
-def test_logits_loss_and_every_gradient_are_mixtrals(config):
+@pytest.mark.parametrize("lengths", [None, [[11], [4], [7]]], ids=["whole", "padded"])
+def test_routing_logits_loss_and_every_gradient_are_mixtrals(config, lengths):
+    """Padding is left out; without any there is no mask."""
     params, tokens_BS, targets_BS = made_up(config)
-    logits_BSV, _ = model.forward(params, tokens_BS, config)
-    ours, grads = batches.loss_and_grads(params, tokens_BS, targets_BS, config)
-    theirs, their_grads = run_mixtral(params, tokens_BS, targets_BS, config)
-    assert_close({"logits": logits_BSV}, {"logits": theirs.logits.detach().numpy()})
-    assert_close(grads | {"loss": ours.total}, their_grads | {"loss": theirs.loss.item()})
-
-
-@each(MIXTRALS)
-def test_experts_and_gates_are_mixtrals(config):
-    params, tokens_BS, targets_BS = made_up(config)
-    decisions = []
-    with other_models.Float64(), torch.no_grad():
-        net = other_models.mixtral(config)
-        for block in net.model.layers:
-            block.mlp.gate.register_forward_hook(lambda gate, inputs, output: decisions.append(output))
-        other_models.run_mixtral(net, other_models.leaves_of(params), tokens_BS, targets_BS, config)
-    _, routings = model.forward(params, tokens_BS, config)
-    for ours, (logit_TE, gate_TK, expert_TK) in zip(routings, decisions, strict=True):
-        np.testing.assert_array_equal(ours.expert_A, expert_TK.flatten())
-        assert_close({"gate": ours.gate_A, "logit": ours.logit_TE},
-                     {"gate": gate_TK.flatten().numpy(), "logit": logit_TE.numpy()})
-
-
-@each(MIXTRALS)
-def test_padding_is_left_out_as_by_mixtral(config):
-    params, tokens_BS, targets_BS = made_up(config)
-    mask_BS = np.arange(config.max_sequence) < np.array([[11], [4], [7]])
-    logits_BSV, _ = model.forward(params, tokens_BS, config, mask_BS)
+    mask_BS = None if lengths is None else np.arange(config.max_sequence) < np.array(lengths)
+    real_T = slice(None) if lengths is None else mask_BS.ravel()
+    logits_BSV, routings = model.forward(params, tokens_BS, config, mask_BS)
     ours, grads = batches.loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS)
-    theirs, their_grads = run_mixtral(params, tokens_BS, targets_BS, config, mask_BS)
+    theirs, their_grads, decisions = run_mixtral(params, tokens_BS, targets_BS, config, mask_BS)
     assert_close({"logits": logits_BSV[mask_BS]}, {"logits": theirs.logits.detach().numpy()[mask_BS]})
     assert_close(grads | {"loss": ours.total}, their_grads | {"loss": theirs.loss.item()})
+    for routing, (logit_TE, gate_TK, expert_TK) in zip(routings, decisions, strict=True):
+        np.testing.assert_array_equal(routing.expert_A, expert_TK[real_T].ravel())
+        assert_close({"gate": routing.gate_A, "logit": routing.logit_TE[real_T]},
+                     {"gate": gate_TK[real_T].ravel(), "logit": logit_TE[real_T]})
 
 
 def test_float32_agrees_with_the_library_untouched():
@@ -131,7 +116,7 @@ def test_balance_is_a_mean_over_layers_and_mixtrals_is_pooled_over_them():
         params[f"layers.{i}.moe.gain_D"] = np.ones(config.d_model)
         params[f"layers.{i}.moe.w_router_DE"] = np.tile(np.log(p_E) / config.d_model, (config.d_model, 1))
     ours, _ = batches.loss_and_grads(params, tokens_BS, targets_BS, config)
-    theirs, _ = run_mixtral(params, tokens_BS, targets_BS, config)
+    theirs, *_ = run_mixtral(params, tokens_BS, targets_BS, config)
     np.testing.assert_allclose(ours.balance, 1.8, rtol=1e-12)
     np.testing.assert_allclose(theirs.aux_loss.item(), 1.0, rtol=1e-12)
 

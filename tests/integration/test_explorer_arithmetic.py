@@ -19,7 +19,6 @@ from minimoe.moe import capacity, routers
 from minimoe.moe.facts import RECORDED
 from minimoe.moe.routers import softmax_topk
 from minimoe.moe.routing import Tokens
-from tests.integration import browsers
 
 SCRIPT = (Path(explorer.__file__).parent / "arithmetic.js").read_text(encoding="utf-8")
 FACTORS = (None, 0.1, 0.3, 0.75, 1, 1.1, 1.25, 0.30000000000000004, 1e-5, 2.2, 10**17, 1e300)
@@ -28,12 +27,11 @@ CASES = 30
 
 
 @pytest.fixture(scope="module")
-def page():
+def page(browser):
     """An empty page that knows the arithmetic alone."""
-    with browsers.chromium() as browser:
-        page = browser.new_page()
-        page.add_script_tag(content=SCRIPT)
-        yield page
+    page = browser.new_page()
+    page.add_script_tag(content=SCRIPT)
+    return page
 
 
 def random_config(router, rng):
@@ -110,22 +108,17 @@ def assert_same(result, routing, top_k, exact=True):
     np.testing.assert_allclose(result["prob_TE"], routing.prob_TE, rtol=eps)
 
 
-@pytest.mark.parametrize("router", routers.POLICIES)
-def test_every_router_is_routed_as_the_library_does(page, router):
+@pytest.mark.parametrize("router", [*routers.POLICIES, "recorded"])
+def test_every_router_is_routed_as_the_library_does_and_choices_that_were_recorded_stand(page, monkeypatch, router):
+    if router == "recorded":
+        router = "softmax_topk"
+        monkeypatch.setattr(softmax_topk, "FACTS", softmax_topk.FACTS._replace(explorer=RECORDED))
     rng = np.random.default_rng(list(router.encode()))
     given, routings = zip(*(case(router, rng) for _ in range(CASES)), strict=True)
     results = route(page, given)
     for (_, rule, _, settings), result, routing in zip(given, results, routings, strict=True):
         assert_same(result, routing, settings["topK"], exact=not (rule["shares"] and rule["renormalise"]))
     assert any(not routing.kept_A.all() for routing in routings)
-
-
-def test_choices_that_were_recorded_stand(page, monkeypatch):
-    monkeypatch.setattr(softmax_topk, "FACTS", softmax_topk.FACTS._replace(explorer=RECORDED))
-    given, routings = zip(*(case("softmax_topk", np.random.default_rng(i)) for i in range(CASES)), strict=True)
-    results = route(page, given)
-    for (_, _, _, settings), result, routing in zip(given, results, routings, strict=True):
-        assert_same(result, routing, settings["topK"])
 
 
 def test_the_capacity_is_exact(page):

@@ -19,7 +19,7 @@ def answer(routing, token):
     own = np.flatnonzero(routing.token_A == token)
     experts = [f"{expert} ({gate:.2f}{'' if kept else ', dropped'})" for expert, gate, kept in zip(
         routing.expert_A[own], routing.gate_A[own], routing.kept_A[own], strict=True)]
-    return f"“{TEXT[token].replace(' ', '␣')}”: expert {', '.join(experts)}"
+    return f"“{TEXT[token].translate({32: '␣', 10: '↵'})}”: expert {', '.join(experts)}"
 
 
 def is_in_sight(page, selector):
@@ -31,42 +31,42 @@ def is_in_sight(page, selector):
     }""", selector)
 
 
-def test_on_a_phone_a_tap_is_answered_where_it_is_seen(visit):
-    state = make(eval_capacity_factor=0.7)
+def test_on_a_phone_a_tap_is_answered_whole_where_it_is_seen(visit):
+    state = make(eval_capacity_factor=0.3)
     routing, page = routed(state)[0], visit(state, **explorer_pages.PHONE)
-    for token in (0, 3, 21):
+    for token in range(len(TEXT)):
         page.locator(TOKENS).nth(token).tap()
         expect(page.locator("#answer-words")).to_have_text(answer(routing, token))
+        assert page.locator("#answer-words").evaluate("n => n.scrollHeight <= n.clientHeight")
         assert is_in_sight(page, "#answer") and is_in_sight(page, f"{TOKENS}[data-token='{token}']")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.get_by_role("link", name="why?").tap()
     assert is_in_sight(page, "#why-title")
 
 
-def test_the_answer_on_a_phone_covers_nothing_for_good(visit):
+def test_the_answer_on_a_phone_has_two_lines_at_most_and_covers_nothing_for_good(visit):
     """Whatever is in the panel of the text can be scrolled to where the line does not lie on it."""
-    page = visit(make(), **explorer_pages.PHONE)
+    page = visit(make(top_k=8, eval_capacity_factor=0.3), **explorer_pages.PHONE)
+    assert page.locator("#answer").bounding_box()["height"] < 64
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
     for selector in ("#text-title", f"{TOKENS}:last-child", "#legend", "#keys"):
         page.locator(selector).last.evaluate("node => node.scrollIntoView({ block: 'center' })")
         line, box = page.locator("#answer").bounding_box(), page.locator(selector).last.bounding_box()
         assert box["y"] + box["height"] <= line["y"] or line["y"] + line["height"] <= box["y"], selector
 
 
-def test_two_experts_fit_the_answer_whole(visit):
-    page = visit(make(eval_capacity_factor=0.3), **explorer_pages.PHONE)
-    for token in range(len(TEXT)):
-        page.locator(TOKENS).nth(token).tap()
-        assert page.locator("#answer-words").evaluate("n => n.scrollHeight <= n.clientHeight")
-
-
-def test_many_experts_make_the_answer_no_longer_than_two_lines(visit):
-    page = visit(make(top_k=8, eval_capacity_factor=0.3), **explorer_pages.PHONE)
-    assert page.locator("#answer").bounding_box()["height"] < 64
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-
-
-def test_a_wide_screen_has_the_panel_beside_the_text_and_no_line(visit):
-    expect(visit(make()).locator("#answer")).to_be_hidden()
+def test_plain_words_come_before_names_of_the_code_and_what_is_of_no_use_is_hidden(visit):
+    """The line of a phone on a wide screen, the choice between texts if there is one, second choices if K is 1."""
+    page = visit(make())
+    about = page.locator("#about").inner_text()
+    assert about.index("the 2 highest take the token") < about.index("softmax_topk")
+    assert re.search(r"top_k, the number of experts a token, is 2\b", about)
+    for selector in ("#answer", "#texts"):
+        expect(page.locator(selector)).to_be_hidden()
+    second = page.locator("#legend li", has_text="second choice")
+    expect(second).to_be_visible()
+    page.get_by_label("Experts a token").fill("1")
+    expect(second).to_be_hidden()
 
 
 def test_without_a_limit_no_factor_is_shown_and_the_controls_still_work(visit):
@@ -147,27 +147,3 @@ def test_the_path_is_dashed_where_an_expert_dropped_the_token(visit):
         assert said == bool(lost)
         seen |= set(by)
     assert seen == {True, False}
-
-
-def test_the_chosen_filter_looks_like_the_chosen_layer(visit):
-    page = visit(make())
-    style = "n => [getComputedStyle(n).backgroundColor, getComputedStyle(n).color, getComputedStyle(n).boxShadow]"
-    layer, other = [page.locator("#layers span").nth(i).evaluate(style) for i in (0, 1)]
-    assert page.locator("#filter span").first.evaluate(style) == layer != other
-    assert layer[2] == "none"  # a ring would look like the focus
-    page.locator("#filter").get_by_label("5").check()
-    assert page.locator("#filter span").first.evaluate(style) == other
-
-
-def test_the_legend_has_a_second_choice_only_if_a_token_has(visit):
-    page = visit(make())
-    second = page.locator("#legend li", has_text="second choice")
-    expect(second).to_be_visible()
-    page.get_by_label("Experts a token").fill("1")
-    expect(second).to_be_hidden()
-
-
-def test_plain_words_come_before_names_of_the_code(visit):
-    about = visit(make()).locator("#about").inner_text()
-    assert about.index("the 2 highest take the token") < about.index("softmax_topk")
-    assert re.search(r"top_k, the number of experts a token, is 2\b", about)

@@ -51,15 +51,13 @@ def test_the_first_layer_with_more_experts_a_token_is_that_of_the_model_with_mor
     expect(page.locator("#k")).to_have_text("5")
 
 
-@pytest.mark.parametrize(("fields", "words"), [
-    (dict(router="switch"), "router switch always takes 1"), (dict(router="gshard"), "router gshard always takes 2")])
-def test_a_control_that_the_router_does_not_allow_is_disabled_with_the_reason(visit, fields, words):
-    page = visit(make(**fields))
+def test_a_control_that_the_router_does_not_allow_is_disabled_with_the_reason(visit):
+    page = visit(make("gshard"))
     expect(page.get_by_label("Experts a token")).to_be_disabled()
-    expect(page.locator("#control-words")).to_contain_text(words)
+    expect(page.locator("#control-words")).to_contain_text("router gshard always takes 2")
 
 
-def test_every_token_stands_with_its_experts(visit):
+def test_every_token_stands_with_its_experts_and_pointing_at_it_shows_its_numbers(visit):
     state = make(eval_capacity_factor=0.7)
     routing, page = routed(state)[0], visit(state)
     for token, button in enumerate(page.locator(TOKENS).all()):
@@ -70,11 +68,6 @@ def test_every_token_stands_with_its_experts(visit):
         shades = button.locator(".block, .choice").evaluate_all("all => all.map((n) => n.style.getPropertyValue("
                                                                 "'--expert'))")
         assert shades == [palette.colour(e) for e in routing.expert_A[own]]
-
-
-def test_pointing_at_a_token_shows_its_numbers(visit):
-    state = make(eval_capacity_factor=0.7)
-    routing, page = routed(state)[0], visit(state)
     for token in (3, 21):
         page.locator(TOKENS).nth(token).hover()
         expect(page.locator("#story")).to_contain_text(f"Token {token + 1} of {len(TEXT)}, layer 0.")
@@ -89,38 +82,36 @@ def test_pointing_at_a_token_shows_its_numbers(visit):
         assert [float(row[2]) for row in rows] == sorted((float(row[2]) for row in rows), reverse=True)
 
 
-def test_each_layer_can_be_seen(visit):
-    state = make()
+def test_each_layer_has_bars_of_kept_dropped_and_the_capacity(visit):
+    state = make(eval_capacity_factor=0.7)
     page = visit(state)
     for layer, routing in enumerate(routed(state)):
         page.get_by_role("radio", name=str(layer), exact=True).first.check()
         expect(page.locator("#story")).to_contain_text(f"layer {layer}.")
-        assert page.locator("#bars li").all_inner_texts() == [
-            f"{e}\n{n} kept" for e, n in enumerate(routing.count_E)]
+        most = max(*routing.count_E, routing.capacity)
+        for e, row in enumerate(page.locator("#bars li").all()):
+            kept, over = routing.kept_count_E[e], routing.count_E[e] - routing.kept_count_E[e]
+            assert row.inner_text() == f"{e}\n{kept} kept" + (f", {over} dropped" if over else "")
+            track = row.locator(".bar").bounding_box()["width"]
+            for name, size in ((".in", kept), (".over", over)):
+                boxes = [part.bounding_box()["width"] for part in row.locator(name).all()]
+                np.testing.assert_allclose(sum(boxes), track * size / most, atol=2.1)
+            assert row.locator("s").evaluate("n => parseFloat(n.style.left)") == pytest.approx(
+                100 * routing.capacity / most)
+        dropped, n = (~routing.kept_A).sum(), len(routing.kept_A)
+        expect(page.locator("#summary[aria-live=polite]")).to_contain_text(
+            f"{dropped} of {n} assignments dropped ({100 * dropped / n:.1f} %)")
 
 
-def test_bars_show_kept_dropped_and_the_capacity(visit):
-    state = make(eval_capacity_factor=0.7)
-    routing, page = routed(state)[0], visit(state)
-    most = max(*routing.count_E, routing.capacity)
-    for e, row in enumerate(page.locator("#bars li").all()):
-        kept, over = routing.kept_count_E[e], routing.count_E[e] - routing.kept_count_E[e]
-        assert row.inner_text() == f"{e}\n{kept} kept" + (f", {over} dropped" if over else "")
-        track = row.locator(".bar").bounding_box()["width"]
-        for name, size in ((".in", kept), (".over", over)):
-            boxes = [part.bounding_box()["width"] for part in row.locator(name).all()]
-            np.testing.assert_allclose(sum(boxes), track * size / most, atol=2.1)
-        assert row.locator("s").evaluate("n => parseFloat(n.style.left)") == pytest.approx(
-            100 * routing.capacity / most)
-    dropped, n = (~routing.kept_A).sum(), len(routing.kept_A)
-    expect(page.locator("#summary[aria-live=polite]")).to_contain_text(
-        f"{dropped} of {n} assignments dropped ({100 * dropped / n:.1f} %)")
-
-
-def test_the_filter_fades_the_tokens_of_others(visit):
+def test_the_filter_fades_the_tokens_of_others_and_looks_like_the_choice_of_a_layer(visit):
     state = make()
     routing, page = routed(state)[0], visit(state)
+    style = "n => [getComputedStyle(n).backgroundColor, getComputedStyle(n).color, getComputedStyle(n).boxShadow]"
+    layer, other = [page.locator("#layers span").nth(i).evaluate(style) for i in (0, 1)]
+    assert page.locator("#filter span").first.evaluate(style) == layer != other
+    assert layer[2] == "none"  # a ring would look like the focus
     page.locator("#filter").get_by_label("5").check()
+    assert page.locator("#filter span").first.evaluate(style) == other
     faded = [(" faded" in button.get_attribute("class")) for button in page.locator(TOKENS).all()]
     own = set(routing.token_A[routing.expert_A == 5])
     assert faded == [token not in own for token in range(len(TEXT))] and any(faded) and own
@@ -147,18 +138,6 @@ def test_the_path_goes_through_the_experts_of_each_layer(visit):
     assert ring["y"] < node["y"] and node["y"] + node["height"] < ring["y"] + ring["height"]
 
 
-def test_a_pinned_token_stays_until_it_is_let_go(visit):
-    page = visit(make())
-    story = page.locator("#story")
-    page.locator(TOKENS).nth(4).click()
-    page.locator(TOKENS).nth(9).hover()
-    expect(story).to_contain_text("Token 5 of 22, layer 0, pinned.")
-    expect(page.locator(TOKENS).nth(4)).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("Escape")
-    page.locator(TOKENS).nth(10).hover()
-    expect(story).to_contain_text("Token 11 of 22, layer 0.")
-
-
 def focused(page):
     """What has the focus: a token's number, an id, the name of a group, the words of a button, or "out" of the page."""
     return page.evaluate("((node) => node === document.body ? 'out' : node.dataset.token || node.id || node.name "
@@ -176,7 +155,7 @@ def test_the_keyboard_goes_everywhere_and_out_again(visit):
     assert stops[:-1] == ["layer", "expert", "0", "top-k", "order", "factor", "factor-typed", "no-limit", "As recorded"]
 
 
-def test_arrows_go_from_token_to_token_and_enter_pins(visit):
+def test_arrows_go_from_token_to_token_and_what_enter_or_a_click_pins_stays_until_it_is_let_go(visit):
     page = visit(make())
     page.locator(TOKENS).first.focus()
     walk = {"ArrowRight": "1", "End": "21", "ArrowLeft": "20", "Home": "0", "ArrowDown": "8", "ArrowUp": "0"}
@@ -192,6 +171,12 @@ def test_arrows_go_from_token_to_token_and_enter_pins(visit):
     expect(page.locator(TOKENS).first).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("Escape")
     expect(page.locator(TOKENS).first).to_have_attribute("aria-pressed", "false")
+    page.locator(TOKENS).nth(4).click()
+    page.locator(TOKENS).nth(9).hover()
+    expect(page.locator("#story")).to_contain_text("Token 5 of 22, layer 0, pinned.")
+    page.keyboard.press("Escape")
+    page.locator(TOKENS).nth(10).hover()
+    expect(page.locator("#story")).to_contain_text("Token 11 of 22, layer 0.")
 
 
 @pytest.mark.parametrize("router", ["softmax_topk", "sigmoid_bias"])
@@ -218,19 +203,15 @@ CONTRAST = """selector => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_both_colour_schemes_can_be_read(visit, scheme):
-    page = visit(make(eval_capacity_factor=0.7), color_scheme=scheme)
+@pytest.mark.parametrize(("scheme", "motion"), [("light", "reduce"), ("dark", "no-preference")])
+def test_both_colour_schemes_can_be_read_and_what_moves_can_be_stopped(visit, scheme, motion):
+    page = visit(make(eval_capacity_factor=0.7), color_scheme=scheme, reduced_motion=motion)
+    seconds = page.locator(TOKENS).first.evaluate("n => getComputedStyle(n).transitionDuration")
+    assert seconds == ("0s" if motion == "reduce" else "0.15s")
     for selector in ("h1", "#about", "#story", "#keys", "#why th", "tr.out td", "#summary", "#gate-words", "#bars li"):
         seen = page.evaluate(CONTRAST, selector)
         assert seen["ratio"] >= 4.5 and seen["dark"] == (scheme == "dark"), selector  # WCAG 2.2, 1.4.3
     assert all(page.evaluate(CONTRAST, f"#filter label:nth-of-type({e + 2}) span")["ratio"] >= 4.5 for e in range(8))
-
-
-@pytest.mark.parametrize(("motion", "seconds"), [("reduce", "0s"), ("no-preference", "0.15s")])
-def test_nothing_moves_for_those_who_do_not_want_it(visit, motion, seconds):
-    page = visit(make(), reduced_motion=motion)
-    assert page.locator(TOKENS).first.evaluate("n => getComputedStyle(n).transitionDuration") == seconds
 
 
 def test_odd_characters_are_shown_as_text(visit):
@@ -243,20 +224,12 @@ def test_odd_characters_are_shown_as_text(visit):
     expect(page.locator("#why-title")).to_have_text("Why the tab goes where it goes")
 
 
-def test_several_texts_are_chosen_between_each_a_group_of_its_own(visit):
+def test_several_texts_are_chosen_between_each_a_group_of_its_own_by_a_control_that_has_a_name_as_all_have(visit):
     state = make(eval_capacity_factor=0.7)
     page = visit(state, [TEXT, "a mat"])
     assert decisions(page) == recorded(routed(state))
     page.get_by_label("Text", exact=True).select_option(index=1)
     assert decisions(page) == recorded(routed(state, "a mat"))
     expect(page.locator(TOKENS)).to_have_count(5)
-
-
-def test_one_text_needs_no_choice(visit):
-    expect(visit(make()).locator("#texts")).to_be_hidden()
-
-
-def test_every_control_has_a_name(visit):
-    page = visit(make(), [TEXT, "a mat"])
     assert page.evaluate("[...document.querySelectorAll('input, select, button')].every((node) => node.labels?.length "
                          "|| node.ariaLabel || node.textContent.trim())")

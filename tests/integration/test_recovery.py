@@ -73,19 +73,14 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The folder of the run that nothing happens to."""
+    """The folder of the run that nothing happens to, which has curves."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "my words.txt").write_text(WORDS, "utf-8")
     assert finish(start(folder, START))[0] == 0
+    seen = outcome(folder)
+    assert seen["step"] == len(set(seen["history ce"])) == 40
+    assert list(seen["history eval_step"]) == [8, 16, 24, 32, 40] and len(set(seen["history eval_ce"])) == 5
     return folder
-
-
-def test_the_undisturbed_run_has_curves(undisturbed):
-    seen = outcome(undisturbed)
-    assert seen["step"] == 40
-    assert len(set(seen["history ce"])) == 40
-    assert list(seen["history eval_step"]) == [8, 16, 24, 32, 40]
-    assert len(set(seen["history eval_ce"])) == 5
 
 
 def test_a_run_killed_again_and_again_is_the_run_that_was_not_killed(folder, undisturbed):
@@ -147,17 +142,12 @@ def interrupted(tmp_path_factory):
     return folder, *finish(process)
 
 
-def test_an_interrupted_run_saves_the_step_that_it_names(interrupted):
+def test_an_interrupted_run_saves_the_step_that_it_names_and_the_printed_command_finishes_it(
+        interrupted, undisturbed, tmp_path):
+    """As printed, by a shell; but `python` is the one that runs this test."""
     folder, status, words = interrupted
     step = int(re.search(r"stopped after step (\d+)", words)[1])
-    assert status == 130
-    assert 5 <= step < 40
-    assert checkpoint.load(folder / CHECKPOINT).step == step
-
-
-def test_the_printed_command_finishes_an_interrupted_run(interrupted, undisturbed, tmp_path):
-    """As printed, by a shell; but `python` is the one that runs this test."""
-    folder, _, words = interrupted
+    assert status == 130 and 5 <= step < 40 and checkpoint.load(folder / CHECKPOINT).step == step
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     command = re.search(r"python (-m minimoe train --resume .*)", words)[1]
     done = subprocess.run(f"{shlex.quote(sys.executable)} {command}", shell=True, cwd=tmp_path, env=ENVIRONMENT,
@@ -171,8 +161,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(interrupted, undisturbed, tmp_
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / CHECKPOINT).read_bytes()
     status, words = finish(start(tmp_path, RESUME, preexec_fn=lambda: full_disk(len(before) // 2)))
-    assert status == 2
-    assert f"cannot write the checkpoint {CHECKPOINT}" in words
+    assert status == 2 and f"cannot write the checkpoint {CHECKPOINT}" in words
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert os.listdir((tmp_path / CHECKPOINT).parent) == [CHECKPOINT.name]
     assert finish(start(tmp_path, RESUME))[0] == 0
@@ -181,8 +170,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(interrupted, undisturbed, tmp_
 
 def test_a_full_disk_leaves_no_half_of_a_first_checkpoint(folder):
     status, words = finish(start(folder, START, preexec_fn=lambda: full_disk(20_000)))
-    assert status == 2
-    assert f"cannot write the checkpoint {CHECKPOINT}" in words
+    assert status == 2 and f"cannot write the checkpoint {CHECKPOINT}" in words
     assert [path for path in folder.rglob("*") if path.is_file()] == [folder / "my words.txt"]
 
 

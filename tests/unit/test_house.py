@@ -90,10 +90,7 @@ def test_an_import_is_found_however_it_is_written_and_up_and_down_are_told_apart
     assert list(imports("cli/train.py", ast.parse("from minimoe import ModelConfig"))) == ["__init__.py"]
     for file, target, up in (
             ("nn/ops.py", "moe/layer.py", True), ("nn/ops.py", "nn/attention.py", False),
-            ("moe/layer.py", "config/model.py", True), ("config/model.py", "moe/layer.py", False),
-            ("parameters.py", "files.py", True), ("model.py", "nn/ops.py", False), ("model.py", "__init__.py", True),
-            ("cli/train.py", "__init__.py", False), ("__init__.py", "generation/sampling.py", False),
-            ("__init__.py", "cli.py", True)):
+            ("model.py", "nn/ops.py", False), ("parameters.py", "files.py", True), ("__init__.py", "cli.py", True)):
         assert goes_up(file, target) == up
 
 
@@ -169,31 +166,13 @@ def test_only_its_own_page_knows_a_router():
 
 
 MADE_UP = '''
-"""Made up: the K experts with the lowest scores, their gates the probabilities."""
+"""Made up: the experts with the highest scores."""
 
-from minimoe.moe import gates, routing
 from minimoe.moe.facts import Facts
 from minimoe.moe.routers import softmax_topk
-from minimoe.nn import ops
 
-FACTS = Facts(summary="the lowest scores", losses=dict(balance=0.01))
-
-weights = softmax_topk.weights
-
-
-def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """Returns a Routing, cache."""
-    logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
-    prob_TE, softmax = ops.softmax_forward(logit_TE)
-    expert_TK = gates.top_k_experts(-logit_TE, config.top_k, replay)
-    assigned, weighed = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, config.gates_sum_to_one)
-    return (routing.dropless_routing(*assigned, logit_TE, prob_TE, tokens),
-            softmax_topk.SoftmaxTopKCache(linear, softmax, weighed))
-
-
-def backward(grad, cache):
-    """Gradients of x_TD and, as a dict, of the weights."""
-    return softmax_topk.backward(grad, cache)
+FACTS = Facts(summary="the highest scores", losses=dict(balance=0.01))
+weights, forward, backward = softmax_topk.weights, softmax_topk.forward, softmax_topk.backward
 '''
 MADE_UP_LINE = '    "made_up": "routers.made_up",\n'
 USE_IT = """
@@ -206,7 +185,7 @@ assert checkpoint.load("runs/train/checkpoint.npz").model_config.router == "made
 assert cli.main(["generate", "--run", "runs/train", "--n-tokens", "5"]) == 0
 made_up = [config for config in gradcheck.layer_cases().values() if config.router == "made_up"]
 assert len(made_up) == 15  # K of 1, 2 and all, each with and without capacity, which has four drop orders
-assert all(gradcheck.check_layer(config).ok for config in made_up[::4])
+assert all(gradcheck.check_layer(config).ok for config in made_up[::7])
 assert gradcheck.check_layer(made_up[5], one_by_one=True).rows[-1].length > 0
 """
 
@@ -247,17 +226,15 @@ def test_the_forward_is_analytic():
 
 
 def test_ties_go_to_the_lowest_index():
-    calls = [(where, ast.unparse(node)) for where, node in nodes(ast.Call)]
-    assert_none(f"{where}: {call}" for where, call in calls
-                if re.match(r".*\.argpartition\(", call)
-                or re.match(r"[\w.]+\.argsort\(", call) and "kind='stable'" not in call)
+    assert_none(f"{where}: {ast.unparse(node)}" for where, node in nodes(ast.Call)
+                if (name := getattr(node.func, "attr", None)) == "argpartition"
+                or name == "argsort" and "kind='stable'" not in ast.unparse(node))
 
 
 def test_randomness_is_a_generator_and_nothing_is_asserted():
     """Neither NumPy's global generator nor Python's."""
-    used = [(where, ast.unparse(node)) for where, node in nodes(ast.Attribute)]
-    assert_none(f"{where}: {name}" for where, name in used if re.fullmatch(r"np\.random\.\w+", name)
-                and name not in ("np.random.default_rng", "np.random.Generator"))
+    assert_none(f"{where}: {node.attr}" for where, node in nodes(ast.Attribute)
+                if getattr(node.value, "attr", None) == "random" and node.attr not in ("default_rng", "Generator"))
     assert_none(where for where, node in nodes((ast.Import, ast.ImportFrom))
                 if "random" in [getattr(node, "module", None), *(alias.name for alias in node.names)])
     assert_none(where for where, _ in nodes(ast.Assert))
@@ -281,10 +258,11 @@ def test_no_function_writes_to_its_module():
     for line in ("A[0] = 1", "A.b = 1", "A[B].c[0] += 1", "del A[0]", "A.b.append(1)"):
         assert list(written_names(ast.parse(line))) == ["A"]
     assert_none(where for where, _ in nodes(ast.Global))
-    for file, function in FUNCTIONS:
-        constants = {name.id for node in TREES[file].body if isinstance(node, (ast.Assign, ast.AnnAssign))
-                     for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
-        assert_none(f"{file}: {function.name} changes {name}" for name in written_names(function) if name in constants)
+    constants = {(file, name.id) for file, tree in TREES.items() for node in tree.body
+                 if isinstance(node, (ast.Assign, ast.AnnAssign))
+                 for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+    assert_none(f"{file}: {function.name} changes {name}" for file, function in FUNCTIONS
+                for name in written_names(function) if (file, name) in constants)
 
 
 def test_only_the_programs_print():

@@ -22,26 +22,26 @@ def test_every_router_with_every_order_is_as_declared_in_training_and_evaluation
     assert all((row.cached is None) == row.training for row in STUDY)  # training is not decoded
 
 
-def test_a_causal_dropless_evaluation_passes_all_four():
+def test_a_causal_dropless_evaluation_passes_all_four_and_soft_moe_mixes_the_future_of_its_own_sequence_in():
     for name in routers.POLICIES:
         row = ROWS[name, None, "position", False]
         if routers.POLICIES[name].FACTS.causal_in_evaluation:
             assert (row.future, row.prefix, row.batch, row.cached) == (0, 0, 0, 0), name
         else:
             assert min(row.future, row.prefix, row.cached) > 0, name
-
-
-def test_soft_moe_mixes_the_future_in_but_not_other_sequences():
     for training, cached in ((True, None), (False, 1)):
         row = ROWS["soft", None, "position", training]
         assert (row.future, row.prefix, row.batch, row.cached, row.declared) == (1, 1, 0, cached, False)
 
 
-@pytest.mark.parametrize(("name", "ahead", "evaluation"), [("position", False, False), ("rank", True, True),
-                                                           ("priority", True, True), ("random", True, False)])
-def test_orders_let_the_future_in_unless_they_are_by_position(name, ahead, evaluation):
-    assert (softmax(name, training=True).future > 0, softmax(name).future > 0) == (ahead, evaluation)
-    assert (softmax(name, training=True).declared, softmax(name).declared) == (not ahead, not evaluation)
+def test_orders_let_the_future_in_unless_they_are_by_position():
+    """Hash layers see of the last token its number alone; by rank its first choice comes before earlier second ones."""
+    for name, ahead, evaluation in (("position", False, False), ("rank", True, True), ("priority", True, True),
+                                    ("random", True, False)):
+        assert (softmax(name, training=True).future > 0, softmax(name).future > 0) == (ahead, evaluation)
+        assert (softmax(name, training=True).declared, softmax(name).declared) == (not ahead, not evaluation)
+    for training in (True, False):
+        assert ROWS["hash", 0.75, "rank", training].future > ROWS["hash", 0.75, "position", training].future == 0
 
 
 def test_with_a_capacity_a_prefix_has_less_room_and_a_token_alone_has_enough():
@@ -52,13 +52,6 @@ def test_with_a_capacity_a_prefix_has_less_room_and_a_token_alone_has_enough():
     assert position.prefix > 0.5 and position.cached > 0.5 and position.batch > 0.5
     assert softmax("priority").batch == 0
     assert softmax("random") == replace(position, drop_order="random")
-
-
-def test_a_different_last_token_has_a_different_number_too():
-    """Hash layers see nothing else of it; by rank its first choice comes before the second choices of earlier ones."""
-    for training in (True, False):
-        assert ROWS["hash", 0.75, "rank", training].future > 0
-        assert ROWS["hash", 0.75, "position", training].future == 0
 
 
 def test_chance_is_noticed_in_training_and_there_is_none_in_evaluation():

@@ -26,9 +26,7 @@ def unpainted(text):
 def test_numbers_stand_under_their_characters_by_hand():
     # the line break is a character with an expert of its own, 7, which has no place to be shown; a tab has no shape
     assert route.coloured("a\tb\ncd", [0, 1, 10, 7, 35, -1]) == "a b\n01a\ncd\nz-"
-
-
-def test_a_line_that_is_too_long_is_broken_with_its_numbers():
+    # a line that is too long is broken with its numbers
     assert route.coloured("x" * 61, [1] * 60 + [2]).split("\n") == ["x" * 60, "1" * 60, "x", "2"]
     assert unpainted(route.coloured("x" * 61, [1] * 61, "truecolor")).split("\n") == ["x" * 60, "x"]
 

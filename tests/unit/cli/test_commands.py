@@ -160,11 +160,8 @@ def test_explore_writes_one_page_where_it_is_asked_to(run):
     assert all(json.dumps(list(text), separators=(",", ":")) in page for text in ("cat", "the hat"))
 
 
-def test_doctor_prints_its_report(run, loaded):
+def test_what_is_measured_is_printed_with_the_answer_first(run, loaded, monkeypatch):
     assert run("doctor runs/done") == (0, doctor.report(loaded) + "\n", "")
-
-
-def test_what_is_measured_is_printed_with_the_answer_first(run, monkeypatch):
     study = causality.study
     monkeypatch.setattr(causality, "study", lambda trials: study(trials, names=("softmax_topk",)))
     for line, answer in (("causality --trials 2", "All 5 settings are as declared."),

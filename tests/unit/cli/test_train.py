@@ -59,10 +59,7 @@ def test_a_damaged_checkpoint_is_refused(refused, command):
 @pytest.mark.parametrize(("options", "step", "words"), [
     # the first step makes weights of 1e30, whose products overflow in the second
     ("--learning-rate 1e30", 1, r"step 2: the gradient is (nan|inf).*layers\.\d.*new/checkpoint.npz keeps step 1;"),
-    ("--learning-rate 1e30 --checkpoint-every 50", None, "step 2: the gradient is .*; nothing was saved yet;"),
-    # the first step is as large as the learning rate, which float32 cannot hold
-    ("--learning-rate 1e40", None, "step 1: the parameter embed.w_VD is no longer finite; nothing was saved yet;"),
-    ("--learning-rate 1e40 --n-steps 1", None, "step 1: .*; nothing was saved yet;")])
+    ("--learning-rate 1e30 --checkpoint-every 50", None, "step 2: the gradient is .*; nothing was saved yet;")])
 def test_a_run_that_diverges_is_reported_with_its_step_and_place(run, options, step, words):
     training, path = "--preset tiny --warmup-steps 0 --checkpoint-every 1", Path("new/checkpoint.npz")
     status, _, err = run(f"train --text words.txt --run new {training} {options}")

@@ -42,12 +42,19 @@ def assert_same(ours, theirs, tolerance=1e-12):
 
 
 @each_case
-def test_losses_and_gradients_are_those_of_the_library(options):
+def test_losses_and_gradients_are_those_of_the_library_and_the_gradients_are_right(options):
     params, tokens_BS, targets_BS = batch_and_params()
     (losses, _), backward = one_page.objective(params, tokens_BS, targets_BS, **options)
     theirs, grads = minimoe.loss_and_grads(params, tokens_BS, targets_BS, minimoe.ModelConfig(**SIZES, **options))
     assert_same(losses, {"ce": theirs.ce, "balance": theirs.balance, "z": theirs.z, "total": theirs.total})
     assert_same(backward(), grads)
+    # the slope along a random direction by the complex step, which owes nothing to the library
+    rng = np.random.default_rng(1)
+    direction = {name: rng.normal(size=w.shape) for name, w in params.items()}
+    moved = {name: w + 1e-30j * direction[name] for name, w in params.items()}
+    (losses, _), _ = one_page.objective(moved, tokens_BS, targets_BS, **options)
+    slope = sum((grads[name] * direction[name]).sum() for name in params)
+    assert losses["total"].imag / 1e-30 == pytest.approx(slope, rel=1e-12)
 
 
 @each_case
@@ -73,19 +80,6 @@ def test_capacity_by_hand():
     np.testing.assert_array_equal(count_E, [55, 55, 0, 0])
 
 
-@each_case
-def test_gradients_are_the_slope_along_a_random_direction(options):
-    """The complex step, which owes nothing to the library: total(w + ih u).imag / h = <grads, u>."""
-    params, tokens_BS, targets_BS = batch_and_params()
-    grads = one_page.objective(params, tokens_BS, targets_BS, **options)[1]()
-    rng = np.random.default_rng(1)
-    direction = {name: rng.normal(size=w.shape) for name, w in params.items()}
-    moved = {name: w + 1e-30j * direction[name] for name, w in params.items()}
-    (losses, _), _ = one_page.objective(moved, tokens_BS, targets_BS, **options)
-    slope = sum((grads[name] * direction[name]).sum() for name in params)
-    assert losses["total"].imag / 1e-30 == pytest.approx(slope, rel=1e-12)
-
-
 @pytest.mark.parametrize("clip_norm", [0.3, 100.0])
 def test_five_steps_are_those_of_the_library(clip_norm):
     config = minimoe.TrainConfig(n_steps=5, warmup_steps=2, clip_norm=clip_norm)
@@ -103,24 +97,19 @@ def test_five_steps_are_those_of_the_library(clip_norm):
         assert_same(our, their)
 
 
-def test_float32_stays_float32():
+def test_float32_stays_float32_and_only_the_step_changes_what_it_is_given():
     params, tokens_BS, targets_BS = batch_and_params(np.float32)
+    for array in (*params.values(), tokens_BS, targets_BS):
+        array.flags.writeable = False
     (losses, routings), backward = one_page.objective(params, tokens_BS, targets_BS, capacity_factor=0.6)
-    grads, moments = backward(), optimizer.start_moments(params)
+    grads, second, moments = backward(), backward(), optimizer.start_moments(params)
+    assert all(np.array_equal(grads[name], second[name]) for name in grads)
+    with pytest.raises(ValueError, match="read-only"):
+        one_page.adamw_step(params, grads, moments, 0)
+    params = {name: array.copy() for name, array in params.items()}
     one_page.adamw_step(params, grads, moments, 0)
     made = [losses, grads, params, *moments, *({"gate_TK": routing["gate_TK"]} for routing in routings)]
     assert {array.dtype for tree in made for array in tree.values()} == {np.dtype(np.float32)}
-
-
-def test_only_the_step_changes_what_it_is_given():
-    params, tokens_BS, targets_BS = batch_and_params()
-    for array in (*params.values(), tokens_BS, targets_BS):
-        array.flags.writeable = False
-    _, backward = one_page.objective(params, tokens_BS, targets_BS, capacity_factor=0.6)
-    first, second = backward(), backward()
-    assert all(np.array_equal(first[name], second[name]) for name in first)
-    with pytest.raises(ValueError, match="read-only"):
-        one_page.adamw_step(params, first, optimizer.start_moments(params), 0)
 
 
 def test_the_page_is_one_page_and_needs_numpy_alone():

@@ -2,14 +2,7 @@
 
 import pytest
 
-from minimoe.training import corpus, data
 from tests import small
-
-
-@pytest.fixture(scope="session")
-def clusters():
-    """A Corpus of 32 characters."""
-    return data.build(corpus.clusters(length=300), 8)
 
 
 @pytest.fixture

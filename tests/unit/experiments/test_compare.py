@@ -1,5 +1,6 @@
 """MoE and dense at equal steps, FLOPs and time: budgets by arithmetic, and a verdict that says what the numbers say."""
 
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from minimoe.experiments import archive, compare
 from minimoe.plots import figures
 from minimoe.training import loop, runs
 from tests import small
+from tests.small import entry
 
 DENSE = ["dense, half of active", "dense, same active", "dense, half of total", "dense, same total",
          "dense, twice total"]
@@ -35,16 +37,10 @@ def test_the_family_of_widths_and_the_moes_around_the_main_one(quick):
     assert [config.n_experts for config in moe.values()] == [E // 2, E, 2 * E]
     assert {replace(config, n_experts=E) for config in moe.values()} == {moe[MAIN]}
     assert [compared.twin(name) for name in moe] == [DENSE[2], DENSE[3], DENSE[4]]
-
-
-def test_an_expert_more_costs_a_column_of_the_router_and_no_other_work():
-    """A column is 2 * tokens * L * D FLOPs forward."""
-    compared = compare.models(True, 95)
-    config = compared.moe[MAIN]
-    few, main, many = (cost.count(moe, 2, 16).forward_flops for moe in compared.moe.values())
-    column = 2 * 2 * 16 * config.n_layers * config.d_model
-    assert (main - few, many - main) == (4 * column, 8 * column)
-    assert main - cost.count(compared.dense[ACTIVE], 2, 16).forward_flops == 7 * column
+    # an expert more costs a column of the router, 2 * tokens * L * D FLOPs forward, and no other work
+    few, main, many, active = (cost.count(config, 2, 16).forward_flops for config in (*moe.values(), dense[ACTIVE]))
+    column = 2 * 2 * 16 * moe[MAIN].n_layers * moe[MAIN].d_model
+    assert (main - few, many - main, main - active) == (E // 2 * column, E * column, (E - 1) * column)
 
 
 @pytest.fixture
@@ -71,6 +67,13 @@ def test_budgets_by_hand(budgets):
     assert len({replace(variant.train, n_steps=1) for variant in experiment.variants.values()}) == 1
     folders = {label: variant.folder for label, variant in experiment.variants.items()}
     assert folders[f"{ACTIVE}; time"] == "dense-same-active-200-steps" and len(set(folders.values())) == 12
+    # an entry has the cost of all steps and micro-batches
+    variant = experiment.variants[f"{MAIN}; steps"]
+    variant = variant._replace(train=replace(variant.train, accumulate=3))
+    measured = {"curve": np.array([[9.0, 2.5], [9.0, 3.5]]), "curve_step": np.array([[5, 9], [5, 9]])}
+    made = compare._entry(f"{MAIN}; FLOPs", variant, measured, SECONDS)
+    assert (made.name, made.budget, made.steps, made.flops, made.seconds) == (MAIN, "FLOPs", 100, 90_000, 2.0)
+    assert made.ce.tolist() == [2.5, 3.5] and made.curve_step.tolist() == [5, 9]
 
 
 @pytest.mark.parametrize(("n_steps", "seconds", "expected"), [
@@ -81,21 +84,6 @@ def test_budgets_are_rounded_never_to_none_and_near_ones_are_the_run_that_is_the
     assert steps[f"{TOTAL}; time"] == expected
     same = experiment.variants[f"{TOTAL}; time"].folder == experiment.variants[f"{TOTAL}; steps"].folder
     assert same == (expected == n_steps)
-
-
-def test_an_entry_has_the_cost_of_all_steps_and_micro_batches(budgets):
-    _, experiment = budgets()
-    variant = experiment.variants[f"{MAIN}; steps"]
-    variant = variant._replace(train=replace(variant.train, accumulate=3))
-    measured = {"curve": np.array([[9.0, 2.5], [9.0, 3.5]]), "curve_step": np.array([[5, 9], [5, 9]])}
-    entry = compare._entry(f"{MAIN}; FLOPs", variant, measured, SECONDS)
-    assert (entry.name, entry.budget, entry.steps, entry.flops, entry.seconds) == (MAIN, "FLOPs", 100, 90_000, 2.0)
-    assert entry.ce.tolist() == [2.5, 3.5] and entry.curve_step.tolist() == [5, 9]
-
-
-def entry(name, total, flops, *ces, active=None, seconds=10.0, budget="steps", steps=100):
-    return compare.Entry(name, budget, steps, cost.Parameters(total, active or total, 0, 0), flops, seconds,
-                         np.array(ces))
 
 
 def rows(table):
@@ -112,16 +100,11 @@ def test_the_table_by_hand(monkeypatch):
         ["steps", MAIN, "1,200", "12.3 k", "3 k", "2 G", "12.4", "2.100 ± 0.141"],
         ["steps", TOTAL, "1,200", "12 k", "12 k", "8 G", "20.6", "2.300 ± 0.283", "+0.200", "1 of 2"],
         ["FLOPs", ACTIVE, "80", "3 k", "3 k", "2 G", "10", "1.900 ± 0.000", "-0.200", "2 of 2"]]
-
-
-@pytest.mark.parametrize(("ces", "told"), [
-    ((2.0, 2.5, 1.5), ["+0.000", "0 of 3"]),  # 0, 0.5, -0.5: no mean to agree with
-    ((2.0, 2.0, 2.75), ["+0.250", "1 of 3"]),  # a tie is no agreement
-    ((1.0, 1.0, 2.5), ["-0.500", "2 of 3"])])
-def test_seeds_count_that_differ_as_their_mean_does(monkeypatch, ces, told):
-    monkeypatch.setenv("COLUMNS", "140")
     ours = entry(MAIN, 9, 9, 2.0, 2.0, 2.0)
-    assert rows(compare.table([ours, entry("dense", 1, 1, *ces)], ours))[3][-2:] == told
+    for ces, told in (((2.0, 2.5, 1.5), ["+0.000", "0 of 3"]),  # 0, 0.5, -0.5: no mean to agree with
+                      ((2.0, 2.0, 2.75), ["+0.250", "1 of 3"]),  # a tie is no agreement
+                      ((1.0, 1.0, 2.5), ["-0.500", "2 of 3"])):
+        assert rows(compare.table([ours, entry("dense", 1, 1, *ces)], ours))[3][-2:] == told
 
 
 @pytest.mark.parametrize(("active", "times", "judged"), [
@@ -187,10 +170,9 @@ def test_the_verdict_tells_the_worth_of_each_moe_and_judges_the_claim(monkeypatc
 def test_the_title_says_what_is_ahead_at_equal_steps(monkeypatch):
     titles = []
     monkeypatch.setattr(figures, "save", lambda figure, path: titles.append(figure.get_suptitle()))
-    for losses in ((1.5, 1.25), (0.5, 0.25)):
+    for losses, words in (((1.5, 1.25), "0.375 nats above"), ((0.5, 0.25), "0.625 nats below")):
         compare._draw("x.png", MAIN, [entry(MAIN, 5, 1e9, *losses), entry(TOTAL, 5, 1e9, 1.0, 1.0)])
-    assert titles == ["At equal steps the MoE, 2 of 8 is 0.375 nats above a dense model of equal size",
-                      "At equal steps the MoE, 2 of 8 is 0.625 nats below a dense model of equal size"]
+        assert titles.pop() == f"At equal steps the MoE, 2 of 8 is {words} a dense model of equal size"
 
 
 def test_a_comparison_is_timed_once_trained_kept_and_drawn(here, monkeypatch):
@@ -208,13 +190,12 @@ def test_a_comparison_is_timed_once_trained_kept_and_drawn(here, monkeypatch):
     assert small.printed(compare.main, quick=True, seeds=1).endswith(said.split("\n\n\n")[-1])
     assert (here / "runs/compare-quick/compare.png").read_bytes() == picture
     assert timed == [DENSE + MOES]
-    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("found", [{}, dict.fromkeys(DENSE, 0.1)])
 def test_times_of_other_models_are_measured_anew(tmp_path, monkeypatch, found):
     path = tmp_path / "seconds.json"
-    path.write_text(str(found).replace("'", '"'), "utf-8")
+    path.write_text(json.dumps(found), "utf-8")
     monkeypatch.setattr(bench, "step_seconds", lambda *_, **__: SECONDS)
     compared = compare.models(True, 50)
     assert compare._timed(path, compared, None, False, 1) == SECONDS

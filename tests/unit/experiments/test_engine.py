@@ -12,7 +12,10 @@ import pytest
 from minimoe.experiments import compare, engine, routers, studies, tour
 from minimoe.experiments.engine import Experiment, Variant
 from minimoe.training import checkpoint, loop, runs
-from tests.small import MODEL, TRAINING
+from tests import small
+from tests.small import CORPUS, MODEL, TRAINING
+
+BRIEF = replace(TRAINING, n_steps=3, eval_batches=1)
 
 
 def measure(state, corpus):
@@ -25,13 +28,13 @@ def measure(state, corpus):
 def experiment(tmp_path):
     wide = replace(MODEL, d_hidden=10)
     return Experiment("width", "does width pay?", {
-        "narrow": Variant(MODEL, TRAINING), "K = 1, wide": Variant(wide, TRAINING),
-        "wide; longer": Variant(wide, replace(TRAINING, n_steps=5), "long")}, 2, tmp_path / "runs", measure)
+        "narrow": Variant(MODEL, BRIEF), "K = 1, wide": Variant(wide, BRIEF),
+        "wide; longer": Variant(wide, replace(BRIEF, n_steps=4), "long")}, 2, tmp_path / "runs", measure)
 
 
-def run(experiment, corpus, **options):
+def run(experiment, **options):
     lines = []
-    return engine.run(experiment, corpus, say=lines.append, **options), lines
+    return engine.run(experiment, CORPUS, say=lines.append, **options), lines
 
 
 def assert_same(one, other):
@@ -41,58 +44,56 @@ def assert_same(one, other):
             np.testing.assert_array_equal(rows, other[label][name])
 
 
-def test_each_cell_is_the_run_that_training_alone_makes_with_a_row_per_seed(experiment, clusters):
-    results, _ = run(experiment, clusters)
+def test_each_cell_is_the_run_that_training_alone_makes_in_a_folder_and_with_a_row_per_seed(experiment):
+    results, _ = run(experiment)
     assert list(results.measured) == list(experiment.variants) and results.failures == []
     for label, variant in experiment.variants.items():
-        alone = [loop.train(loop.new_state(variant.model, replace(variant.train, seed=seed), clusters), clusters)
+        alone = [small.trained(variant.model, n_steps=variant.train.n_steps, seed=seed, eval_batches=1)
                  for seed in range(2)]
         measured = results.measured[label]
         np.testing.assert_array_equal(measured["loss"], [state.history["ce"] for state in alone])
         assert measured["ce"].tolist() == [state.history["eval_ce"][-1] for state in alone]
-        assert measured["seed"].tolist() == [0, 1] and set(measured["digest"]) == {clusters.digest}
-
-
-def test_runs_lie_in_a_folder_per_variant_and_seed(experiment, clusters):
-    run(experiment, clusters)
+        assert measured["seed"].tolist() == [0, 1] and set(measured["digest"]) == {CORPUS.digest}
     found = [folder.relative_to(experiment.folder).as_posix() for folder in runs.find(experiment.folder)]
     assert found == [f"{name}/seed{seed}" for name in ("k-1-wide", "long", "narrow") for seed in (0, 1)]
     assert [state.train_config.seed for state in experiment.states("wide; longer")] == [0, 1]
-    assert experiment.states("wide; longer")[0].step == 5
+    assert experiment.states("wide; longer")[0].step == 4
+    assert [cell.words for cell in experiment.cells("narrow")] == ["narrow, seed 0", "narrow, seed 1"]
+    assert [cell.words for cell in replace(experiment, seeds=1).cells("narrow")] == ["narrow"]  # one needs no number
 
 
-def test_what_is_there_is_taken_and_what_is_missing_is_run(experiment, clusters, monkeypatch):
-    first, _ = run(replace(experiment, seeds=1), clusters)
+def test_what_is_there_is_taken_and_what_is_missing_is_run(experiment, monkeypatch):
+    first, _ = run(replace(experiment, seeds=1))
     trained, train = [], loop.train
     monkeypatch.setattr(loop, "train", lambda state, *rest, **more: (
         trained.append((state.model_config.d_hidden, state.train_config.seed)), train(state, *rest, **more))[1])
-    both, lines = run(experiment, clusters)
+    both, lines = run(experiment)
     assert trained == [(6, 1), (10, 1), (10, 1)]
     assert sum("finished earlier" in line for line in lines) == 3
     assert_same({label: {name: rows[:1] for name, rows in measured.items()}
                  for label, measured in both.measured.items()}, first.measured)
-    run(experiment, clusters, fresh=True)
+    run(experiment, fresh=True)
     assert len(trained) == 3 + 6
 
 
-def test_an_unfinished_run_is_resumed_to_the_same_numbers(experiment, clusters):
-    whole, _ = run(experiment, clusters)
+def test_an_unfinished_run_is_resumed_to_the_same_numbers(experiment):
+    whole, _ = run(experiment)
     cell = experiment.cells("narrow")[1]
-    half = loop.new_state(cell.model, cell.train, clusters)
+    half = loop.new_state(cell.model, cell.train, CORPUS)
     for _ in range(2):
-        loop.step_once(half, clusters)
-    loop._record_evaluation(half, clusters, map)
+        loop.step_once(half, CORPUS)
+    loop._record_evaluation(half, CORPUS, map)
     checkpoint.save(runs.checkpoint_path(cell.folder), half)
-    again, lines = run(experiment, clusters)
+    again, lines = run(experiment)
     assert any(line.startswith("narrow, seed 1: goes on from step 2") for line in lines)
     assert_same(again.measured, whole.measured)
 
 
-def test_labels_with_one_folder_share_their_runs(experiment, clusters, monkeypatch):
-    shared = replace(experiment, variants=dict.fromkeys(("steps", "FLOPs"), Variant(MODEL, TRAINING, "one")))
+def test_labels_with_one_folder_share_their_runs(experiment, monkeypatch):
+    shared = replace(experiment, variants=dict.fromkeys(("steps", "FLOPs"), Variant(MODEL, BRIEF, "one")))
     calls, finish = [], runs.finish
     monkeypatch.setattr(runs, "finish", lambda folder, *rest: (calls.append(folder), finish(folder, *rest))[1])
-    results, _ = run(shared, clusters)
+    results, _ = run(shared)
     assert len(calls) == 2
     assert_same({"x": results.measured["steps"]}, {"x": results.measured["FLOPs"]})
 
@@ -101,14 +102,13 @@ SPAWNED = functools.partial(ProcessPoolExecutor, mp_context=multiprocessing.get_
 """Processes that inherit nothing, as on Windows and on a cluster."""
 
 
-@pytest.mark.parametrize("pool", [ThreadPoolExecutor, SPAWNED], ids=["threads", "processes"])
-def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment, clusters, tmp_path, pool):
-    here, _ = run(replace(experiment, folder=tmp_path / "here"), clusters)
-    with pool(2) as executor:
-        there, lines = run(experiment, clusters, executor=executor)
-    assert_same(there.measured, here.measured)
-    assert sorted(lines) == sorted(f"{label}, seed {seed}: finished" for label in experiment.variants
-                                   for seed in (0, 1))
+def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment, tmp_path):
+    here, _ = run(experiment)
+    for name, pool in (("threads", ThreadPoolExecutor), ("processes", SPAWNED)):
+        with pool(2) as executor:
+            there, lines = run(replace(experiment, folder=tmp_path / name), executor=executor)
+        assert_same(there.measured, here.measured)
+        assert sorted(lines) == sorted(f"{label}, seed {n}: finished" for label in experiment.variants for n in (0, 1))
 
 
 def test_what_every_experiment_measures_can_travel_to_other_processes():
@@ -120,56 +120,56 @@ def test_what_every_experiment_measures_can_travel_to_other_processes():
 
 @pytest.mark.parametrize(("fields", "message"), [
     (dict(seeds=0), "seeds = 0: must be a whole number, 1 or more"), (dict(seeds=2.0), "seeds = 2.0: "),
-    (dict(variants={"a, b": Variant(MODEL, TRAINING), "a b": Variant(MODEL, replace(TRAINING, n_steps=9))}),
+    (dict(variants={"a, b": Variant(MODEL, BRIEF), "a b": Variant(MODEL, replace(BRIEF, n_steps=9))}),
      "variants 'a, b' and 'a b' differ and have one folder, ")])
 def test_an_experiment_that_would_lose_a_variant_is_refused(experiment, fields, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         replace(experiment, **fields)
 
 
-def test_a_cell_that_fails_is_reported_loses_no_other_and_is_tried_again(experiment, clusters):
+def test_a_cell_that_fails_is_reported_loses_no_other_and_is_tried_again(experiment):
     bad = replace(experiment, variants=experiment.variants | {
-        "diverges": Variant(MODEL, replace(TRAINING, learning_rate=1e30, clip_norm=1e30))})
+        "diverges": Variant(MODEL, replace(BRIEF, learning_rate=1e30, clip_norm=1e30))})
     said = []
-    results = engine.run(bad, clusters, say=lambda line: said.append((line, len(runs.find(bad.folder)))))
+    results = engine.run(bad, CORPUS, say=lambda line: said.append((line, len(runs.find(bad.folder)))))
     assert list(results.measured) == list(experiment.variants)
     assert [failure.cell.words for failure in results.failures] == ["diverges, seed 0", "diverges, seed 1"]
     assert [found for line, found in said if "FAILED: step " in line] == [3, 6]  # said as it happens
     with pytest.raises(ValueError, match=r"^2 runs failed, the others are kept: diverges, seed 0: step \d.*; diverg"):
         results.require_all()
-    mended = replace(bad, variants=bad.variants | {"diverges": Variant(MODEL, TRAINING)})
-    again, _ = run(mended, clusters)
+    mended = replace(bad, variants=bad.variants | {"diverges": Variant(MODEL, BRIEF)})
+    again, _ = run(mended)
     again.require_all()
     assert list(again.measured) == list(mended.variants)
 
 
-def test_a_label_of_which_one_seed_fails_is_left_out(experiment, clusters):
+def test_a_label_of_which_one_seed_fails_is_left_out(experiment):
     class Odd(Exception):
         """Cannot be sent from a process to another."""
         def __init__(self, one, two):
             super().__init__(one)
 
     def measure_or_fail(state, corpus):
-        if state.train_config.n_steps == 5:
+        if state.train_config.n_steps == 4:
             return {"odd": np.zeros(state.train_config.seed)}
         if (state.model_config.d_hidden, state.train_config.seed) == (6, 1):
             raise Odd("no number", 2)
         return measure(state, corpus)
 
-    results, _ = run(replace(experiment, measure=measure_or_fail), clusters)
+    results, _ = run(replace(experiment, measure=measure_or_fail))
     assert list(results.measured) == ["K = 1, wide"] and pickle.loads(pickle.dumps(results.failures))
     with pytest.raises(ValueError, match="^2 runs failed, the others are kept: narrow, seed 1: Odd: no number; "
                                          "wide; longer, seed 0: its seeds have different shapes"):
         results.require_all()
 
 
-def test_an_interruption_stops_at_once_and_names_the_way_on(experiment, clusters, monkeypatch):
+def test_an_interruption_stops_at_once_and_names_the_way_on(experiment, monkeypatch):
     def interrupted(*_, **__):
         raise loop.Interrupted("stopped after step 3")
 
     monkeypatch.setattr(loop, "train", interrupted)
     with pytest.raises(KeyboardInterrupt, match="^narrow, seed 0: stopped after step 3; the same command goes on"):
-        run(experiment, clusters)
+        run(experiment)
 
 
 class Later(Executor):
@@ -185,23 +185,18 @@ class Later(Executor):
         return self.futures[-1]
 
 
-def test_what_waits_in_a_pool_is_cancelled_when_interrupted(experiment, clusters):
+def test_what_waits_in_a_pool_is_cancelled_when_interrupted(experiment):
     pool = Later()
     with pytest.raises(KeyboardInterrupt):
-        run(experiment, clusters, executor=pool)
+        run(experiment, executor=pool)
     assert [future.cancelled() for future in pool.futures] == [True] * 5
 
 
-def test_finished_runs_are_measured_again_and_unfinished_ones_refused(experiment, clusters):
+def test_finished_runs_are_measured_again_and_unfinished_ones_refused(experiment):
     with pytest.raises(ValueError, match="there is no checkpoint"):
-        engine.measure_finished(experiment, clusters, "the command")
-    results, _ = run(experiment, clusters)
-    assert_same(engine.measure_finished(experiment, clusters, "the command"), results.measured)
-    longer = replace(experiment, variants={"narrow": Variant(MODEL, replace(TRAINING, n_steps=9))})
+        engine.measure_finished(experiment, CORPUS, "the command")
+    results, _ = run(experiment)
+    assert_same(engine.measure_finished(experiment, CORPUS, "the command"), results.measured)
+    longer = replace(experiment, variants={"narrow": Variant(MODEL, replace(BRIEF, n_steps=9))})
     with pytest.raises(ValueError, match="another kind"):
-        engine.measure_finished(longer, clusters, "the command")
-
-
-def test_one_seed_needs_no_number(experiment):
-    assert [cell.words for cell in replace(experiment, seeds=1).cells("narrow")] == ["narrow"]
-    assert [cell.words for cell in experiment.cells("narrow")] == ["narrow, seed 0", "narrow, seed 1"]
+        engine.measure_finished(longer, CORPUS, "the command")

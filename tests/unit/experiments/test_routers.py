@@ -70,9 +70,6 @@ def test_the_verdict_compares_the_best_with_the_controls_seed_by_seed():
     assert "expert_choice and soft look at later tokens" in words
     title = routers.title(results(hash=[2.0, 2.1, 2.2]), 400)
     assert title.startswith("After 400 steps hash is lowest") and title.endswith("0.90 nats apart")
-
-
-def test_if_a_control_is_best_the_verdict_says_so():
     words = routers.verdict(results(uniform=[2.0] * 3))
     assert "uniform is 1.000 nats below random" in words and "below uniform" not in words
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from minimoe.config import preset
 from minimoe.experiments import archive, engine, studies
@@ -13,14 +12,9 @@ from minimoe.training import data, evaluation, loop, runs
 from tests import small
 
 
-def two_labels(monkeypatch):
-    """Each study has its first two labels alone."""
-    for name, study in studies.STUDIES.items():
-        monkeypatch.setitem(studies.STUDIES, name, study._replace(changes=dict(list(study.changes.items())[:2])))
-
-
 def test_each_study_is_trained_and_kept_with_a_row_per_seed(here, monkeypatch):
-    two_labels(monkeypatch)
+    for name, study in studies.STUDIES.items():  # with its first two labels alone
+        monkeypatch.setitem(studies.STUDIES, name, study._replace(changes=dict(list(study.changes.items())[:2])))
     small.printed(studies.main, quick=True, seeds=2)
     results = here / "runs/studies-quick/results"
     balance, capacity = (archive.read(name, results) for name in ("balance", "capacity"))
@@ -84,20 +78,21 @@ def test_each_remedy_is_what_its_label_says_and_nothing_else():
     assert {config.top_k * config.d_hidden for config in configs.values()} == {base.top_k * base.d_hidden}
 
 
-def test_folders_of_labels_are_distinct_and_can_be_names_of_files():
+def test_folders_of_labels_are_distinct_names_of_files_and_quick_ones_not_where_the_lessons_read():
     assert engine.slug("K = 1, no loss") == "k-1-no-loss"
     folders = [cell.folder.as_posix() for study in studies.experiments(False, 1, 9) for label in study.variants
                for cell in study.cells(label)]
     assert len(set(folders)) == len(folders) == 1 + 9 + 6
     assert all(re.fullmatch(r"runs/studies/[a-z0-9.-]+/[a-z0-9.-]+/seed0", folder) for folder in folders)
-
-
-def test_quick_studies_write_nothing_where_the_lessons_read():
     for study in studies.experiments(True, 3, 9):
         assert study.archive.parts[:2] == study.folder.parts[:2] == ("runs", "studies-quick")
 
 
-def test_the_model_of_the_lessons_is_there_and_is_the_preset_with_more_steps():
+def test_the_model_of_the_lessons_is_there_and_is_the_preset_with_more_steps_and_a_warmup_of_its_own():
+    for steps in (4, 2000):
+        model, *_ = studies.experiments(steps == 4, 3, 9)
+        train = model.variants[studies.MODEL].train
+        assert (train.n_steps, train.warmup_steps, model.seeds) == (steps, min(100, steps // 2), 1)
     state, (config, training) = studies.model(), preset("lessons")
     assert state.finished and replace(state.model_config, vocab_size=config.vocab_size) == config
     assert state.train_config == replace(training, n_steps=studies.MODEL_STEPS, warmup_steps=100)
@@ -111,10 +106,3 @@ def test_the_committed_explorer_is_of_the_page_as_it_is(here):
     without_data = [re.sub(r"(<script type=\"application/json\"[^>]*>).*?(</script>)", r"\1\2", html, flags=re.DOTALL)
                     for html in (committed, page)]
     assert without_data[0] == without_data[1] and len(without_data[0]) < len(committed)
-
-
-@pytest.mark.parametrize("steps", [4, 2000])
-def test_the_long_run_has_a_warmup_of_its_own(steps):
-    model, *_ = studies.experiments(steps == 4, 3, 9)
-    train = model.variants[studies.MODEL].train
-    assert (train.n_steps, train.warmup_steps, model.seeds) == (steps, min(100, steps // 2), 1)

@@ -67,9 +67,7 @@ def test_many_models_stand_in_columns_read_line_by_line(n, columns, lines):
         assert axis.get_subplotspec().get_geometry() == (lines, columns, place, place)
         assert (names(axis) == LABELS) == (place % columns == 0)  # at the left of each line
         assert ("share (%)" in axis.get_xlabel()) == (place + columns >= n)
-
-
-def test_rows_that_are_not_those_at_the_left_are_named():
+    # rows that are not those at the left are named
     silent = {**RECORDS["gpt-2"], "bytes_read": {}}
     assert names(cost_shares.cost_shares([RECORDS["gpt-2"], silent, *[RECORDS["gpt-2"]] * 3]).axes[1]) == LABELS[:3]
 

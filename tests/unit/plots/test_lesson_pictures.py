@@ -117,23 +117,17 @@ def test_every_seed_has_a_mark_and_their_mean_a_larger_one():
     assert len({(line.get_marker(), line.get_color()) for line in many[:-1]}) == 9
 
 
-def test_slots_are_filled_overflow_or_stay_empty():
+def test_dropping():
     # 5, 2 and 3 want 3 slots: 3, 2 and 3 are kept, 2, 0 and 0 dropped, and 0, 1 and 0 slots stay empty
     [axis] = drawn("slots")
     bars = [[bar.get_bbox().bounds[1::2] for bar in axis.patches[kind::3]] for kind in range(3)]
     assert bars == [[(0, 3), (0, 2), (0, 3)], [(3, 2), (2, 0), (3, 0)], [(3, 0), (2, 1), (3, 0)]]
     assert words(axis.texts) == ["2\ndropped", "3", "1\nempty", "2", "3", "capacity 3"]
-
-
-def test_lost_assignments_are_darker_the_more_is_lost():
     *axes, empty = drawn("lost")
     assert [axis.get_title() for axis in axes] == ["one: 3 lost all", "two: 0 lost all", "three: 0 lost all"]
     np.testing.assert_array_equal(axes[0].images[0].get_array(), pictures.LOST["one"])
     assert max(np.diff([grey(axes[0].images[0], lost) for lost in (0, 1, 2)])) < -0.15 and not empty.axison
-
-
-def test_the_matrix_of_losses_says_mean_and_half_range_stars_the_best_and_frames_the_same_capacity():
-    [axis] = drawn("loss matrix")
+    [axis] = drawn("loss matrix")  # mean and half the range; the best of a row has a star, the same capacity a frame
     assert words(axis.texts) == ["3.10\n±0.10", "2.10 *\n±0.10", "2.60 *\n±0.10", "2.20\n±0.00"]
     assert middles(axis.patches) == [(0, 1)]  # trained with 0.5 and 1, evaluated with 1 and 2
 

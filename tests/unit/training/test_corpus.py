@@ -33,7 +33,7 @@ def test_the_embedded_text_is_english_and_python_in_printable_ascii():
 @pytest.mark.parametrize("files, expected", [
     ([LIBRARY, b"0123456789", b"never read"], "    def ~caf():\n" + "x" * 439_980 + "0123"),
     ([b"x" * 440_000], "x" * 440_000), ([b"x" * 439_999], None)], ids=["cut", "just enough", "one too few"])
-def test_the_library_source_is_made_plain_and_cut(files, expected, tmp_path, monkeypatch):
+def test_the_librarys_source_is_made_plain_and_cut_and_one_without_text_refused(files, expected, tmp_path, monkeypatch):
     for name, content in zip("abc", files, strict=False):
         file_of(tmp_path, content, f"{name}.py")
     monkeypatch.setattr(corpus.sysconfig, "get_path", {"stdlib": tmp_path}.get)
@@ -42,9 +42,6 @@ def test_the_library_source_is_made_plain_and_cut(files, expected, tmp_path, mon
             corpus.embedded()
     else:
         assert corpus.embedded()["python"] == expected
-
-
-def test_an_installation_without_documentation_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(ValueError, match="no pydoc_data.topics.*--text"):
         corpus.embedded()
@@ -101,7 +98,6 @@ def test_the_floor_is_the_entropy_of_the_next_character():
     for noise in (0, 1e-6, 0.1, 0.5, 1):
         p = [noise / 8 + (1 - noise) * (i == 0) for i in range(8)]
         assert corpus.clusters_floor(noise) == pytest.approx(-sum(x * math.log(x) for x in p if x), rel=1e-12)
-    assert corpus.clusters_floor(0) == 0 and corpus.clusters_floor(1) == pytest.approx(math.log(8), rel=1e-15)
 
 
 def test_a_model_learns_the_clusters_to_their_floor_and_does_not_beat_it():

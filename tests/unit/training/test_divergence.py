@@ -73,14 +73,10 @@ def test_a_gradient_that_is_not_finite_is_found_and_named():
             divergence.finite_norm({"a": np.ones(2), "b": np.array(b, np.float32)}, 4)
 
 
-def test_too_high_a_learning_rate_diverges_at_a_step_and_a_place():
-    assert re.match(r"step [2-6]: .* is in (layer \d, |the final norm|the head|the gradient of \w+\.)",
-                    divergence_of(small.new(learning_rate=1e20)))
-
-
-def test_divergence_leaves_the_last_good_checkpoint(tmp_path):
+def test_too_high_a_learning_rate_diverges_at_a_place_and_leaves_the_last_good_checkpoint(tmp_path):
     path, state = tmp_path / "checkpoint.npz", small.new(learning_rate=1e10)
-    assert divergence_of(small.new(learning_rate=1e10, checkpoint_every=1), path).startswith("step 2")
+    assert re.match(r"step 2: .* is in (layer \d, |the final norm|the head|the gradient of \w+\.)",
+                    divergence_of(small.new(learning_rate=1e10, checkpoint_every=1), path))
     loop.step_once(state, small.CORPUS)
     assert small.numbers(checkpoint.load(path)) == small.numbers(state)
 

@@ -17,12 +17,6 @@ STATE = SimpleNamespace(train_config=TrainConfig(n_steps=12, batch=2, sequence=5
 WORDS = "loss 1.250, 2,000 tokens/s, dropped 12.5%, balance 1.500"
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """Each look at the clock is 3 seconds after the one before."""
-    monkeypatch.setattr(progress.time, "monotonic", itertools.count(100, 3).__next__)
-
-
 def screen(monkeypatch, columns):
     """Standard error as a terminal of so many columns, which keeps what is drawn."""
     stream = io.StringIO()
@@ -39,10 +33,11 @@ def lines(stream):
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue().replace("\r", "\n")).strip().split("\n")
 
 
-def test_a_log_has_a_line_after_ten_seconds_and_one_at_the_end(clock, capsys):
-    """It looks at the clock at 100 and 103 s, and after the steps at 106, 109 and 112 s, 12 s after the first look:
-    time for a line, at 115 s.  3 steps of 10 have taken the 12 s from 103 s on, so the other 7 take 28 s.
+def test_a_log_has_a_line_after_ten_seconds_and_one_at_the_end(monkeypatch, capsys):
+    """It looks at the clock every 3 s: at 100 and 103 s, and after the steps at 106, 109 and 112 s, 12 s after the
+    first: time for a line, at 115 s.  3 steps of 10 have taken the 12 s from 103 s on, so the other 7 take 28 s.
     """
+    monkeypatch.setattr(progress.time, "monotonic", itertools.count(100, 3).__next__)
     with progress.bar(STATE, "a run") as on_step:
         for _ in range(10):
             on_step(STATE)
@@ -52,10 +47,7 @@ def test_a_log_has_a_line_after_ten_seconds_and_one_at_the_end(clock, capsys):
     assert first == f"a run: 5 of 12 steps, 28 s left, {WORDS}"
     assert last == f"a run: 12 of 12 steps, {WORDS}"
     assert len(err.splitlines()) < 5
-
-
-def test_rounds_count_as_range_does(capsys):
-    assert list(progress.rounds(3, "bench")) == [0, 1, 2]
+    assert list(progress.rounds(3, "bench")) == [0, 1, 2]  # as of range
     assert capsys.readouterr().err == "bench: 3 of 3 rounds\n"
 
 
@@ -71,18 +63,14 @@ def test_a_screen_has_a_bar_that_fits_it(monkeypatch, columns):
     assert all(words in " ".join(" ".join(seen[-2:]).split()) for words in ("12/12 steps", *WORDS.split(", ")))
 
 
-def test_an_interrupted_bar_gives_the_cursor_back(monkeypatch):
-    stream = screen(monkeypatch, 80)
-    with pytest.raises(KeyboardInterrupt):
-        for _ in progress.rounds(3):
-            raise KeyboardInterrupt
-    assert stream.getvalue().endswith("\x1b[?25h")
-
-
-def test_a_bar_within_a_bar_and_one_after_another(monkeypatch):
+def test_a_bar_within_a_bar_one_after_another_and_an_interrupted_one_that_gives_the_cursor_back(monkeypatch):
     stream = screen(monkeypatch, 80)
     for _ in progress.rounds(2, "outer"):
         list(progress.rounds(2, "inner"))
     assert list(progress.rounds(1, "after")) == [0]
     seen = "\n".join(lines(stream))
     assert re.search(r"outer .* 0/2 rounds.*\ninner .* 2/2 rounds", seen) and "after" in seen
+    with pytest.raises(KeyboardInterrupt):
+        for _ in progress.rounds(3):
+            raise KeyboardInterrupt
+    assert stream.getvalue().endswith("\x1b[?25h")

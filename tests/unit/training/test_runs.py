@@ -60,8 +60,7 @@ def test_a_damaged_run_is_refused_with_the_way_out(tmp_path):
         runs.finish(tmp_path, "it", MODEL, TRAINING, CORPUS)
 
 
-@pytest.mark.parametrize("saved", [EXPLICIT, MODEL])
-@pytest.mark.parametrize("asked", [EXPLICIT, MODEL])
+@pytest.mark.parametrize("saved, asked", [(EXPLICIT, MODEL), (MODEL, EXPLICIT)])
 def test_default_weights_of_losses_are_the_same_whether_given_or_not(tmp_path, saved, asked):
     save(tmp_path, saved, step=TRAINING.n_steps)
     assert runs.finish(tmp_path, "it", asked, TRAINING, CORPUS).finished
