@@ -64,12 +64,7 @@ def test_the_time_of_a_function_is_without_that_of_the_functions_that_it_calls(m
             (1, "attention", "forward"): 2, (1, "rest", "backward"): 8, (0, "rest", "backward"): 8}
     assert spent == {place: 2 * seconds for place, seconds in once.items()} | {
         (1, "attention", "backward"): 4, (None, "optimiser", "update"): 5}
-
-    def attend_forward():
-        now[0] += 7
-        raise ZeroDivisionError
-
-    space.attend_forward = attend_forward
+    space.attend_forward = lasting(7, lambda: 1 / 0)
     before = dict(vars(space))
     with pytest.raises(ZeroDivisionError), timers.timers(TINY, lambda: now[0]) as spent:
         space.block_forward()
