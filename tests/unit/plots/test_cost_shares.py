@@ -60,13 +60,13 @@ def test_the_pieces_of_mixtral_by_hand():
     assert [(*text.get_position()[::-1], text.get_text(), text.get_color()) for text in axis.texts] == wide
 
 
-@pytest.mark.parametrize("n, columns, lines", [(4, 1, 4), (5, 2, 3), (8, 2, 4), (9, 3, 3)])
-def test_many_models_stand_in_columns_read_line_by_line(n, columns, lines):
-    figure = cost_shares.cost_shares([*RECORDS.values(), *RECORDS.values(), *RECORDS.values()][:n])
-    for place, axis in enumerate(figure.axes):
-        assert axis.get_subplotspec().get_geometry() == (lines, columns, place, place)
-        assert (names(axis) == LABELS) == (place % columns == 0)  # at the left of each line
-        assert ("share (%)" in axis.get_xlabel()) == (place + columns >= n)
+def test_many_models_stand_in_columns_read_line_by_line():
+    for n, columns, lines in ((4, 1, 4), (5, 2, 3), (8, 2, 4), (9, 3, 3)):
+        figure = cost_shares.cost_shares([*RECORDS.values(), *RECORDS.values(), *RECORDS.values()][:n])
+        for place, axis in enumerate(figure.axes):
+            assert axis.get_subplotspec().get_geometry() == (lines, columns, place, place)
+            assert (names(axis) == LABELS) == (place % columns == 0)  # at the left of each line
+            assert ("share (%)" in axis.get_xlabel()) == (place + columns >= n)
     # rows that are not those at the left are named
     silent = {**RECORDS["gpt-2"], "bytes_read": {}}
     assert names(cost_shares.cost_shares([RECORDS["gpt-2"], silent, *[RECORDS["gpt-2"]] * 3]).axes[1]) == LABELS[:3]
