@@ -128,7 +128,8 @@ def test_a_model_has_its_usual_machine_format_and_context_unless_given(record, a
     found = record("--model mixtral-8x7b")
     assert (found["context"], found["memory"]["formats"]) == (2048, ["bf16", "bf16"])
     assert found["machine"]["bandwidth"] == 3.35e12 and found["published"]["total"] == "46.7B (paper 47B)"
-    assert record("--model gpt-2 --bandwidth 0.5")["context"] == 1024 and record("--model gpt-2 --context 100")["context"] == 100
+    assert record("--model gpt-2 --bandwidth 0.5")["context"] == 1024
+    assert record("--model gpt-2 --context 100")["context"] == 100
     text = answer("--preset tiny --pad-experts --capacity-factor 0.5 --bandwidth 1.5e12 --flops 7e14")
     assert text.startswith("an MoE, 2 of 4 (from the preset tiny)\n") and "DIFFERS" not in text
     assert "but bandwidth 1.5 TB/s and flops 700 TFLOP/s as told: sequences of 32" in " ".join(text.split())
