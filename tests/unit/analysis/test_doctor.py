@@ -184,7 +184,7 @@ def test_every_router_can_be_examined(router):
     config = ModelConfig(**dict(vocab_size=32, d_model=8, n_layers=2, n_heads=2, d_hidden=4, n_experts=4,
                                 max_sequence=16, first_dense_layers=1, capacity_factor=1.0), router=router,
                          top_k=routers.POLICIES[router].FACTS.top_k or 2)
-    state = loop.train(loop.new_state(config, replace(TRAINING, n_steps=2, eval_every=1), TEXT), TEXT)
+    state = loop.train(loop.new_state(config, replace(TRAINING, n_steps=2, warmup_steps=1, eval_every=1), TEXT), TEXT)
     findings = found(state)
     assert list(findings) == MODES and "nan" not in doctor.report(state)
     without = {name for name in ("starved router", "entropy collapse", "logit growth") if findings[name].alarm is None}
