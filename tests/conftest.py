@@ -15,3 +15,9 @@ def plain_shell():
             patch.delenv(name, raising=False)
         yield
     signal.signal(signal.SIGINT, before)
+
+
+def pytest_collection_modifyitems(items):
+    """A test's name says the same in every process, which the processes that share them rely on."""
+    if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give ids to the parameters of {named[0]}: an address differs between processes")

@@ -47,7 +47,7 @@ def two_of_four(score):
 
 @pytest.mark.parametrize("options, block, choose", [
     (dict(sparsity=0.5), 12, half), (dict(sparsity=0.5, block=4), 4, half), (dict(pattern=(2, 4)), 4, two_of_four),
-    (dict(pattern=(2, 4), block=4), 4, two_of_four)], ids=str)
+    (dict(pattern=(2, 4), block=4), 4, two_of_four)], ids=["half", "half by 4", "2 of 4", "2 of 4 by 4"])
 @pytest.mark.parametrize("n_tokens", [40, 7])
 def test_it_is_least_squares_weight_by_weight_with_fewer_tokens_than_inputs_too(options, block, choose, n_tokens):
     x_TD = X_TD[:n_tokens]
