@@ -3,6 +3,9 @@
     scores       how much a weight counts: magnitude, Wanda, movement, Taylor
     masks        which weights are kept: a count, a count per output, N of M
     sparsegpt    pruning that corrects the weights that stay
+    matrices     the parameters that are pruned, seen as matrices
+    calibration  the vectors that each matrix of a block multiplies
+    pruning      a whole model, block by block
     schedules    how sparsity rises while a model trains; the lottery ticket's rewinding
     densities    how many weights each matrix gets
     dynamic      one step of SET, RigL and SNFS: drop some weights, grow as many
