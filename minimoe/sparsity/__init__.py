@@ -1,4 +1,4 @@
-"""The other ways to be sparse: which weights a model can do without.
+"""The other ways to be sparse: which weights, neurons, heads, experts or layers a model can do without.
 
     scores       how much a weight counts: magnitude, Wanda, movement, Taylor
     masks        which weights are kept: a count, a count per output, N of M
@@ -9,6 +9,8 @@
     schedules    how sparsity rises while a model trains; the lottery ticket's rewinding
     densities    how many weights each matrix gets
     dynamic      one step of SET, RigL and SNFS: drop some weights, grow as many
+    importance   how much a head, a neuron or an expert counts on some text
+    structured   layers, heads, neurons and experts go: a smaller ordinary model; the best experts; block influence
 
 A mask is a bool array of a parameter's shape, True where a weight is kept.  Weights are [inputs, outputs].
 """
