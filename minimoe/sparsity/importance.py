@@ -102,7 +102,7 @@ def importance(params, config, kind, method, tokens_BS=None, targets_BS=None):
     if not layers:
         raise ValueError(f"the model has no {kind}: its layers are {', '.join(config.layer_kinds)}")
     scores, count = SCORES[method](params, config, kind, layers, tokens_BS, targets_BS)
-    unreached = {i: np.flatnonzero(count[i] == 0).tolist() for i in layers if (count.get(i, 1) == 0).any()}
+    unreached = {i: np.flatnonzero(count[i] == 0).tolist() for i in layers if i in count and not count[i].all()}
     for i, lost in unreached.items():
         if method != "load" and "E" in KINDS[kind].letters:
             scores[i][lost] = np.nan
