@@ -55,5 +55,5 @@ def _warm_up(train_fields, overrides):
     n_steps = overrides.get("n_steps")
     if "warmup_steps" in overrides or not isinstance(n_steps, int):
         return overrides
-    usual = train_fields.get("warmup_steps", TrainConfig.warmup_steps)
-    return overrides | {"warmup_steps": min(usual, max(n_steps, 0) // 2)}
+    usual = train_fields.get("warmup_steps")
+    return overrides if usual is None else overrides | {"warmup_steps": min(usual, max(n_steps, 0) // 2)}

@@ -21,8 +21,8 @@ class TrainConfig:
     learning_rate: float = fields.option(3e-3, "peak learning rate", "1/step")
     min_learning_rate: float | None = fields.option(
         None, "learning rate at the last step; none: a tenth of the peak", "1/step")
-    warmup_steps: int = fields.option(
-        100, "steps over which the learning rate rises from 0; if not set, at most half of n_steps", "steps")
+    warmup_steps: int | None = fields.option(
+        None, "steps over which the learning rate rises from 0; none: 100, or half of a shorter run", "steps")
     weight_decay: float = fields.option(
         0.1, "decoupled decay of matrices; gains are left alone", "1/step per learning rate")
     beta1: float = fields.option(0.9, "memory of AdamW's mean gradient", "1")
@@ -41,6 +41,8 @@ class TrainConfig:
                                      "eval_batches", "record_every", "checkpoint_every"))
         fields.check(self, "groups", self.batch % self.groups == 0,
                      f"must divide batch = {self.batch}; 1 is the whole batch")
+        if self.warmup_steps is None:
+            object.__setattr__(self, "warmup_steps", min(100, self.n_steps // 2))  # a run is told apart by its number
         fields.require_numbers(self, ("learning_rate", "adam_eps", "clip_norm"), positive=True)
         fields.require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2"), positive=False)
         fields.require_whole(self, ("warmup_steps", "seed"))

@@ -24,7 +24,7 @@ def plain(monkeypatch):
 def screen(monkeypatch):
     """From here on standard output is a terminal of 100 columns."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda default: os.terminal_size((100, 24)))
+    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda fallback: os.terminal_size((100, 24)))
 
 
 def test_the_width_is_that_of_the_terminal_and_80_in_a_pipe(monkeypatch):

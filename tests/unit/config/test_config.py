@@ -228,6 +228,11 @@ def test_finer_experts_are_more_and_narrower():
     assert ModelConfig(router="gshard").finer(1) == ModelConfig(router="gshard")
 
 
+@pytest.mark.parametrize(("n_steps", "warmup_steps"), [(1, 0), (20, 10), (199, 99), (200, 100), (1000, 100)])
+def test_the_learning_rate_rises_over_100_steps_or_half_of_a_shorter_run_unless_it_is_said(n_steps, warmup_steps):
+    assert TrainConfig(n_steps=n_steps).warmup_steps == warmup_steps and TrainConfig(warmup_steps=0).warmup_steps == 0
+
+
 def test_the_last_learning_rate_is_a_tenth_of_the_peak_unless_it_is_given():
     assert TrainConfig(learning_rate=0.5).last_learning_rate == 0.05
     assert TrainConfig(learning_rate=0.5, min_learning_rate=0.2).last_learning_rate == 0.2
