@@ -11,6 +11,9 @@
     dynamic      one step of SET, RigL and SNFS: drop some weights, grow as many
     importance   how much a head, a neuron or an expert counts on some text
     structured   layers, heads, neurons and experts go: a smaller ordinary model; the best experts; block influence
+    upcycling    a dense model's networks copied or split into experts
+    merging      groups of experts become their mean; all of them: a dense model
+    distillation  a student learns to answer as its teacher does
 
 A mask is a bool array of a parameter's shape, True where a weight is kept.  Weights are [inputs, outputs].
 """
