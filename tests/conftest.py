@@ -3,13 +3,17 @@
 import signal
 
 import pytest
+import threadpoolctl
 
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_shell():
-    """Ctrl-C interrupts, also in a background job, which ignores it; no variable sets a width, colours or a style."""
+    """Ctrl-C interrupts, also in a background job, which ignores it; no variable sets a width, colours or a style.
+
+    A matrix product has one thread: the processes that share the tests have all cores already.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, threadpoolctl.threadpool_limits(1, user_api="blas"):
         for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "MATPLOTLIBRC",
                      "PYTHONIOENCODING"):
             patch.delenv(name, raising=False)
