@@ -13,6 +13,8 @@
     structured   layers, heads, neurons and experts go: a smaller ordinary model; the best experts; block influence
     upcycling    a dense model's networks copied or split into experts
     merging      groups of experts become their mean; all of them: a dense model
+    encodings    sparse matrices as bytes, and back
+    savings      what masks save of a model: parameters, FLOPs, bytes
     distillation  a student learns to answer as its teacher does
 
 A mask is a bool array of a parameter's shape, True where a weight is kept.  Weights are [inputs, outputs].

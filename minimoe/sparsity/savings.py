@@ -1,0 +1,83 @@
+"""What masks save of a model, honestly: parameters, FLOPs of a machine that skips zeros and of NumPy, bytes."""
+
+import numpy as np
+
+from minimoe import model, terminal
+from minimoe.moe import soft
+from minimoe.sparsity import encodings, masks, matrices
+
+PATTERNS = ((1, 4), (2, 4), (4, 8))
+"""N:M patterns that masks are tried with, kept of a group."""
+
+
+def record(mask_of, config, forward_flops, itemsize=4):
+    """What the masks of a model save: a record that JSON can hold.
+
+    Args:
+        mask_of: name -> bool array, True = kept; parameters without a mask are dense.
+        config: ModelConfig.
+        forward_flops: of the dense model, per token, see `minimoe.cost`.
+        itemsize: bytes of a number.
+
+    The record has
+        parameters: all, and how many are kept.
+        masked: the parameters that have a mask, and how many of these are kept.
+        forward_flops_per_token: "ideal", of a machine that skips every zero, with even routing; and "numpy", which
+            multiplies by the zeros too.
+        bytes: encoding -> bytes of the weights, where masked matrices are encoded and the others dense; "N:M" for
+            each of PATTERNS that all masks fit.
+    Raises ValueError if a mask has no parameter or does not fit it.
+    """
+    weights = model.weights(config)
+    masks.check(mask_of, {name: np.empty(weight.shape, bool) for name, weight in weights.items()})
+    sizes = {name: int(np.prod(weight.shape)) for name, weight in weights.items()}
+    kept = {name: int(mask.sum()) for name, mask in mask_of.items()}
+    total, masked = sum(sizes.values()), sum(sizes[name] for name in mask_of)
+    rest = itemsize * (total - masked)
+    seen = {name: matrices.stack(name, mask) for name, mask in mask_of.items()}
+    known = {name: (name, None) for name in ("dense", "bitmask", "csr")} | {
+        f"{n}:{m}": ("n_of_m", (n, m)) for n, m in PATTERNS
+        if all(encodings.fits_pattern(mask, (n, m)) for mask in seen.values())}
+    return {
+        "parameters": {"total": total, "kept": total - masked + sum(kept.values())},
+        "masked": {"total": masked, "kept": sum(kept.values()), "matrices": len(mask_of)},
+        "forward_flops_per_token": {"ideal": forward_flops - skipped_flops(mask_of, config), "numpy": forward_flops},
+        "bytes": {words: rest + sum(encodings.n_bytes(name, mask.shape, kept[own], itemsize, pattern)
+                                    for own, mask in seen.items()) for words, (name, pattern) in known.items()},
+    }
+
+
+def skipped_flops(mask_of, config):
+    """Forward FLOPs per token that fall on masked weights: two for each, times the share of tokens that use it."""
+    return sum(2 * float(uses(name, config)) * int((~mask).sum()) for name, mask in mask_of.items())
+
+
+def uses(name, config):
+    """How often a token is multiplied by each weight of a parameter, in the mean over tokens, with even routing."""
+    letters = name.rpartition("_")[2]
+    if len(letters) < 2 or (name == "embed.w_VD" and not config.tie_embeddings):
+        return 0.0  # a gain is no product, a look-up none either
+    if not letters.startswith("E"):
+        return 1.0
+    if ".soft." in name:
+        return soft.slots_per_expert(config) / config.max_sequence
+    return config.top_k / config.n_experts
+
+
+def words(found):
+    """A record as text: a table, and what it means."""
+    parameters, masked, work = found["parameters"], found["masked"], found["forward_flops_per_token"]
+    rows = [("sparse weights", "dense", "sparse", "ratio"),
+            ("parameters", *_pair(parameters["total"], parameters["kept"])),
+            (f"  in {masked['matrices']} masked matrices", *_pair(masked["total"], masked["kept"])),
+            ("FLOPs/token, zeros skipped", *_pair(work["numpy"], work["ideal"])),
+            ("FLOPs/token, as NumPy runs", *_pair(work["numpy"], work["numpy"])),
+            *((f"bytes as {name}", *_pair(found["bytes"]["dense"], n)) for name, n in found["bytes"].items()
+              if name != "dense")]
+    return "\n".join([terminal.table(rows), terminal.fill(
+        "NumPy multiplies by zeros as by any number: a mask alone saves no time.  Only hardware that skips zeros, or a "
+        "smaller model without the masked heads, neurons or experts, does.")])
+
+
+def _pair(dense, sparse):
+    return f"{dense:,.0f}", f"{sparse:,.0f}", f"{sparse / dense:.1%}" if dense else "-"
