@@ -27,6 +27,7 @@ def test_the_bytes_by_hand():
     assert encodings.encode("n_of_m", w_DF, pattern=(2, 4)) == (
         np.array([5, 7, 0, 6], "<f4").tobytes() + bytes([0b11_00_10_01]))
     assert encodings.n_bytes("csr", (300, 257), 10, 4) == 301 * 4 + 10 * (2 + 4)  # 77,100 needs 4 bytes, 256 needs 2
+    assert encodings.n_bytes("csr", (2, 256), 5, 4) == 3 * 2 + 5 * (1 + 4)  # the last of 256 columns is number 255
     assert encodings.n_bytes("n_of_m", (3, 4, 8), 48, 2, (2, 4)) == 48 * 2 + 48 * 2 // 8  # half, and two bits each
 
 
