@@ -32,8 +32,9 @@ def written(path, what="the file", before_rename=lambda: None):
     interruption has led to.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.parent / (f"{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
+        check_name(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
@@ -70,11 +71,24 @@ def sync_folder(folder):
             os.close(handle)
 
 
+def check_name(path):
+    """Raise OSError for a name that no file can have, for which Python raises several kinds of ValueError."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"the path {path!r:.100} must be text or a Path")
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise OSError(errno.EINVAL, "No file can have this name", str(path))
+
+
 def check_regular(path, largest=None):
     """Raise OSError unless the path is that of a regular file, of at most `largest` bytes.
 
     A pipe would wait for ever, a device may never end, and what opening it does is not known: so it is not opened.
     """
+    check_name(path)
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

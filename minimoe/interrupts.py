@@ -1,33 +1,40 @@
-"""Ctrl-C: one line and status 130, whenever it comes."""
+"""Ctrl-C: one line and status 130, whenever it comes.
 
-import contextlib
+This is the first that a program imports: from `_signal`, which `signal` wraps, since that and `contextlib` take ten
+milliseconds in which Ctrl-C would still end in a traceback.
+"""
+
 import os
-import signal
 import sys
-import threading
+from _signal import SIG_IGN, SIGINT, default_int_handler, getsignal, signal
 
 STATUS = 130
 """Exit status after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
 
+def is_program():
+    """Whether this process is `python -m minimoe`, which is "-m" until its module is found, or the script `minimoe`."""
+    return os.path.basename(getattr(sys, "argv", [""])[0]).split(".")[0] in ("-m", "minimoe")
+
+
 def end_at_once():
     """Let Ctrl-C end this process without more ado: while a program is imported there is nothing to save.
 
-    Leaves the signal alone where it is ignored, as in the background, or handled by somebody else.
+    Leaves the signal alone where it is ignored, as in the background, or has a handler already.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    if getsignal(SIGINT) is default_int_handler:
+        signal(SIGINT, _end)
 
 
 def raise_again():
     """Let Ctrl-C raise KeyboardInterrupt again, as Python does."""
-    if signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if getsignal(SIGINT) is _end:
+        signal(SIGINT, default_int_handler)
 
 
-def is_program():
-    """Whether this process is `python -m minimoe`, which is "-m" until its module is found, or the script `minimoe`."""
-    return os.path.basename(getattr(sys, "argv", [""])[0]).split(".")[0] in ("-m", "minimoe")
+def _end(signum, frame):
+    os.write(2, b"\nminimoe: interrupted\n")
+    os._exit(STATUS)
 
 
 def hidden(error):
@@ -47,29 +54,29 @@ def raise_hidden(error):
         raise KeyboardInterrupt(*hidden(error).args) from error
 
 
-@contextlib.contextmanager
-def never_hidden():
-    """Raise KeyboardInterrupt if one is behind the exception that ends the block."""
-    try:
-        yield
-    except Exception as error:
-        raise_hidden(error)
-        raise
+class NeverHidden:
+    """A block: an exception that ends it is a KeyboardInterrupt if there is one behind it."""
+
+    def __enter__(self):
+        """Nothing happens yet."""
+
+    def __exit__(self, kind, error, trace):
+        """Raise what is hidden."""
+        if isinstance(error, Exception):
+            raise_hidden(error)
 
 
-@contextlib.contextmanager
-def ignored():
-    """Let Ctrl-C do nothing for a moment; in the main thread, which alone can say so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+class Ignored:
+    """A block in which Ctrl-C does nothing, in the main thread; others have no say in it."""
 
+    def __enter__(self):
+        """Take the handler away."""
+        try:
+            self._before = signal(SIGINT, SIG_IGN)
+        except ValueError:
+            self._before = None
 
-def _end(signum, frame):
-    os.write(2, b"\nminimoe: interrupted\n")
-    os._exit(STATUS)
+    def __exit__(self, *_):
+        """Put it back."""
+        if self._before is not None:
+            signal(SIGINT, self._before)

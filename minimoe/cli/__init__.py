@@ -68,7 +68,7 @@ def _run(words):
     options = parser().parse_args(words)
     try:
         _check_general_options(options)
-        with interrupts.never_hidden(), threadpoolctl.threadpool_limits(1, user_api="blas"):  # see `threads.workers`
+        with interrupts.NeverHidden(), threadpoolctl.threadpool_limits(1, user_api="blas"):  # see `threads.workers`
             return options.run_command(options) or 0
     except ValueError as error:
         terminal.complain(f"minimoe: error: {error}")
@@ -79,7 +79,7 @@ def _run(words):
 
 
 def _interrupted(interruption):
-    with interrupts.ignored():  # a second Ctrl-C changes nothing
+    with interrupts.Ignored():  # a second Ctrl-C changes nothing
         print(file=sys.stderr)  # the terminal has written ^C
         terminal.complain(f"minimoe: {str(interruption) or 'interrupted'}")
     return interrupts.STATUS

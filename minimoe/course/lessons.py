@@ -4,8 +4,11 @@ Jupyter writes into a notebook when and by whom it was run, and cuts printed tex
 that is kept.
 """
 
+import asyncio
 import base64
+import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -86,19 +89,45 @@ def run(text, folder):
     """A notebook's text with the outputs of a new run in `folder`, and the seconds of each of its cells of code.
 
     Pictures have matplotlib's own style, whatever a user's matplotlibrc says.
-    Raises nbclient's CellExecutionError at the first cell that fails.
+    Raises nbclient's CellExecutionError at the first cell that fails, KeyboardInterrupt after Ctrl-C.
     """
     notebook, seconds = plain(nbformat.reads(text, as_version=4)), []
     started = {}
-    client = NotebookClient(
+    client = Client(
         notebook, timeout=LIMIT, kernel_name="python3", record_timing=False,
         extra_arguments=["--IPKernelApp.log_level=40"],  # of a kernel that only we talk to
         resources={"metadata": {"path": str(folder)}},
         on_cell_execute=lambda cell, cell_index: started.update({cell_index: time.perf_counter()}),
         on_cell_executed=lambda cell, cell_index, execute_reply: seconds.append(
             time.perf_counter() - started[cell_index]))
-    client.execute(env=os.environ | ONE_THREAD | {"MATPLOTLIBRC": matplotlib.get_data_path()})
+    try:
+        client.execute(env=os.environ | ONE_THREAD | {"MATPLOTLIBRC": matplotlib.get_data_path()})
+    except BaseException:
+        if client.interrupted:  # which nbclient reports in many ways, such as a kernel that has died
+            raise KeyboardInterrupt from None
+        raise
     return nbformat.writes(plain(notebook)) + "\n", seconds
+
+
+class Client(NotebookClient):
+    """What runs a notebook, and lets Ctrl-C end it; nbclient's own handler removes the kernel under the running cell.
+
+    interrupted: whether it was pressed.
+    """
+
+    interrupted = False
+
+    async def async_start_new_kernel(self, **options):
+        """Start the kernel; from here on, Ctrl-C cancels what runs, and the kernel is removed as at its end."""
+        running = asyncio.current_task()
+
+        def stop():
+            self.interrupted, self.shutdown_kernel = True, "immediate"
+            running.cancel()
+
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows; another thread than the main one
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
+        await super().async_start_new_kernel(**options)
 
 
 def plain(notebook):

@@ -79,6 +79,7 @@ def check_folder(path):
     """Raise CheckpointError, before any work is done, if no checkpoint could be written to `path`."""
     folder = Path(path).parent
     try:
+        files.check_name(path)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

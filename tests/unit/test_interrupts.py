@@ -51,20 +51,20 @@ def test_only_the_program_is_ended_at_once_and_only_where_nobody_else_handles_it
     interrupts.raise_again()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    with interrupts.ignored():
+    with interrupts.Ignored():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    thread = threading.Thread(target=interrupts.ignored().__enter__)
+    thread = threading.Thread(target=interrupts.Ignored().__enter__)
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_an_interruption_has_led_to_is_an_interruption():
-    with pytest.raises(KeyboardInterrupt, match="^stop$"), interrupts.never_hidden():
+    with pytest.raises(KeyboardInterrupt, match="^stop$"), interrupts.NeverHidden():
         try:
             raise KeyboardInterrupt("stop")
         finally:
             raise ValueError("cannot close the archive")
-    with pytest.raises(ValueError, match="alone"), interrupts.never_hidden():
+    with pytest.raises(ValueError, match="alone"), interrupts.NeverHidden():
         raise ValueError("alone")

@@ -4,6 +4,7 @@ import ast
 import base64
 import json
 import re
+import signal
 from pathlib import Path
 
 import nbformat
@@ -112,6 +113,15 @@ def test_lessons_run_in_place_on_one_thread_again_without_another_byte_and_one_t
     before, printed = (folder / "02_bad.ipynb").read_bytes(), []
     assert not lessons.main(["02"], say=printed.append) and (folder / "02_bad.ipynb").read_bytes() == before
     assert "02_bad" in printed[0] and "ZeroDivisionError" in printed[0]
+
+
+def test_ctrl_c_ends_the_lesson_and_leaves_it_as_it_was(folder, monkeypatch):
+    """It is pressed when the first cell begins, whose time is taken then."""
+    before, handler = (folder / "01_good.ipynb").read_bytes(), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(lessons.time, "perf_counter", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        lessons.main(["01"], say=pytest.fail)
+    assert (folder / "01_good.ipynb").read_bytes() == before and signal.getsignal(signal.SIGINT) == handler
 
 
 def test_names_that_no_lesson_has_lessons_without_a_cover_and_folders_without_lessons_are_refused(folder, capsys):
