@@ -23,6 +23,7 @@ The rooms, each importing only from those above it:
 
     parameters    a flat dict of name -> array, and how it starts
     interrupts    Ctrl-C, at any moment
+    require       what an argument has to be, in errors that name it
     files         a file that is complete or not there
     terminal      tables and paragraphs as wide as the terminal
     nn            what every transformer has: operations, attention

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import model
+from minimoe import model, require
 from minimoe.model import Losses
 from minimoe.moe.losses import Step, balance
 
@@ -42,6 +42,9 @@ def cut(tokens_BS, targets_BS, groups, mask_BS=None):
 
     Raises ValueError unless there are that many for each.
     """
+    tokens_BS, targets_BS = (require.array(name, value, "iu", 2) for name, value in
+                             (("tokens_BS", tokens_BS), ("targets_BS", targets_BS)))
+    mask_BS = None if mask_BS is None else require.array("mask_BS", mask_BS, "biu", 2)
     n_sequences = len(tokens_BS)
     whole = isinstance(groups, (int, np.integer)) and not isinstance(groups, bool)
     if not whole or groups < 1 or n_sequences % groups:
@@ -137,6 +140,7 @@ def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training
     Returns Losses and a dict with the keys of params.
     Raises ValueError if params, tokens, targets, mask or groups do not fit the config or each other.
     """
+    require.generator("rng", rng)
     tokens_BS, mask_BS = model.check_inputs(params, config, tokens_BS, mask_BS)
     targets_BS = model.check_tokens(targets_BS, config, "targets_BS")
     if targets_BS.shape != tokens_BS.shape:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import parameters
+from minimoe import parameters, require
 from minimoe.config import ModelConfig, fields
 from minimoe.moe import feed_forward, losses, routers
 from minimoe.moe.routing import Tokens
@@ -85,8 +85,8 @@ def weights(config):
 
 
 def init_params(config, seed=0, dtype=np.float32):
-    """Random parameters for a configuration: a flat dict of arrays.  The same seed gives the same numbers."""
-    return parameters.init(weights(config), seed, dtype)
+    """Random parameters: a flat dict of arrays.  The same seed gives the same numbers.  Raises ValueError, by name."""
+    return parameters.init(weights(require.record("config", config, ModelConfig)), seed, dtype)
 
 
 def block_forward(x_TD, weights, config, kind, tokens, rope, past=None, **routing_options):
@@ -259,6 +259,7 @@ def forward(params, tokens_BS, config, mask_BS=None):
 def check_params(params, config):
     """Raise ValueError unless `params` are arrays of numbers with the names and shapes of the config."""
     fields.require(isinstance(params, dict), "params", params, "must be a dict of name -> array")
+    require.record("config", config, ModelConfig)
     expected = weights(config)
     fields.require_names("params", params, expected)
     for name, weight in expected.items():

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import require
+
 
 class Weight(NamedTuple):
     """A parameter that a module owns: its shape and the standard deviation of its start; std None is a gain of 1."""
@@ -19,8 +21,21 @@ def init(weights, seed, dtype=np.float32):
 
     weights: dict of name -> Weight.  seed: whole number.  Each tensor has a random stream of its own, made from
     the seed and its name, so two models that differ in their experts alone start with the same attention.
+    Raises ValueError for a seed that is not a whole number, or a dtype that is not floating point.
     """
+    require.whole("seed", seed)
+    dtype = _floating(dtype)
     return {name: _draw(name, weight, seed, dtype) for name, weight in weights.items()}
+
+
+def _floating(dtype):
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if dtype is None or found is None or found.kind != "f":
+        require.fail("dtype", dtype, "a floating point type, such as numpy.float32")
+    return found
 
 
 def _draw(name, weight, seed, dtype):
@@ -42,12 +57,19 @@ def unscope(params, prefix):
 
 def count(params):
     """Number of parameters in a dict of arrays or of Weights."""
-    return sum(int(np.prod(value.shape)) for value in params.values())
+    return sum(int(np.prod(value.shape)) for value in _arrays(params, "params").values())
 
 
 def flatten(params):
     """All parameters end to end in one vector, in the dict's order."""
-    return np.concatenate([array.ravel() for array in params.values()])
+    return np.concatenate([array.ravel() for array in _arrays(params, "params").values()])
+
+
+def _arrays(params, name):
+    for key, array in require.mapping(name, params).items():
+        if not hasattr(array, "shape"):
+            require.fail(f"{name}[{key!r}]", array, "an array")
+    return params
 
 
 def unflatten(vector, like):
@@ -55,7 +77,8 @@ def unflatten(vector, like):
 
     Raises ValueError if the lengths differ.
     """
-    if vector.size != count(like):
+    vector = require.array("vector", vector, ndim=1)
+    if vector.size != count(_arrays(like, "like")):
         raise ValueError(f"vector has {vector.size} numbers, the parameters have {count(like)}")
     params, start = {}, 0
     for name, array in like.items():

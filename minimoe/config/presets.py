@@ -40,14 +40,23 @@ def preset(name, model=None, train=None):
     """
     fields.require(isinstance(name, str) and name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
     model_fields, train_fields = PRESETS[name]
+    for what, given, record in (("model", model, ModelConfig), ("train", train, TrainConfig)):
+        _check_overrides(what, {} if given is None else given, record)
     overrides = model or {}
     n_experts = (model_fields | overrides).get("n_experts", ModelConfig.n_experts)
-    router = routers.ROUTERS.get(overrides.get("router"))
+    router = overrides.get("router")
+    router = routers.ROUTERS.get(router) if isinstance(router, str) else None
     only = {}
     if router and router.FACTS.top_k and isinstance(n_experts, int):
         only["top_k"] = min(router.FACTS.top_k, n_experts)
     train_fields = train_fields | _warm_up(train_fields, train or {})
     return ModelConfig(**model_fields | only | overrides), TrainConfig(**train_fields)
+
+
+def _check_overrides(what, given, record):
+    fields.require(isinstance(given, dict), what, given, "must be a dict of fields")
+    unknown = [name for name in given if name not in record.__dataclass_fields__]
+    fields.require(not unknown, what, given, f"{record.__name__} has no field {unknown and unknown[0]!r}")
 
 
 def _warm_up(train_fields, overrides):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import batches, model, terminal
+from minimoe import batches, model, require, terminal
+from minimoe.config import ModelConfig
 from minimoe.cost import formula, ours, parts, places
 from minimoe.moe import dense, experts, soft
 from minimoe.nn import attention
@@ -159,8 +160,10 @@ def count(config, batch=1, sequence=None, groups=1, seed=0):
         groups: groups of the batch, see `batches.cut`.
         seed: of the parameters, the tokens, and what training draws at random.
     """
-    sequence = sequence or config.max_sequence
-    tokens_BS = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, sequence))
+    require.record("config", config, ModelConfig)
+    sequence = config.max_sequence if sequence is None else require.whole("sequence", sequence, 1)
+    require.whole("batch", batch, 1)
+    tokens_BS = np.random.default_rng(require.whole("seed", seed)).integers(0, config.vocab_size, (batch, sequence))
     return count_run(model.init_params(config, seed), tokens_BS, config, groups, seed)
 
 

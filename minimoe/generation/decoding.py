@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import model, parameters
+from minimoe import model, parameters, require
 from minimoe.config import ModelConfig
 from minimoe.moe import dense, experts, feed_forward, routers
 from minimoe.moe.routing import Tokens
@@ -58,8 +58,11 @@ def start(params, config, tokens_S, room):
 
     tokens_S: at least one token.  room: the most tokens that the text will have, these included.
     Returns logit_V of the token after them, and the Decoder, which owns its keys and values.
-    Raises ValueError if there is no room for the tokens.
+    Raises ValueError if there is no room for the tokens, or params or tokens do not fit the config.
     """
+    model.check_params(params, config)
+    tokens_S = model.check_tokens(require.array("tokens_S", tokens_S, "iu", 1)[None], config, "tokens_S")[0]
+    require.whole("room", room, 1)
     if len(tokens_S) > room:
         raise ValueError(f"room = {room}: tokens_S has {len(tokens_S)} tokens already")
     (logit_TV, _), cache = model.model_forward(params, tokens_S[None], config)

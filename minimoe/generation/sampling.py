@@ -5,9 +5,12 @@ routers without a capacity, and everything else is refused: with a capacity, who
 the batch, and a router that compares tokens (expert choice) would look into a future that does not exist yet.
 """
 
+import math
+
 import numpy as np
 
-from minimoe import model
+from minimoe import model, require
+from minimoe.config import ModelConfig
 from minimoe.generation import decoding
 from minimoe.moe import routers
 
@@ -19,6 +22,7 @@ def generate(params, config, prompt_S, n_tokens, temperature=1.0, top_k=None, to
     k likeliest only.  top_p: among the fewest that have probability p together.  Returns an array of tokens.
     Raises ValueError for a value out of range, or a config that cannot generate, with the reason.
     """
+    check_config(config)
     tokens_S = list(check_prompt(prompt_S, config))
     tokens_S.extend(stream(params, config, prompt_S, n_tokens, temperature, top_k, top_p, seed))
     return np.array(tokens_S)
@@ -54,16 +58,19 @@ def sample(logit_V, temperature, top_k, top_p, rng):
     """One token, drawn from softmax(logit / temperature) among those that top_k and top_p leave.
 
     top_p keeps the fewest likeliest tokens whose probabilities reach p.          [arXiv:1904.09751, sec. 3.1]
-    Raises ValueError if the logits are no numbers.
+    Raises ValueError if the logits are no numbers, before anything is chosen, or an option is out of range.
     """
+    check_options(0, temperature, top_k, top_p, 0)
+    require.generator("rng", rng, optional=False)
+    logit_V = require.array("logit_V", logit_V, "fiu", 1)
+    if not logit_V.size or not np.isfinite(logit_V.max()):  # NaN is the largest of all
+        raise ValueError("logit_V is not finite: the parameters cannot be used, perhaps since training diverged")
     order_V = np.argsort(-logit_V, kind="stable")[:top_k]
     if temperature == 0:
         return int(order_V[0])
     with np.errstate(over="ignore"):  # a temperature next to 0 gives -inf, which is a probability of 0
         scaled_V = (logit_V[order_V] - logit_V[order_V[0]]).astype(float) / temperature
     reached_V = np.exp(scaled_V).cumsum()
-    if not np.isfinite(reached_V[-1]):
-        raise ValueError("logit_V is not finite: the parameters cannot be used, perhaps since training diverged")
     reached_V /= reached_V[-1]
     last = len(reached_V) - 1 if top_p is None else reached_V.searchsorted(top_p)
     return int(order_V[reached_V.searchsorted(rng.random() * reached_V[last], side="right")])
@@ -76,6 +83,7 @@ def causal(config):
 
 def check_config(config):
     """Raise ValueError unless a cached step of this model equals the full forward pass."""
+    require.record("config", config, ModelConfig)
     if not causal(config):
         raise ValueError(f"router = {config.router!r} cannot generate: it is not causal, so the tokens to come would "
                          "decide what becomes of earlier tokens")
@@ -87,15 +95,13 @@ def check_config(config):
 
 def check_options(n_tokens, temperature, top_k, top_p, seed):
     """Raise ValueError for a sampling option out of range."""
-    for name, value in (("n_tokens", n_tokens), ("seed", seed)):
-        if not isinstance(value, (int, np.integer)) or value < 0:
-            raise ValueError(f"{name} = {value}: must be a whole number, 0 or more")
-    if not (np.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature = {temperature}: must be a finite number, 0 or more")
-    if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
-        raise ValueError(f"top_k = {top_k}: must be a whole number of tokens, 1 or more, or None")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p = {top_p}: must be above 0 and at most 1, or None")
+    require.whole("n_tokens", n_tokens)
+    require.whole("seed", seed)
+    require.number("temperature", temperature)
+    if top_k is not None:
+        require.whole("top_k", top_k, 1)
+    if top_p is not None:
+        require.number("top_p", top_p, "a number above 0 and at most 1, or None", math.ulp(0), 1)
 
 
 def check_prompt(prompt_S, config):

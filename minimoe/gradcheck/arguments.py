@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from minimoe import require
+
 LOST = "function loses the imaginary part of its arrays, which carries the slope in a complex step"
 
 
@@ -20,10 +22,9 @@ def real_arrays(arrays, checked):
     no array, no array of a name in `checked`, or one of them has another dtype.
     """
     if not isinstance(arrays, Mapping) or not arrays:
-        raise ValueError(f"arrays = {arrays!r:.60}: must be a dict, name -> array, of at least one")
+        require.fail("arrays", arrays, "a dict, name -> array, of at least one")
     for name in checked:
-        if name not in arrays:
-            raise ValueError(f"name = {name!r}: must be one of {', '.join(map(str, arrays))}")
+        require.one_of("name", name, arrays)
     return {name: _float64(name, array, name in checked) for name, array in arrays.items()}
 
 
@@ -98,6 +99,4 @@ class Watched:
 
 def watched(function):
     """The function, Watched."""
-    if not callable(function):
-        raise ValueError(f"function = {function!r}: must be a function of a dict of arrays")
-    return function if isinstance(function, Watched) else Watched(function)
+    return function if isinstance(function, Watched) else Watched(require.function("function", function))

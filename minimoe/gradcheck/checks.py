@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from minimoe import require
 from minimoe.config import ModelConfig
 from minimoe.gradcheck import arguments, numeric
 from minimoe.moe import capacity, feed_forward, losses, routers
@@ -19,7 +20,9 @@ def check_pair(title, forward, backward, arrays):
     The objective is (R * y).sum() with random R: a plain sum would hide that the softmax sums to one.
     Returns a Report.  Raises ValueError if there are no arrays, or forward does not return two things.
     """
-    arrays = arguments.real_arrays(arrays, arrays)
+    arrays = arguments.real_arrays(arrays, require.mapping("arrays", arrays))
+    require.function("forward", forward)
+    require.function("backward", backward)
     result = forward(*(array.copy() for array in arrays.values()))
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise ValueError(f"forward returned a {type(result).__name__}: must be two things, its output and the cache")
@@ -139,7 +142,10 @@ def check_layer(config, objective="all together", seed=0, n_tokens=11, one_by_on
     along random directions, which is much faster.  Two sequences, with padding at the end of the second.  Returns a
     Report whose notes say how many assignments were dropped.
     """
-    rng = np.random.default_rng(seed)
+    require.one_of("objective", objective, OBJECTIVES)
+    require.whole("n_tokens", n_tokens, 2)
+    require.record("config", config, ModelConfig)
+    rng = np.random.default_rng(require.whole("seed", seed))
     kind, possible = config.layer_kinds[0], objectives_of(config)
     task = OBJECTIVES[objective].get("task", 0.0)
     coefs = {name: coef for name, coef in OBJECTIVES[objective].items() if name in losses.LOSSES and name in possible}

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from minimoe import batches, model, parameters
+from minimoe import batches, model, parameters, require
 from minimoe.config import ModelConfig
 from minimoe.gradcheck import numeric
 from minimoe.moe import losses
+from minimoe.moe.routing import Routing
 from minimoe.nn import ops
 
 SMALL = ModelConfig(vocab_size=7, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=5, n_experts=3, top_k=2,
@@ -19,8 +20,8 @@ see.  Small enough to check every number."""
 
 def random_params(config, seed=0):
     """float64 parameters that hide nothing: no gain is 1, and no two experts or tokens are alike."""
-    rng = np.random.default_rng(seed)
     start = model.init_params(config, seed, np.float64)
+    rng = np.random.default_rng(seed)
     return {name: array + 0.3 * rng.normal(size=array.shape) for name, array in start.items()}
 
 
@@ -91,13 +92,19 @@ def check_flips(config=SMALL, seed=0):
 
 def flips(before, after):
     """Number of assignments that two lists of Routings, one per layer, decide differently: expert, or kept or not."""
+    before, after = require.sequence("before", before), require.sequence("after", after)
+    for routing in (*before, *after):
+        require.record("routing", routing, Routing)
+    if len(before) != len(after):
+        raise ValueError(f"before has {len(before)} Routings, after {len(after)}: must be as many")
     return sum(int(((a.expert_A != b.expert_A) | (a.kept_A != b.kept_A)).sum())
                for a, b in zip(before, after, strict=True))
 
 
 def random_batch(config, seed=0):
     """tokens_BS and targets_BS of two random sequences of up to 9 tokens."""
-    rng = np.random.default_rng([seed, 1])
+    require.record("config", config, ModelConfig)
+    rng = np.random.default_rng([require.whole("seed", seed), 1])
     return tuple(rng.integers(0, config.vocab_size, (2, 2, min(config.max_sequence, 9))))
 
 

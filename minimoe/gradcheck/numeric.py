@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import terminal
+from minimoe import require, terminal
 from minimoe.gradcheck import arguments
 
 COMPLEX_STEP, COMPLEX_TOLERANCE = 1e-30, 1e-12
@@ -76,7 +76,7 @@ def table(reports, titles=False):
 
 def error(analytic, numeric):
     """||a - n|| / (||a|| + ||n||), or 0 where both are 0 up to rounding.  Raises ValueError if their shapes differ."""
-    analytic, numeric = np.asarray(analytic), np.asarray(numeric)
+    analytic, numeric = require.array("analytic", analytic), require.array("numeric", numeric)
     if analytic.shape != numeric.shape:
         raise ValueError(f"analytic has shape {analytic.shape}, numeric {numeric.shape}: must be the same")
     size = np.linalg.norm(analytic) + np.linalg.norm(numeric)
@@ -135,10 +135,7 @@ def central_directions(function, arrays, name, directions):
 def _entries(arrays, name, entries):
     """The entries as a list.  Raises ValueError for one that there is not."""
     size = arguments.real_arrays(arrays, [name])[name].size
-    for entry in (entries := list(entries)):
-        if not isinstance(entry, (int, np.integer)) or not 0 <= entry < size:
-            raise ValueError(f"entry = {entry!r}: must be a whole number in [0, {size}), the size of {name!r}")
-    return entries
+    return [require.whole("entry", entry, 0, size - 1) for entry in require.sequence("entries", entries)]
 
 
 def _stepped(array, step, direction):
@@ -154,7 +151,7 @@ def _stepped(array, step, direction):
 
 def compare_directions(title, function, arrays, grads, count=4, notes=()):
     """Check analytic gradients tensor by tensor along `count` random directions each.  Returns a Report."""
-    _require_count("count", count)
+    require.whole("count", count, 1)
     rng = np.random.default_rng(0)
 
     def ways(name, grad):
@@ -182,7 +179,9 @@ def compare(title, function, arrays, grads, method=complex_step, tolerance=COMPL
     Raises ValueError if there is nothing to check, or the function does not return a number.
     """
     if most is not None:
-        _require_count("most", most)
+        require.whole("most", most, 1)
+    require.function("method", method)
+    require.number("tolerance", tolerance)
     rng = np.random.default_rng(0)
 
     def ways(name, grad):
@@ -193,11 +192,6 @@ def compare(title, function, arrays, grads, method=complex_step, tolerance=COMPL
     return _report(title, function, arrays, grads, ways, tolerance, notes)
 
 
-def _require_count(name, value):
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} = {value!r}: must be a whole number, 1 or more")
-
-
 def _report(title, function, arrays, grads, ways, tolerance, notes):
     """The Report of all gradients.
 
@@ -205,9 +199,9 @@ def _report(title, function, arrays, grads, ways, tolerance, notes):
     difference.
     """
     if not isinstance(grads, dict) or not grads:
-        raise ValueError(f"grads = {grads!r:.60}: must be a dict, name -> gradient, of at least one")
-    arrays = arguments.real_arrays(arrays, [name for name in grads if name in (arrays or ())])
-    function, rows, notes, losses = arguments.watched(function), [], list(notes), {}
+        require.fail("grads", grads, "a dict, name -> gradient, of at least one")
+    arrays = arguments.real_arrays(arrays, [name for name in grads if name in require.mapping("arrays", arrays)])
+    function, rows, notes, losses = arguments.watched(function), [], require.sequence("notes", notes), {}
     for name, grad in grads.items():
         array = arrays.get(name)
         problem = arguments.problem_of(grad, array, arrays)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import require
 from minimoe.moe.routing import require_rng
 
 
@@ -20,9 +21,14 @@ def capacity(n_assignments, n_tokens, n_experts, factor):
 
     The factor is read as the decimal number that was typed, so 1.1 * 200 / 4 is 55 slots, not 56 by rounding error.
     Switch and some ports leave K out; others round down.  factor None is dropless: returns None.
+    Raises ValueError for a count that is not one, or a factor that is not above 0.
     """
+    for name, value, least in (("n_assignments", n_assignments, 0), ("n_tokens", n_tokens, 0),
+                               ("n_experts", n_experts, 1)):
+        require.whole(name, value, least)
     if factor is None:
         return None
+    require.number("factor", factor, "a finite number above 0, or None", least=math.ulp(0))
     exact = math.ceil(Fraction(str(factor)) * n_assignments / n_experts)
     return min(max(exact, 1), max(n_tokens, 1))
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import require
 from minimoe.nn import ops
 
 
@@ -19,9 +20,10 @@ def top_k_experts(score_TE, top_k, replay=None):
         score_TE: the larger, the better.
         top_k: K.
         replay: a Routing whose choices are taken instead, where it has any.
-    Returns expert_TK.
+    Returns expert_TK.  Raises ValueError unless K is from 1 to E.
     """
-    score_TE = ops.floats(score_TE)
+    score_TE = require.array("score_TE", ops.floats(score_TE), ndim=2)
+    require.whole("top_k", top_k, 1, score_TE.shape[1])
     lowest = np.finfo(score_TE.real.dtype).min
     left_TE = np.where(score_TE.real > lowest, score_TE.real, lowest)  # so that -inf is: taken already
     if replay is not None:

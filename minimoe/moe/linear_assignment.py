@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from minimoe import require
+
 PRICE_ROUNDS = 60
 
 
@@ -14,6 +16,7 @@ def balanced_assignment(score_TE):
     such moves.  After each the assignment is the best for its loads (successive shortest paths), so this is exact, but
     for sums that differ by rounding error.  Returns expert_T.
     """
+    score_TE = require.array("score_TE", score_TE, "fiu", 2)
     score_TE = score_TE.astype(np.float64)  # else rounding error can look like a gain, for ever
     n_tokens, n_experts = score_TE.shape
     if n_tokens == 0:

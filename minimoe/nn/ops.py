@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import require
+
 
 def floats(x):
     """An array of floating point numbers as it is; whole numbers become float64, as a slope of theirs must.
@@ -17,9 +19,7 @@ def floats(x):
     """
     if isinstance(x, np.ndarray) and x.dtype.kind in "fc":
         return x
-    x = np.asarray(x)
-    if x.dtype.kind not in "fciu":
-        raise ValueError(f"array of shape {x.shape} has dtype {x.dtype}: must be numbers")
+    x = require.array("array", x)
     return x if x.dtype.kind in "fc" else x.astype(np.float64)
 
 
@@ -48,6 +48,7 @@ def softmax_forward(x_TE, axis=-1):
     Returns p_TE, cache.
     """
     x_TE = floats(x_TE)
+    require.whole("axis", axis, -x_TE.ndim, x_TE.ndim - 1)
     p_TE = x_TE - x_TE.real.max(axis=axis, keepdims=True)
     np.exp(p_TE, out=p_TE)
     p_TE /= p_TE.sum(axis=axis, keepdims=True)
@@ -221,7 +222,8 @@ class EmbeddingCache(NamedTuple):
 
 def embedding_forward(tokens_T, w_VD):
     """Look up one row per token.  tokens_T: whole numbers in [0, V).  Returns x_TD, cache."""
-    w_VD = floats(w_VD)
+    tokens_T, w_VD = require.array("tokens_T", tokens_T, "iu"), require.array("w_VD", floats(w_VD), ndim=2)
+    _check_range("tokens_T", tokens_T, len(w_VD))
     return w_VD[tokens_T], EmbeddingCache(tokens_T, w_VD)
 
 
@@ -232,6 +234,12 @@ def embedding_backward(dx_TD, cache):
     dw_VD = np.zeros_like(cache.w_VD)
     dw_VD[used] = np.add.reduceat(dx_TD[order_T], starts, axis=0)  # x = w[tokens]
     return dw_VD
+
+
+def _check_range(name, tokens_T, n_tokens):
+    """Raise ValueError unless all are in [0, n_tokens): NumPy would count a negative one from the end."""
+    if tokens_T.size and (tokens_T.min() < 0 or tokens_T.max() >= n_tokens):
+        raise ValueError(f"{name} has values from {tokens_T.min()} to {tokens_T.max()}: must be in [0, {n_tokens})")
 
 
 class CrossEntropyCache(NamedTuple):
@@ -251,7 +259,14 @@ def cross_entropy_forward(logit_TV, target_T, weight_T):
         weight_T: the weight of each token, sums to 1; 0 for padding.
     Returns the loss, cache.
     """
-    logit_TV, rows_T = floats(logit_TV), np.arange(len(target_T))
+    logit_TV = require.array("logit_TV", floats(logit_TV), ndim=2)
+    target_T = require.array("target_T", target_T, "iu", ndim=1)
+    weight_T = require.array("weight_T", weight_T, ndim=1)
+    if not len(target_T) == len(weight_T) == len(logit_TV):
+        raise ValueError(f"logit_TV, target_T and weight_T have {len(logit_TV)}, {len(target_T)} and {len(weight_T)} "
+                         "rows: must have as many")
+    _check_range("target_T", target_T, logit_TV.shape[1])
+    rows_T = np.arange(len(target_T))
     shifted_TV = logit_TV - logit_TV.real.max(axis=-1, keepdims=True)
     p_TV = np.exp(shifted_TV)
     sum_T = p_TV.sum(axis=-1)

@@ -22,9 +22,9 @@ CORE = [name for name in TREES if name.startswith(("nn/", "moe/")) or name == "m
 NODES = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree)]
 FUNCTIONS = [(file, node) for file, node in NODES if isinstance(node, ast.FunctionDef)]
 
-FLOORS = {"interrupts": -1, "parameters": 0, "files": 0, "terminal": 0, "nn": 1, "moe": 2, "config": 2.5, "model": 3,
-          "batches": 3.5, "sparsity": 3.7, "gradcheck": 4, "generation": 4, "training": 4, "cost": 5, "": 5.5,
-          "plots": 6, "analysis": 7, "experiments": 8, "course": 9, "cli": 10, "__main__": 11}
+FLOORS = {"interrupts": -1, "require": -1, "parameters": 0, "files": 0, "terminal": 0, "nn": 1, "moe": 2,
+          "config": 2.5, "model": 3, "batches": 3.5, "sparsity": 3.7, "gradcheck": 4, "generation": 4, "training": 4,
+          "cost": 5, "": 5.5, "plots": 6, "analysis": 7, "experiments": 8, "course": 9, "cli": 10, "__main__": 11}
 """A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""
 
 

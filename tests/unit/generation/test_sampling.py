@@ -118,9 +118,13 @@ def test_where_a_number_falls_by_hand():
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_logits_or_params_that_cannot_be_used_are_refused(broken):
+    for options in ((1.0, None, None), (0, None, None), (1.0, 1, None), (0.5, None, 0.1)):
+        with pytest.raises(ValueError, match="logit_V is not finite: the parameters"):
+            sampling.sample(np.array([0.0, broken, 1.0]), *options, chance(0.5))
+    nowhere = params_of(CONTEXT) | {"final.gain_D": np.full(8, broken)}
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="logit_V is not finite: the parameters"):
-        sampling.sample(np.array([0.0, broken, 1.0]), 1.0, None, None, chance(0.5))
-    with pytest.raises(ValueError, match="missing .*layers.1.moe.w_up_EDF"):
+        sampling.generate(nowhere, CONTEXT, [1], 2, temperature=0)
+    with pytest.raises(ValueError, match=r"missing .*layers\.1\."):
         sampling.generate(params_of(replace(small.MODEL, n_layers=1)), small.MODEL, [1], 2)
 
 

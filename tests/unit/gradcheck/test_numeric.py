@@ -195,7 +195,7 @@ def test_a_function_that_changes_its_input_does_so_to_copies_and_is_told(compare
     (lambda: gradcheck.compare("f", lambda arrays: arrays["x"], ARRAYS, GRADS), r"returned shape \(2, 2\)"),
     (lambda: gradcheck.compare("f", lambda arrays: cubes(arrays).astype("F"), ARRAYS, GRADS), "returned complex64"),
     (lambda: gradcheck.complex_step(cubes, ARRAYS, "z", [0]), "name = 'z'.*x, y"),
-    (lambda: gradcheck.central_difference(cubes, ARRAYS, "x", [4]), r"entry = 4: .* \[0, 4\)"),
+    (lambda: gradcheck.central_difference(cubes, ARRAYS, "x", [4]), "entry = 4: .* from 0 to 3"),
     (lambda: gradcheck.complex_step(refill, ARRAYS, "x", [0]), "loses the imaginary part"),
     (lambda: gradcheck.error(np.ones((1, 3)), np.ones(3)), r"shape \(1, 3\), numeric \(3,\)")])
 def test_what_cannot_be_checked_is_refused_with_the_reason(call, reason):

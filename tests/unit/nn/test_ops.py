@@ -109,7 +109,7 @@ def test_whole_numbers_count_as_floating_point_and_what_is_no_number_is_refused(
                                  strict=True):
             np.testing.assert_array_equal(got, expected)
     for dtype in (bool, object):
-        with pytest.raises(ValueError, match=f"dtype {np.dtype(dtype)}: must be numbers"):
+        with pytest.raises(ValueError, match=f"dtype {np.dtype(dtype)}: must be an array of numbers"):
             forward(*(a.astype(dtype) for a in whole))
 
 
