@@ -60,7 +60,7 @@ def _count_real(tokens_BS, mask_BS):
     return tokens_BS.size if mask_BS is None else max(mask_BS.sum(), 1)
 
 
-def gradients(params, groups, config, rng=None, look=None, training=True, each=map):
+def gradients(params, groups, config, rng=None, look=None, training=True, each=map, extra=None):
     """Mean gradients of the objective over groups.
 
     Args:
@@ -71,6 +71,7 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
         look: called with the Losses and the ObjectiveCache of each group before its backward.
         training: whether noise, capacity and drop order of training apply.
         each: `map`, or that of `workers`, to run groups at the same time.
+        extra: function of a Group and its logit_TV, for another loss and its gradient, which join the objective.
 
     With `global_balance` the balance loss multiplies each group's probabilities with the load of all, which has to be
     known first, so that all forward passes are held at once; else those that run, and gradients that wait to be added.
@@ -83,9 +84,11 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
         (logit_TV, routings), cache = forwarded
         step = Step(group.n_real or _count_real(group.tokens_BS, group.mask_BS), *of_all)
         losses, losses_cache = model.losses_forward(logit_TV, routings, group.targets_BS, config, group.mask_BS, step)
+        more, dmore_TV = (0.0, None) if extra is None else extra(group, logit_TV)
+        losses = losses._replace(total=losses.total + more)
         cache = model.ObjectiveCache(cache, losses_cache)
         seen = look(losses, cache) if look is not None else None
-        return losses, routings, seen, model.objective_backward(1 / len(groups), cache)
+        return losses, routings, seen, _backward(1 / len(groups), cache, dmore_TV)
 
     rngs = streams(rng, len(groups))
     if config.global_balance and config.moe_layers:
@@ -97,6 +100,14 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
     else:
         results = each(lambda group, rng: backward(group, forward(group, rng)), groups, rngs)
     return _mean(results)
+
+
+def _backward(share, cache, dmore_TV):
+    """Gradients of a group's part in the objective.  dmore_TV: gradient of another loss of its logits, or None."""
+    if dmore_TV is None:
+        return model.objective_backward(share, cache)
+    dlogit_TV, pulls = model.losses_backward(share, cache.losses)
+    return model.model_backward(dlogit_TV + share * dmore_TV, pulls, cache.model)
 
 
 def _mean(results):

@@ -40,11 +40,12 @@ def new_state(model_config, train_config, corpus):
                       optimizer.start_moments(params), np.random.default_rng(train_config.seed), {})
 
 
-def train(state, corpus, path=None, on_step=None, threads=1):
+def train(state, corpus, path=None, on_step=None, threads=1, extra=None):
     """Train until all steps are done.  Changes and returns the state.
 
     path: where to save checkpoints; None saves none.  on_step: called with the state after every step.
     threads: groups, and batches of an evaluation, that run at the same time; no number depends on it.
+    extra: another loss of the logits, such as a teacher's: see `batches.gradients` and `sparsity.distillation`.
     Ctrl-C finishes the step, saves, and raises Interrupted; a second Ctrl-C stops at once.
     Raises ValueError if the corpus is not the one that the state was trained on, Diverged at the first number that is
     not finite (the checkpoint before it stays), CheckpointError if a checkpoint cannot be written.
@@ -55,7 +56,7 @@ def train(state, corpus, path=None, on_step=None, threads=1):
     with (alone as lock, _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"),
           workers(threads) as each):
         while not state.finished:
-            step_once(state, corpus, each)
+            step_once(state, corpus, each, extra)
             due = state.step % config.eval_every == 0 or state.finished
             if due:
                 _record_evaluation(state, corpus, each)
@@ -76,8 +77,11 @@ def check_text(state, corpus):
         raise ValueError("the text is not the one that this run was trained on: other files, another order, or changed")
 
 
-def step_once(state, corpus, each=map):
-    """One optimiser step on freshly drawn data; adds one entry to the history.  each: see `workers`."""
+def step_once(state, corpus, each=map, extra=None):
+    """One optimiser step on freshly drawn data; adds one entry to the history.
+
+    each: see `workers`.  extra: see `train`.
+    """
     started = time.perf_counter()
     config = state.train_config
     recorded = state.step % config.record_every == 0
@@ -91,7 +95,7 @@ def step_once(state, corpus, each=map):
     drawn = [data.sample(corpus.train, state.rng, config.batch, config.sequence) for _ in range(config.accumulate)]
     parts = [group for batch in drawn for group in batches.cut(batch.tokens_BS, batch.targets_BS, config.groups)]
     losses, routings, pulls, grads = batches.gradients(state.params, parts, state.model_config, state.rng, look,
-                                                      each=each)
+                                                      each=each, extra=extra)
     norm = divergence.finite_norm(grads, state.step)
     optimizer.adamw_update(state.params, grads, state.moments, state.step, config,
                            optimizer.clip_scale(norm, config.clip_norm))

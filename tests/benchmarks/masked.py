@@ -92,8 +92,8 @@ def main():
         _, narrow = smaller(model.init_params(config), config, kept)
         flops = cost.count(narrow).forward_flops / cost.count(config).forward_flops
         compare(f"a product with {kept:.0%} of the weights", "product", PRODUCTS, kept, options.turns)
-        compare(f"a model with {kept:.0%} of the experts' neurons, {flops:.0%} of the FLOPs", "whole_model", MODELS, kept,
-                options.turns)
+        compare(f"a model with {kept:.0%} of the experts' neurons, {flops:.0%} of the FLOPs", "whole_model", MODELS,
+                kept, options.turns)
 
 
 if __name__ == "__main__":

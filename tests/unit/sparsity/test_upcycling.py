@@ -7,13 +7,17 @@ import pytest
 
 from minimoe import batches, gradcheck, model, parameters
 from minimoe.config import ModelConfig
+from minimoe.gradcheck import numeric
 from minimoe.moe import dense
+from minimoe.nn import ops
 from minimoe.sparsity import distillation, merging, upcycling
-from tests import cases
+from minimoe.training import loop
+from tests import cases, small
 
 ONE = ModelConfig(vocab_size=7, d_model=12, n_layers=2, n_heads=2, d_hidden=8, n_experts=1, top_k=1, max_sequence=9)
 DENSE = {"one expert": ONE, "dense layers": replace(ONE, first_dense_layers=2, d_dense=8),
          "shared": replace(ONE, n_shared_experts=1), "mixed": replace(ONE, n_layers=3, moe_every=2, d_dense=6)}
+MANY = replace(ONE, n_experts=4, top_k=2)
 TOKENS_BS, TARGETS_BS = np.random.default_rng(0).integers(0, 7, (2, 4, 9))
 
 
@@ -139,6 +143,35 @@ def test_the_gradient_of_distillation_and_its_zero():
     # by hand: the student says 1/2, 1/2, the teacher 1/4, 3/4: log 2 - entropy
     loss, _ = distillation.distillation_forward(np.zeros((1, 2)), np.log([[1., 3]]), np.ones(1))
     assert loss == pytest.approx(np.log(2) + 0.25 * np.log(0.25) + 0.75 * np.log(0.75), rel=1e-12)
+
+
+def test_the_whole_gradient_of_a_student_in_groups_and_a_run_with_a_teacher():
+    student, teacher = gradcheck.random_params(ONE), gradcheck.random_params(MANY, seed=1)
+    groups = batches.cut(TOKENS_BS, TARGETS_BS, 2)
+    extra = distillation.teacher(teacher, MANY, weight=0.7, temperature=3.0)
+    found = batches.gradients(student, groups, ONE, extra=extra)
+
+    def total(params):
+        logit_TV = model.model_forward(params, TOKENS_BS, ONE)[0][0]
+        ce, _ = ops.cross_entropy_forward(logit_TV, TARGETS_BS.ravel(), np.full(36, 1 / 36))
+        teacher_TV = model.model_forward(teacher, TOKENS_BS, MANY)[0][0]
+        return ce + 0.7 * distillation.distillation_forward(logit_TV, teacher_TV, np.full(36, 1 / 36), 3.0)[0]
+
+    report = numeric.compare("student", total, student, found.grads, most=9)
+    assert report.ok, report
+    assert np.mean([losses.total for losses in found.losses]) == pytest.approx(total(student), rel=1e-12)
+    alone, taught = small.new(small.DENSE, n_steps=15), small.new(small.DENSE, n_steps=15)
+    moe = small.trained(n_steps=15)
+    by = distillation.teacher(moe.params, moe.model_config, weight=5.0)
+    loop.train(alone, small.CORPUS)
+    loop.train(taught, small.CORPUS, extra=by)
+    batch = small.first_batches(1)[0][0]
+    group, = batches.cut(batch.tokens_BS, batch.targets_BS, 1)
+    far, near = (by(group, model.model_forward(state.params, batch.tokens_BS, small.DENSE)[0][0])[0]
+                 for state in (alone, taught))
+    assert near < far
+    with pytest.raises(ValueError, match="vocab_size = 7: the student knows 32 tokens"):
+        extra(group._replace(tokens_BS=TOKENS_BS), np.zeros((36, 32)))
 
 
 @pytest.mark.parametrize(("call", "message"), [
