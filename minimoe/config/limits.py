@@ -66,10 +66,10 @@ def check_options(config):
     own = facts[config.router]
     fields.check(config, "top_k", own.top_k is None or config.top_k == min(own.top_k, config.n_experts),
                  f"router {config.router!r} always takes {own.top_k}")
-    for option in dataclasses.fields(config):
-        users = [name for name, other in facts.items() if option.name in other.options]
-        useless = users and config.router not in users and getattr(config, option.name) != option.default
-        fields.check(config, option.name, not useless,
+    given = [option.name for option in dataclasses.fields(config) if getattr(config, option.name) != option.default]
+    for option in given:
+        users = [name for name, other in facts.items() if option in other.options]
+        fields.check(config, option, not users or config.router in users,
                      f"router {config.router!r} has no use for it; {', '.join(users)} would")
     fields.check(config, "jitter", config.jitter < 1, "must be below 1, since factors are from 1 - jitter")
 

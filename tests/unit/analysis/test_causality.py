@@ -1,5 +1,6 @@
 """The study of causality: what must hold of every router and order, and that the measurement itself can tell."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -7,30 +8,39 @@ import pytest
 from minimoe.analysis import causality
 from minimoe.moe import capacity, routers
 
-STUDY = causality.study(trials=3)
-ROWS = {(row.router, row.capacity_factor, row.drop_order, row.training): row for row in STUDY}
+
+@functools.cache
+def study():
+    """The rows of every router, in order."""
+    return causality.study(trials=3)
+
+
+@functools.cache
+def row_of():
+    """(router, capacity factor, drop order, training) -> its row."""
+    return {(row.router, row.capacity_factor, row.drop_order, row.training): row for row in study()}
 
 
 def softmax(order, training=False):
-    return ROWS["softmax_topk", 0.75, order, training]
+    return row_of()["softmax_topk", 0.75, order, training]
 
 
 def test_every_router_with_every_order_is_as_declared_in_training_and_evaluation():
     """Dropless once, and every order with a capacity; Soft MoE has neither."""
-    assert len(ROWS) == len(STUDY) == (len(routers.POLICIES) * (1 + len(capacity.ORDERS)) + 1) * 2
-    assert [key for key, row in ROWS.items() if not row.as_declared] == []
-    assert all((row.cached is None) == row.training for row in STUDY)  # training is not decoded
+    assert len(row_of()) == len(study()) == (len(routers.POLICIES) * (1 + len(capacity.ORDERS)) + 1) * 2
+    assert [key for key, row in row_of().items() if not row.as_declared] == []
+    assert all((row.cached is None) == row.training for row in study())  # training is not decoded
 
 
 def test_a_causal_dropless_evaluation_passes_all_four_and_soft_moe_mixes_the_future_of_its_own_sequence_in():
     for name in routers.POLICIES:
-        row = ROWS[name, None, "position", False]
+        row = row_of()[name, None, "position", False]
         if routers.POLICIES[name].FACTS.causal_in_evaluation:
             assert (row.future, row.prefix, row.batch, row.cached) == (0, 0, 0, 0), name
         else:
             assert min(row.future, row.prefix, row.cached) > 0, name
     for training, cached in ((True, None), (False, 1)):
-        row = ROWS["soft", None, "position", training]
+        row = row_of()["soft", None, "position", training]
         assert (row.future, row.prefix, row.batch, row.cached, row.declared) == (1, 1, 0, cached, False)
 
 
@@ -41,7 +51,8 @@ def test_orders_let_the_future_in_unless_they_are_by_position():
         assert (softmax(name, training=True).future > 0, softmax(name).future > 0) == (ahead, evaluation)
         assert (softmax(name, training=True).declared, softmax(name).declared) == (not ahead, not evaluation)
     for training in (True, False):
-        assert ROWS["hash", 0.75, "rank", training].future > ROWS["hash", 0.75, "position", training].future == 0
+        rank, position = (row_of()["hash", 0.75, order, training] for order in ("rank", "position"))
+        assert rank.future > position.future == 0
 
 
 def test_with_a_capacity_a_prefix_has_less_room_and_a_token_alone_has_enough():
@@ -55,9 +66,9 @@ def test_with_a_capacity_a_prefix_has_less_room_and_a_token_alone_has_enough():
 
 
 def test_chance_is_noticed_in_training_and_there_is_none_in_evaluation():
-    chance = {name for name in routers.POLICIES if ROWS[name, None, "position", True].prefix is None}
+    chance = {name for name in routers.POLICIES if row_of()[name, None, "position", True].prefix is None}
     assert chance == {"switch", "noisy_topk", "gshard", "st_moe", "random"}
-    assert all(row.prefix is not None and row.batch is not None for row in STUDY if not row.training)
+    assert all(row.prefix is not None and row.batch is not None for row in study() if not row.training)
 
 
 @pytest.mark.parametrize(("name", "flag"), [("expert_choice", "causal"),
@@ -73,7 +84,7 @@ def test_a_false_declaration_is_found(monkeypatch, name, flag):
 
 def test_the_table_leads_with_which_routers_and_orders_look_ahead(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    answer, table, _ = causality.table(STUDY).split("\n\n")
+    answer, table, _ = causality.table(study()).split("\n\n")
     assert answer.splitlines() == [
         "All 61 settings are as declared.",
         "Routers that look into the future: expert_choice, soft; in training only: sinkhorn, base.",
@@ -83,7 +94,7 @@ def test_the_table_leads_with_which_routers_and_orders_look_ahead(monkeypatch):
     assert ["random", "dropless", "yes", "-", "random", "random", *"----"] in lines
     assert ["soft", "dropless", "yes", "100%", "100%", "-", "100%", "100%", "-", "100%"] in lines
     monkeypatch.setenv("COLUMNS", "80")
-    _, training, evaluation, _ = causality.table(STUDY).split("\n\n")
+    _, training, evaluation, _ = causality.table(study()).split("\n\n")
     assert training.splitlines()[3].startswith("softmax_topk   dropless        yes  ")
     assert evaluation.splitlines()[3].startswith("softmax_topk   dropless          ")
     assert "look into the future: none." in causality.table(causality.study(2, ("softmax_topk",), factors=(None,)))

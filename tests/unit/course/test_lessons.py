@@ -7,16 +7,16 @@ import re
 import signal
 from pathlib import Path
 
-import nbformat
 import pytest
 
 import minimoe
 from minimoe import cli
 from minimoe.course import lessons
+from tests.unit.test_house import TREES
 
 NOTEBOOKS = {path.stem: json.loads(path.read_text("utf-8")) for path in lessons.find()}
 ROOT = Path(minimoe.__file__).parent
-PUBLIC = {node.name for path in ROOT.rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))
+PUBLIC = {node.name for tree in TREES.values() for node in ast.walk(tree)
           if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 each = pytest.mark.parametrize("name", NOTEBOOKS)
@@ -50,8 +50,11 @@ def test_a_lesson_is_committed_as_one_run_from_top_to_bottom_that_any_machine_wo
     printed = "\n".join("".join(text) for output in outputs(name)
                         for text in (output.get("text", []), output.get("data", {}).get("text/plain", [])))
     assert not re.search(r"0x[0-9a-f]{6,}|Warning|\d(it|step)/s|/(home|tmp|root|Users)/|site-packages", printed)
+    import nbformat  # here, since it takes seconds to import
+
+    from minimoe.course import kernel
     text = (lessons.FOLDER / f"{name}.ipynb").read_text("utf-8")
-    assert nbformat.writes(lessons.plain(nbformat.reads(text, as_version=4))) + "\n" == text and "widget" not in text
+    assert nbformat.writes(kernel.plain(nbformat.reads(text, as_version=4))) + "\n" == text and "widget" not in text
     nbformat.validate(nbformat.reads(text, as_version=4))
 
 
@@ -107,7 +110,7 @@ def test_lessons_run_in_place_on_one_thread_again_without_another_byte_and_one_t
     assert [output["text"] for output in notebook["cells"][1]["outputs"]] == [["0\n", "1\n", "2\n"]]
     assert notebook["cells"][2]["outputs"][0]["data"] == {"text/plain": ["(42, '1', True)"]}
     assert [cell["id"] for cell in notebook["cells"]] == ["cell-0", "cell-1", "cell-2"]
-    assert notebook["cells"][1]["metadata"] == {"tags": ["derive"]} and notebook["metadata"] == lessons.METADATA
+    assert notebook["cells"][1]["metadata"] == {"tags": ["derive"]} and notebook["metadata"] == NOTEBOOKS["01_what_is_sparse"]["metadata"]
     assert lessons.main(["01"], check=True, say=printed.append) and path.read_bytes() == first
     assert [line.rsplit(", ", 1)[1] for line in printed] == ["other bytes", "written", "the same bytes"]
     before, printed = (folder / "02_bad.ipynb").read_bytes(), []
@@ -117,8 +120,9 @@ def test_lessons_run_in_place_on_one_thread_again_without_another_byte_and_one_t
 
 def test_ctrl_c_ends_the_lesson_and_leaves_it_as_it_was(folder, monkeypatch):
     """It is pressed when the first cell begins, whose time is taken then."""
+    from minimoe.course import kernel  # here, since it takes seconds to import
     before, handler = (folder / "01_good.ipynb").read_bytes(), signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(lessons.time, "perf_counter", lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(kernel.time, "perf_counter", lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         lessons.main(["01"], say=pytest.fail)
     assert (folder / "01_good.ipynb").read_bytes() == before and signal.getsignal(signal.SIGINT) == handler

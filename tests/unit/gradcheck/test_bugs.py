@@ -11,7 +11,8 @@ import pytest
 from minimoe import gradcheck, model, moe, nn
 from minimoe.nn import ops
 
-LAYERS = [gradcheck.layer_cases()[name] for name in (
+CASES = gradcheck.layer_cases()
+LAYERS = [CASES[name] for name in (
     "softmax_topk, K=2, drop by position", "softmax_topk, 2 shared experts", "dense", "soft, K=2",
     "switch, K=1, drop by position", "noisy_topk, K=2, drop by position", "gshard, K=2, dropless",
     "st_moe, K=2, raw, dropless", "sigmoid_bias, 1 group of 2", "expert_choice, K=2, dropless",
