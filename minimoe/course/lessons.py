@@ -17,13 +17,15 @@ def main(names=(), check=False, say=terminal.say):
     check: write nothing, and say which would change.  say: prints.   Returns whether all could run, and with `check`
     whether none would change.  Raises ValueError for a name that no lesson has.
     """
+    from nbclient.exceptions import CellExecutionError
+
     from minimoe.course import kernel
     good = True
     for path in find(names):
         before = path.read_text("utf-8")
         try:
             after, seconds = kernel.run(before, path.parent)
-        except kernel.CellExecutionError as error:
+        except CellExecutionError as error:
             say(f"{path.name}: stopped by an error, and is left as it was\n{error}")
             good = False
             continue
