@@ -31,7 +31,7 @@ def written(path, what="the file", before_rename=lambda: None):
     Raises NotWritten, a ValueError, if the folder or the disk does not allow it; KeyboardInterrupt whatever an
     interruption has led to.
     """
-    path = Path(path)
+    path = as_path(path)
     temporary = path.parent / (f"{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         check_name(path)
@@ -71,10 +71,16 @@ def sync_folder(folder):
             os.close(handle)
 
 
+def as_path(path):
+    """A Path.  Raises ValueError for what is neither text nor a path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path = {str(path):.100}: must be text or a Path")
+    return Path(path)
+
+
 def check_name(path):
     """Raise OSError for a name that no file can have, for which Python raises several kinds of ValueError."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"the path {path!r:.100} must be text or a Path")
+    path = as_path(path)
     try:
         possible = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:

@@ -70,6 +70,7 @@ def weights(config):
     The first weights have a spread of 1/sqrt(D), which keeps a product as large as its input; those that write to the
     residual stream 1/sqrt(2L) of that, since 2L of them add up there [GPT-2].
     """
+    fields.require_kind("config", config, ModelConfig)
     std = 1 / math.sqrt(config.d_model)
     out_std = std / math.sqrt(2 * config.n_layers)
     result = {"embed.w_VD": Weight((config.vocab_size, config.d_model), std)}

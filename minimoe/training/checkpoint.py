@@ -64,7 +64,8 @@ def save(path, state, compressed=False, lock=None):
     compressed: smaller and slower.   lock: of `only_trainer`, which must still be the folder's.
     Raises CheckpointError if the folder or the disk does not allow it.
     """
-    path = Path(path)
+    fields.require_kind("state", state, TrainState)
+    path = files.as_path(path)
     before_rename = {} if lock is None else {"before_rename": lock.check}
     try:
         with files.written(path, "the checkpoint", **before_rename) as temporary, open(temporary, "xb+") as file:
@@ -77,7 +78,7 @@ def save(path, state, compressed=False, lock=None):
 
 def check_folder(path):
     """Raise CheckpointError, before any work is done, if no checkpoint could be written to `path`."""
-    folder = Path(path).parent
+    folder = files.as_path(path).parent
     try:
         files.check_name(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,7 @@ def load(path):
     Raises CheckpointError for a file that is missing, truncated, damaged, of another program or version, or whose
     fields and arrays do not fit its configuration or are not finite; and for what is no file.
     """
-    path = Path(path)
+    path = files.as_path(path)
     try:
         files.check_regular(path)
         with open(path, "rb") as file:

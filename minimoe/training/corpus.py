@@ -4,11 +4,13 @@ A corpus comes as {domain: text}.  Domains are labels for looking at the router;
 """
 
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from minimoe import files
+from minimoe.config import fields
 
 EMBEDDED_CHARACTERS = 440_000
 """Length of each domain of the embedded corpus: about all of the documentation topics."""
@@ -40,8 +42,10 @@ def from_files(paths):
 
     Raises ValueError for a file that is missing, not text in UTF-8, or empty, and for two files of one name.
     """
+    fields.require(isinstance(paths, Iterable) and not isinstance(paths, (str, bytes)), "paths", paths,
+                   "must be a list of paths")
     texts = {}
-    for path in map(Path, paths):
+    for path in map(files.as_path, paths):
         if path.name in texts:
             raise ValueError(f"--text {path}: there is another file named {path.name}; domains need distinct names")
         texts[path.name] = _read(path)
@@ -55,6 +59,9 @@ def clusters(length=20_000, noise=0.1, seed=0):
     the alphabet, evenly.  length: characters of each domain.  Returns {domain: text}.  A router that sends each
     alphabet to an expert of its own is the best there is; `clusters_floor` is the loss that it can reach.
     """
+    fields.require_integer("length", length, 1)
+    fields.require_integer("seed", seed)
+    fields.require(isinstance(noise, (int, float)) and 0 <= noise <= 1, "noise", noise, "must be from 0 to 1")
     rng = np.random.default_rng(seed)
     return {f"cluster {i}": _walk(alphabet, length, noise, rng) for i, alphabet in enumerate(ALPHABETS)}
 

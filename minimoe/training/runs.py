@@ -6,6 +6,7 @@ A run is trained if it is not there, resumed if it is not finished, and taken as
 from dataclasses import replace
 from pathlib import Path
 
+from minimoe import files
 from minimoe.training import checkpoint, loop, progress
 
 CHECKPOINT, SEED = "checkpoint.npz", "seed"
@@ -13,7 +14,7 @@ CHECKPOINT, SEED = "checkpoint.npz", "seed"
 
 def checkpoint_path(folder):
     """The checkpoint of the run in a folder."""
-    return Path(folder) / CHECKPOINT
+    return files.as_path(folder) / CHECKPOINT
 
 
 def seed_folder(folder, seed):
@@ -28,7 +29,7 @@ def count_seeds(folder):
 
 def find(root="runs"):
     """The folders below `root` that hold a run, in alphabetical order."""
-    return sorted(path.parent for path in Path(root).rglob(CHECKPOINT))
+    return sorted(path.parent for path in files.as_path(root).rglob(CHECKPOINT))
 
 
 def finish(folder, label, model_config, train_config, corpus, fresh=False, say=None, threads=1):

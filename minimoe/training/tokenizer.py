@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minimoe.config import fields
+
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -14,6 +16,8 @@ class Tokenizer:
     @classmethod
     def of(cls, *texts):
         """The tokenizer that knows every character of the texts."""
+        for text in texts:
+            fields.require_kind("text", text, str)
         return cls("".join(sorted(set().union(*texts))))
 
     def __len__(self):
@@ -21,6 +25,7 @@ class Tokenizer:
 
     def encode(self, text):
         """Text to an array of tokens.  Raises ValueError that names the characters that are not known."""
+        fields.require_kind("text", text, str)
         known, asked = _code_points(self.characters), _code_points(text)
         tokens_S = np.searchsorted(known, asked)
         found = np.isin(asked, known)

@@ -107,6 +107,17 @@ def test_a_run_that_cannot_be_is_refused(config, training, message):
         loop.train(small.new(config, **training), other)
 
 
+@pytest.mark.parametrize("call", [
+    lambda: loop.new_state(None, small.TRAINING, small.CORPUS), lambda: loop.new_state(small.MODEL, {}, small.CORPUS),
+    lambda: loop.train(None, small.CORPUS), lambda: loop.train(small.new(), "text"), lambda: corpus.clusters(1.5),
+    lambda: corpus.from_files("x"), lambda: corpus.from_files([1]), lambda: data.build({"a": None}, 8),
+    lambda: data.build(["a"], 8), lambda: data.build({}, 0), lambda: checkpoint.save("x", None),
+    lambda: checkpoint.load(3)])
+def test_arguments_of_another_kind_are_refused_by_name_and_value(call):
+    with pytest.raises(ValueError, match=r"^\S+ = .*: must be"):
+        call()
+
+
 def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path, handler):
     path, state = tmp_path / "checkpoint.npz", small.new()
     for where in (None, path):
