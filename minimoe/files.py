@@ -13,7 +13,14 @@ KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a devi
 """What a name can stand for that is neither a file nor a folder, in words."""
 
 
-class NotWritten(ValueError):
+class ShortError(ValueError):
+    """A ValueError whose message is short, whatever is named in it."""
+
+    def __init__(self, message):
+        super().__init__(message if len(message) <= 600 else f"{message[:400]} ... {message[-150:]}")
+
+
+class NotWritten(ShortError):
     """The folder or the disk does not allow a file to be written."""
 
 

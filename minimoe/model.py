@@ -70,7 +70,6 @@ def weights(config):
     The first weights have a spread of 1/sqrt(D), which keeps a product as large as its input; those that write to the
     residual stream 1/sqrt(2L) of that, since 2L of them add up there [GPT-2].
     """
-    fields.require_kind("config", config, ModelConfig)
     std = 1 / math.sqrt(config.d_model)
     out_std = std / math.sqrt(2 * config.n_layers)
     result = {"embed.w_VD": Weight((config.vocab_size, config.d_model), std)}
@@ -259,7 +258,7 @@ def forward(params, tokens_BS, config, mask_BS=None):
 
 def check_params(params, config):
     """Raise ValueError unless `params` are arrays of numbers with the names and shapes of the config."""
-    fields.require(isinstance(params, dict), "params", params, "must be a dict of name -> array")
+    require.mapping("params", params)
     require.record("config", config, ModelConfig)
     expected = weights(config)
     fields.require_names("params", params, expected)

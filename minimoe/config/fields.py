@@ -1,6 +1,5 @@
 """What a field of a configuration is: a default that explains itself; and the checks that refuse impossible values."""
 
-import numbers
 import sys
 from dataclasses import field
 
@@ -30,17 +29,6 @@ def listed(names, most=3):
     names = sorted(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(name if len(name) <= 80 else f"{name[:80]}..." for name in names[:most]) + more
-
-
-def require_kind(name, value, kind):
-    """Refuse an argument that is not of a class."""
-    require(isinstance(value, kind), name, value, f"must be a {kind.__name__}")
-
-
-def require_integer(name, value, least=0):
-    """Refuse an argument that is not a whole number of at least `least`, ours or NumPy's."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    require(whole and value >= least, name, value, f"must be a whole number, {least} or more")
 
 
 def require_names(what, given, expected):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minimoe import files, model, parameters
+from minimoe import files, model, parameters, require
 from minimoe.config import ModelConfig, TrainConfig, fields
 from minimoe.training import claims, record, sealed
 from minimoe.training.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ FORMAT, VERSION = "minimoe checkpoint", 1
 GROUPS = ("params", "mean", "square", "history")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(files.ShortError):
     """A checkpoint that cannot be read or written, and why."""
 
 
@@ -64,7 +64,7 @@ def save(path, state, compressed=False, lock=None):
     compressed: smaller and slower.   lock: of `only_trainer`, which must still be the folder's.
     Raises CheckpointError if the folder or the disk does not allow it.
     """
-    fields.require_kind("state", state, TrainState)
+    require.record("state", state, TrainState)
     path = files.as_path(path)
     before_rename = {} if lock is None else {"before_rename": lock.check}
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minimoe import files
+from minimoe import files, require
 from minimoe.config import fields
 
 EMBEDDED_CHARACTERS = 440_000
@@ -59,8 +59,8 @@ def clusters(length=20_000, noise=0.1, seed=0):
     the alphabet, evenly.  length: characters of each domain.  Returns {domain: text}.  A router that sends each
     alphabet to an expert of its own is the best there is; `clusters_floor` is the loss that it can reach.
     """
-    fields.require_integer("length", length, 1)
-    fields.require_integer("seed", seed)
+    require.whole("length", length, 1)
+    require.whole("seed", seed)
     fields.require(isinstance(noise, (int, float)) and 0 <= noise <= 1, "noise", noise, "must be from 0 to 1")
     rng = np.random.default_rng(seed)
     return {f"cluster {i}": _walk(alphabet, length, noise, rng) for i, alphabet in enumerate(ALPHABETS)}

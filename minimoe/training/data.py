@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe.config import TrainConfig, fields
+from minimoe import require
+from minimoe.config import TrainConfig
 from minimoe.training import corpus
 from minimoe.training.tokenizer import Tokenizer
 
@@ -45,10 +46,10 @@ def build(texts, sequence, tokenizer=None):
     sequence: tokens of a training sequence.  tokenizer: an existing one; None makes one of the texts' characters.
     Raises ValueError for a text too short to train on and to evaluate on, or with characters unknown to the tokenizer.
     """
-    fields.require_kind("texts", texts, dict)
-    fields.require_integer("sequence", sequence, 1)
+    require.record("texts", texts, dict)
+    require.whole("sequence", sequence, 1)
     for name, text in texts.items():
-        fields.require_kind(f"texts[{name!r}]", text, str)
+        require.record(f"texts[{name!r}]", text, str)
     tokenizer = tokenizer or Tokenizer.of(*texts.values())
     train, held_out = [], []
     for name, text in texts.items():

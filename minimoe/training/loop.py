@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from minimoe import batches, model
-from minimoe.config import ModelConfig, TrainConfig, fields
+from minimoe import batches, model, require
+from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import checkpoint, data, divergence, evaluation, optimizer, record
 from minimoe.training.checkpoint import TrainState
 from minimoe.training.divergence import Diverged
@@ -25,12 +25,12 @@ def new_state(model_config, train_config, corpus):
     Raises ValueError if the model's vocabulary or context does not fit the corpus or the training sequences, its
     balance is to be global with one micro-batch a step, or the warm-up is longer than the run.
     """
+    for name, value, kind in (("model_config", model_config, ModelConfig), ("train_config", train_config, TrainConfig),
+                              ("corpus", corpus, data.Corpus)):
+        require.record(name, value, kind)
     if train_config.warmup_steps > train_config.n_steps:
         raise ValueError(f"warmup_steps = {train_config.warmup_steps}: longer than n_steps = {train_config.n_steps}; "
                          "the learning rate would never reach its peak; use at most half of n_steps")
-    for name, value, kind in (("model_config", model_config, ModelConfig), ("train_config", train_config, TrainConfig),
-                              ("corpus", corpus, data.Corpus)):
-        fields.require_kind(name, value, kind)
     if model_config.vocab_size != len(corpus.tokenizer):
         raise ValueError(f"vocab_size = {model_config.vocab_size}: the text has {len(corpus.tokenizer)} characters")
     if train_config.sequence > model_config.max_sequence:
@@ -54,7 +54,7 @@ def train(state, corpus, path=None, on_step=None, threads=1, extra=None):
     Raises ValueError if the corpus is not the one that the state was trained on, Diverged at the first number that is
     not finite (the checkpoint before it stays), CheckpointError if a checkpoint cannot be written.
     """
-    fields.require_kind("state", state, TrainState)
+    require.record("state", state, TrainState)
     check_text(state, corpus)
     config, alone = state.train_config, checkpoint.only_trainer(path) if path is not None else contextlib.nullcontext()
     # what is not finite is found and reported, without NumPy's warnings
@@ -78,7 +78,7 @@ def train(state, corpus, path=None, on_step=None, threads=1, extra=None):
 
 def check_text(state, corpus):
     """Raise ValueError unless the corpus is the one that the state was trained on."""
-    fields.require_kind("corpus", corpus, data.Corpus)
+    require.record("corpus", corpus, data.Corpus)
     if state.data_digest != corpus.digest:
         raise ValueError("the text is not the one that this run was trained on: other files, another order, or changed")
 

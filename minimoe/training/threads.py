@@ -52,7 +52,7 @@ def workers(threads):
     Raises ValueError unless threads is a whole number of 1 or more.
     """
     if not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads = {threads!r}: must be a whole number, 1 or more")
+        raise ValueError(f"threads = {threads!r:.100}: must be a whole number, 1 or more")
     keep_freed_memory()
     with ONE_BLAS_THREAD:
         if threads == 1:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minimoe.config import fields
+from minimoe import require
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Tokenizer:
     def of(cls, *texts):
         """The tokenizer that knows every character of the texts."""
         for text in texts:
-            fields.require_kind("text", text, str)
+            require.record("text", text, str)
         return cls("".join(sorted(set().union(*texts))))
 
     def __len__(self):
@@ -25,7 +25,7 @@ class Tokenizer:
 
     def encode(self, text):
         """Text to an array of tokens.  Raises ValueError that names the characters that are not known."""
-        fields.require_kind("text", text, str)
+        require.record("text", text, str)
         known, asked = _code_points(self.characters), _code_points(text)
         tokens_S = np.searchsorted(known, asked)
         found = np.isin(asked, known)

@@ -85,6 +85,12 @@ def test_what_killed_processes_left_of_a_file_is_removed_and_nothing_else(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.txt", "b.npz.12-ff.tmp"]
 
 
+def test_a_message_is_short_whatever_it_names_and_keeps_its_end():
+    assert str(files.NotWritten("short")) == "short"
+    message = str(files.NotWritten("cannot write " + "n" * 10**6 + ": File name too long"))
+    assert len(message) < 600 and message.startswith("cannot write n") and message.endswith("n: File name too long")
+
+
 def test_only_files_are_read_and_none_that_is_too_large(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"123")
