@@ -48,7 +48,7 @@ def first_batches(n):
 def numbers(state):
     """All that a run has made, but for the time that it took, in a form that == compares bit for bit."""
     history = {name: values for name, values in state.history.items() if name != "seconds"}
-    trees = enumerate((state.params, *state.moments, history))
+    trees = enumerate((state.params, *state.moments, history, state.masks, state.traces))
     arrays = {(i, name): np.asarray(array).tobytes() for i, tree in trees for name, array in tree.items()}
     return state.step, state.rng.bit_generator.state, arrays
 

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import fields
 
-from minimoe.config import presets
+from minimoe.config import presets, train
 from minimoe.moe import capacity, routers
 from minimoe.training import runs
 
@@ -13,7 +13,8 @@ DEFAULT_THREADS = 2
 DEFAULT_RUN, DEFAULT_PRESET = runs.seed_folder("runs/tour/moe", 0).as_posix(), "shakespeare-cpu"
 
 CHOICES = {"router": {name: page.FACTS.summary for name, page in routers.ROUTERS.items()},
-           "drop_order": {name: order.summary for name, order in capacity.ORDERS.items()}}
+           "drop_order": {name: order.summary for name, order in capacity.ORDERS.items()},
+          "dynamic": train.DYNAMICS, "density": train.DENSITIES}
 """Field -> the names that it can have, with what they mean."""
 
 

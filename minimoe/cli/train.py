@@ -29,6 +29,7 @@ def add_train(subparsers):
 def run_train(options):
     """Train one model, or resume one."""
     from minimoe.config import describe
+    from minimoe.sparsity import pruning
     from minimoe.training import checkpoint, loop, progress, record, runs
     path = runs.checkpoint_path(options.run)
     if options.resume:
@@ -52,6 +53,8 @@ def run_train(options):
         again = shlex.join(["train", "--resume", "--run", options.run, *_source_words(options)])
         raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with: python -m minimoe {again}") from error
     terminal.say(record.describe_routers(state.history, state.model_config.moe_layers))
+    if state.masks:
+        terminal.say(terminal.fill(str(pruning.report(state.params, state.masks))))
     terminal.say(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
     for line in _what_next(state.model_config, text, shlex.quote(options.run)):
         terminal.say(line)

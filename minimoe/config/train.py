@@ -1,8 +1,25 @@
 """What a training run is, and which runs are impossible."""
 
+import math
 from dataclasses import dataclass
 
 from minimoe.config import fields
+
+DYNAMICS = {
+    "static": "random ones that stay",
+    "set": "the smallest weights of each sign go, others grow at random (SET)",
+    "rigl": "the smallest go, others grow where the gradient is largest (RigL)",
+    "snfs": "as rigl, by the mean gradient, and weights move between matrices (SNFS)",
+    "gradual": "dense at first, then the smallest go, ever fewer at a time (Zhu & Gupta)",
+    "movement": "as gradual, but those go that training moves to 0",
+}
+"""Value of `dynamic` -> how the masks of a sparse run change."""
+DENSITIES = {
+    "uniform": "the same for each matrix",
+    "erdos_renyi": "denser the smaller a matrix is, an expert's matrix on its own",
+    "erdos_renyi_stack": "the same, but the matrices of all experts of a layer are one",
+}
+"""Value of `density` -> how the weights of a sparse run are spread over the matrices."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +52,49 @@ class TrainConfig:
     record_every: int = fields.option(10, "steps between two records of what the router does", "steps")
     checkpoint_every: int = fields.option(100, "steps between checkpoints", "steps")
     seed: int = fields.option(0, "seed of the initial weights and of the order of the data")
+    sparsity: float = fields.option(
+        0.0, "share of the weights of attention and feed-forward networks that is zero; 0 is a dense run", "1")
+    dynamic: str = fields.option("static", "which weights are zero in a sparse run")
+    density: str = fields.option("uniform", "share of weights that each matrix of a sparse run keeps")
+    sparsity_every: int = fields.option(100, "steps between two changes of the masks", "steps")
+    drop_fraction: float = fields.option(
+        0.3, "share of its weights that a matrix exchanges at a change: at first, then along a cosine to 0", "1")
+    sparsity_end: float = fields.option(0.75, "share of the steps after which the masks stay as they are", "1")
 
     def __post_init__(self):
         fields.require_counts(self, ("n_steps", "batch", "sequence", "groups", "accumulate", "eval_every",
-                                     "eval_batches", "record_every", "checkpoint_every"))
+                                     "eval_batches", "record_every", "checkpoint_every", "sparsity_every"))
         fields.check(self, "groups", self.batch % self.groups == 0,
                      f"must divide batch = {self.batch}; 1 is the whole batch")
         if self.warmup_steps is None:
             object.__setattr__(self, "warmup_steps", min(100, self.n_steps // 2))  # a run is told apart by its number
-        fields.require_numbers(self, ("learning_rate", "adam_eps", "clip_norm"), positive=True)
-        fields.require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2"), positive=False)
+        fields.require_numbers(self, ("learning_rate", "adam_eps", "clip_norm", "sparsity_end"), positive=True)
+        fields.require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2", "sparsity", "drop_fraction"),
+                               positive=False)
         fields.require_whole(self, ("warmup_steps", "seed"))
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "sparsity"):
             fields.check(self, name, getattr(self, name) < 1, "must be below 1")
         if self.min_learning_rate is not None:
             fields.require_numbers(self, ("min_learning_rate",), positive=False)
             fields.check(self, "min_learning_rate", self.min_learning_rate <= self.learning_rate,
                          f"must not be above learning_rate = {self.learning_rate}")
+
+        self._check_sparsity()
+
+    def _check_sparsity(self):
+        fields.require_name(self, "dynamic", DYNAMICS)
+        fields.require_name(self, "density", DENSITIES)
+        for name in ("drop_fraction", "sparsity_end"):
+            fields.check(self, name, getattr(self, name) <= 1, "must be at most 1")
+        if self.dynamic != "static":
+            fields.check(self, "dynamic", self.sparsity > 0, "needs a sparsity above 0")
+            fields.check(self, "sparsity_every", self.last_mask_step > 0, "the masks would never change before step "
+                         f"{self.sparsity_end * self.n_steps:g}, sparsity_end * n_steps")
+
+    @property
+    def last_mask_step(self):
+        """The last step, counted from 1, that changes the masks of a sparse run: before sparsity_end * n_steps."""
+        return (math.ceil(self.sparsity_end * self.n_steps) - 1) // self.sparsity_every * self.sparsity_every
 
     @property
     def last_learning_rate(self):

@@ -9,6 +9,7 @@
     schedules    how sparsity rises while a model trains; the lottery ticket's rewinding
     densities    how many weights each matrix gets
     dynamic      one step of SET, RigL and SNFS: drop some weights, grow as many
+    masked       masks in a training run: what the loop calls
     importance   how much a head, a neuron or an expert counts on some text
     structured   layers, heads, neurons and experts go: a smaller ordinary model; the best experts; block influence
     upcycling    a dense model's networks copied or split into experts

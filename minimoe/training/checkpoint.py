@@ -10,13 +10,14 @@ import itertools
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from minimoe import files, model, parameters, require
 from minimoe.config import ModelConfig, TrainConfig, fields
+from minimoe.sparsity import masked
 from minimoe.training import claims, record, sealed
 from minimoe.training.tokenizer import Tokenizer
 
@@ -26,7 +27,8 @@ except ImportError:  # Windows
     fcntl = None
 
 FORMAT, VERSION = "minimoe checkpoint", 1
-GROUPS = ("params", "mean", "square", "history")
+GROUPS, SPARSE = ("params", "mean", "square", "history"), ("mask", "trace")
+"""Arrays of every run, and those of some parameters of a sparse run."""
 
 
 class CheckpointError(files.ShortError):
@@ -38,7 +40,8 @@ class TrainState:
     """A training run between two steps.
 
     step: steps done.  moments: AdamW's (mean, square).  rng: draws the data and random drops.  history: name -> list,
-    one entry a step ("ce", ...), an evaluation ("eval_*") or a record of the router ("router_*").
+    one entry a step ("ce", ...), an evaluation ("eval_*") or a record of the router ("router_*").  masks: name -> bool
+    array, of the parameters that are sparse.  traces: what some ways to change the masks remember of the gradients.
     """
 
     model_config: ModelConfig
@@ -51,6 +54,8 @@ class TrainState:
     rng: np.random.Generator
     history: dict[str, list]
     step: int = 0
+    masks: dict = field(default_factory=dict)
+    traces: dict = field(default_factory=dict)
 
     @property
     def finished(self):
@@ -169,9 +174,10 @@ def _load(path, file):
     misfit = f"the checkpoint {path} does not fit its own configuration: {{}}"
     with _refusals(misfit, (ArithmeticError, KeyError, TypeError, ValueError)):
         state = _state(header)
-        shapes = claims.shapes(state.model_config, archive.names, GROUPS)
-        for group, name in itertools.product(GROUPS[:3], shapes):
-            archive.check_size(f"{group}/{name}", shapes[name])
+        shapes = claims.shapes(state.model_config, archive.names, GROUPS, SPARSE)
+        for group, name in itertools.product(GROUPS[:3] + SPARSE, shapes):
+            if f"{group}/{name}" in archive.names:
+                archive.check_size(f"{group}/{name}", shapes[name])
     with _refusals(f"the checkpoint {path} is damaged: {{}}", Exception):
         arrays = {name: archive.array(name) for name in archive.names if name != "header"}
     with _refusals(misfit, (KeyError, TypeError, ValueError)):
@@ -202,11 +208,13 @@ def _state(header):
 
 def _fill(state, arrays):
     """Put the arrays, name -> array, in their places in the state, in the order of the configuration."""
-    groups = {group: parameters.scope(arrays, f"{group}/") for group in GROUPS}
+    groups = {group: parameters.scope(arrays, f"{group}/") for group in GROUPS + SPARSE}
     for group, place in zip(GROUPS, (state.params, *state.moments), strict=False):
         model.check_params(groups[group], state.model_config)
         for name in model.weights(state.model_config):
             place[name] = claims.real(f"{group}/{name}", groups[group][name], group == "square")
+    state.masks, state.traces = groups["mask"], groups["trace"]
+    masked.check(state)
     record.check(groups["history"], state.model_config, state.train_config, len(state.domains), state.step)
     state.history.update({name: list(values) for name, values in groups["history"].items()})
 
@@ -223,7 +231,7 @@ def _header(state, arrays):
 
 def _arrays(state):
     history = {name: np.array(values) for name, values in state.history.items()}
-    groups = zip(GROUPS, (state.params, *state.moments, history), strict=True)
+    groups = zip(GROUPS + SPARSE, (state.params, *state.moments, history, state.masks, state.traces), strict=True)
     return {f"{group}/{name}": array for group, arrays in groups for name, array in arrays.items()}
 
 

@@ -57,17 +57,19 @@ def _generator(state):
     return rng
 
 
-def shapes(config, names, groups):
+def shapes(config, names, groups, partial=()):
     """Name -> shape of the parameters, which must be there in each group but the last, the history.
 
-    names: of all arrays, "group/name", and "header".   groups: their names.   Raises ValueError.
+    names: of all arrays, "group/name", and "header".   groups: their names.   partial: groups of some parameters.
+    Raises ValueError.
     """
     fields.require(config.n_layers <= len(names), "n_layers", config.n_layers, f"the file has {len(names)} arrays")
     expected = {name: weight.shape for name, weight in model.weights(config).items()}
     for group in groups[:-1]:
         fields.require_names(group, parameters.scope(dict.fromkeys(names), f"{group}/"), expected)
     known = tuple(f"{group}/" for group in groups)
-    unknown = [name for name in names if name != "header" and not name.startswith(known)]
+    some = {"header", *(f"{group}/{name}" for group in partial for name in expected)}
+    unknown = [name for name in names if name not in some and not name.startswith(known)]
     if unknown:
         raise ValueError(f"unknown arrays: {fields.listed(unknown)}")
     return expected

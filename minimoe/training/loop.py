@@ -9,6 +9,7 @@ import numpy as np
 
 from minimoe import batches, model, require
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.sparsity import masked
 from minimoe.training import checkpoint, data, divergence, evaluation, optimizer, record
 from minimoe.training.checkpoint import TrainState
 from minimoe.training.divergence import Diverged
@@ -40,8 +41,10 @@ def new_state(model_config, train_config, corpus):
         raise ValueError("global_balance = True: with accumulate = 1 and groups = 1 one balance is all there is; "
                          "accumulate more, or have more groups")
     params = model.init_params(model_config, train_config.seed)
-    return TrainState(model_config, train_config, corpus.tokenizer, corpus.domains, corpus.digest, params,
-                      optimizer.start_moments(params), np.random.default_rng(train_config.seed), {})
+    state = TrainState(model_config, train_config, corpus.tokenizer, corpus.domains, corpus.digest, params,
+                       optimizer.start_moments(params), np.random.default_rng(train_config.seed), {})
+    masked.start(state)
+    return state
 
 
 def train(state, corpus, path=None, on_step=None, threads=1, extra=None):
@@ -102,9 +105,12 @@ def step_once(state, corpus, each=map, extra=None):
     parts = [group for batch in drawn for group in batches.cut(batch.tokens_BS, batch.targets_BS, config.groups)]
     losses, routings, pulls, grads = batches.gradients(state.params, parts, state.model_config, state.rng, look,
                                                       each=each, extra=extra)
+    dense = masked.mask_gradients(state, grads)
     norm = divergence.finite_norm(grads, state.step)
-    optimizer.adamw_update(state.params, grads, state.moments, state.step, config,
-                           optimizer.clip_scale(norm, config.clip_norm))
+    if not masked.replaces_update(state):
+        optimizer.adamw_update(state.params, grads, state.moments, state.step, config,
+                               optimizer.clip_scale(norm, config.clip_norm))
+    masked.change_masks(state, dense)
     count_LE = sum(np.array([routing.count_E for routing in group]) for group in routings)
     state.params.update(model.after_step(state.params, count_LE, state.model_config))
     state.step += 1

@@ -153,11 +153,11 @@ def asked(node):
     parts = {ast.Compare: lambda: [node.left, *node.comparators], ast.Dict: lambda: node.keys}.get(type(node), list)()
     inside = [part for whole in parts if whole for part in getattr(whole, "elts", [whole])]
     named = {part.value for part in inside if isinstance(part, ast.Constant)}
-    return named & routers.ROUTERS.keys() - {"soft", "random"}
+    return named & routers.ROUTERS.keys() - {"soft", "random", "uniform"}
 
 
 def test_only_its_own_page_knows_a_router():
-    """Others ask for its facts.  ("soft" is also a kind of layer, "random" a drop order.)"""
+    """Others ask for its facts.  ("soft" is also a kind of layer, "random" a drop order, "uniform" a density.)"""
     for line in ("a == 'switch'", "'switch' != a", "a in ('b', 'switch')", "{'switch': 1}"):
         assert asked(ast.parse(line).body[0].value) == {"switch"}
     rooms = {"config", "nn", "moe", "model", "batches", "gradcheck", "generation", "training", "cost", "analysis"}

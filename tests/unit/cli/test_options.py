@@ -71,7 +71,8 @@ FOR_ALL = dict(
     min_learning_rate=1e-5, warmup_steps=1, weight_decay=0.2, beta1=0.8, beta2=0.98, adam_eps=1e-7, clip_norm=2.0,
     eval_every=2, eval_batches=1, record_every=3, checkpoint_every=4, seed=5, router="sigmoid_bias", bias_rate=0.5,
     n_groups=3, top_groups=2, group_score="paper", balance_first=True, gate_scale=2.5, renormalize=False, jitter=0.5,
-    load_coef=0.875)
+    load_coef=0.875, sparsity=0.5, dynamic="set", density="erdos_renyi", sparsity_every=1, drop_fraction=0.25,
+    sparsity_end=1.0)
 DEFAULTS = asdict(ModelConfig()) | asdict(TrainConfig())
 
 

@@ -18,15 +18,15 @@ COUNTS = {
     ModelConfig: ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_hidden", "n_experts", "top_k",
                   "d_dense", "moe_every", "n_groups", "top_groups", "n_devices", "max_sequence"),
     TrainConfig: ("n_steps", "batch", "sequence", "groups", "accumulate", "eval_every", "eval_batches", "record_every",
-                  "checkpoint_every"),
+                  "checkpoint_every", "sparsity_every"),
 }
 COUNTS_FROM_ZERO = {ModelConfig: ("n_shared_experts", "first_dense_layers"), TrainConfig: ("seed",)}
 ABOVE_ZERO = {
     ModelConfig: ("rope_theta", "norm_eps", "capacity_factor", "eval_capacity_factor", "gate_scale"),
-    TrainConfig: ("learning_rate", "adam_eps", "clip_norm"),
+    TrainConfig: ("learning_rate", "adam_eps", "clip_norm", "sparsity_end"),
 }
 ZERO_OR_MORE = {ModelConfig: ("jitter", "bias_rate", *COEFS),
-                TrainConfig: ("weight_decay", "beta1", "beta2", "min_learning_rate")}
+                TrainConfig: ("weight_decay", "beta1", "beta2", "min_learning_rate", "sparsity", "drop_fraction")}
 TRUTHS = {ModelConfig: ("tie_embeddings", "pad_experts", "global_balance")}
 
 
