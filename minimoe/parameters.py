@@ -77,7 +77,7 @@ def unflatten(vector, like):
 
     Raises ValueError if the lengths differ.
     """
-    vector = require.array("vector", vector, ndim=1)
+    vector = require.array("vector", vector, kinds="bfciu", ndim=1)  # masks are cut up too
     if vector.size != count(_arrays(like, "like")):
         raise ValueError(f"vector has {vector.size} numbers, the parameters have {count(like)}")
     params, start = {}, 0

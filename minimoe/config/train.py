@@ -78,7 +78,6 @@ class TrainConfig:
             fields.require_numbers(self, ("min_learning_rate",), positive=False)
             fields.check(self, "min_learning_rate", self.min_learning_rate <= self.learning_rate,
                          f"must not be above learning_rate = {self.learning_rate}")
-
         self._check_sparsity()
 
     def _check_sparsity(self):
