@@ -6,6 +6,7 @@ from minimoe import terminal
 from minimoe.cli import arguments, train
 from minimoe.config import ModelConfig, TrainConfig, presets
 from minimoe.cost import deployment, memory
+from minimoe.sparsity import savings
 
 COST_FIELDS = {"batch", "sequence", "groups"}
 """Fields of TrainConfig on which the cost of a step depends."""
@@ -63,6 +64,8 @@ def run_cost(options):
     else:
         records = [_priced(options, kind, answers, setting)]
         answer = answers.answer(records[0], options.json)
+        if "sparse" in records[0] and not options.json:
+            answer += f"\n\n{savings.words(records[0]['sparse'])}"
     terminal.say(answer)  # first: a picture that fails does not take it along
     if options.figure is not None:
         figures.save(cost_shares.cost_shares(records), options.figure)
@@ -98,4 +101,7 @@ def _priced(options, kind, answers, setting):
     state = train.load(options)
     text = data.build(train.texts(options), state.train_config.sequence)
     loop.check_text(state, text)
-    return answers.run_record(state, text, setting, options.ranks)
+    record = answers.run_record(state, text, setting, options.ranks)
+    if state.masks:
+        record["sparse"] = savings.record(state.masks, state.model_config, record["forward_flops_per_token"])
+    return record

@@ -72,7 +72,7 @@ def words(found):
             (f"  in {masked['matrices']} masked matrices", *_pair(masked["total"], masked["kept"])),
             ("FLOPs/token, zeros skipped", *_pair(work["numpy"], work["ideal"])),
             ("FLOPs/token, as NumPy runs", *_pair(work["numpy"], work["numpy"])),
-            *((f"bytes as {name}", *_pair(found["bytes"]["dense"], n)) for name, n in found["bytes"].items()
+            *((f"bytes of float32, {name}", *_pair(found["bytes"]["dense"], n)) for name, n in found["bytes"].items()
               if name != "dense")]
     return "\n".join([terminal.table(rows), terminal.fill(
         "NumPy multiplies by zeros as by any number: a mask alone saves no time.  Only hardware that skips zeros, or a "

@@ -183,6 +183,17 @@ def test_gradcheck_has_status_1_for_a_wrong_gradient(run, monkeypatch):
         assert run("gradcheck --d-model 8") == (status, "8 [0, 1]\n", "settings of the layer: 2 of 2 rounds\n")
 
 
+def test_the_cost_of_a_sparse_run_says_what_its_masks_save(run):
+    run("train --text words.txt --preset tiny --n-steps 1 --eval-batches 1 --sparsity 0.75 --run runs/sparse")
+    found = json.loads(run("cost --run runs/sparse --text words.txt --json")[1])
+    sparse, masked = found["sparse"], found["sparse"]["masked"]
+    assert masked["kept"] == masked["total"] / 4 and sparse["parameters"]["total"] == found["parameters"]["total"]
+    assert sparse["forward_flops_per_token"]["numpy"] == found["forward_flops_per_token"]
+    text = run("cost --run runs/sparse --text words.txt")[1]
+    assert re.search(f"zeros skipped .* {sparse['forward_flops_per_token']['ideal']:,.0f} ", text)
+    assert "sparse" not in run("cost --run runs/done --text words.txt --json")[1]
+
+
 def test_a_figure_that_cannot_be_drawn_keeps_no_other_from_it(run, monkeypatch):
     def fail():
         raise ValueError("there is no routers.npz")
