@@ -115,10 +115,10 @@ save = checkpoint.save
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def save_and_be_killed(path, state):
+def save_and_be_killed(path, state, **options):
     if path.exists():
         {KILLED_IN[moment]}
-    save(path, state)
+    save(path, state, **options)
 
 checkpoint.save = save_and_be_killed
 cli.main()

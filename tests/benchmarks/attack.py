@@ -1,0 +1,66 @@
+"""An attack on the program: kills, signals, full disks, hostile checkpoints, nonsense in commands, files and calls.
+
+    python -m tests.benchmarks.attack                    # a few minutes: a table of what was tried and what went wrong
+    python -m tests.benchmarks.attack --quick --seed 3 --only files calls
+
+Right is what the program promises: a run that is killed and resumed is the run that nothing happened to, bit for bit; a
+command ends with status 0, 1, 2 or 130, and says in one short line what is wrong; a call raises ValueError; and nothing
+takes long, or much memory.  Linux only.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from minimoe import terminal
+from tests.benchmarks.attacks import calls, checkpoints, commands, disk, kills, signals, texts
+
+SECTIONS = {"kills": kills.attack, "signals": signals.attack, "disk": disk.attack,
+            "checkpoints": checkpoints.attack, "commands": commands.attack, "files": texts.attack,
+            "calls": calls.attack}
+"""Name -> (random.Random, folder, quick) -> (case, problem or None) of each attempt."""
+
+
+def campaign(names, seed, quick, folder, say=print):
+    """Run the sections and print their table.  Returns how many attempts went wrong."""
+    rows, wrong = [("section", "tried", "right", "wrong", "seconds", "the worst case")], 0
+    for name in names:
+        started = time.perf_counter()
+        (folder / name).mkdir()
+        judged = list(SECTIONS[name](random.Random(f"{seed} {name}"), folder / name, quick))
+        problems = [f"{case}: {problem}" for case, problem in judged if problem]
+        for line in problems:
+            say(f"{name}: {line}")
+        wrong += len(problems)
+        rows.append((name, len(judged), len(judged) - len(problems), len(problems),
+                     f"{time.perf_counter() - started:.0f}", _first(problems)))
+    say(terminal.table(rows, left=(0, 5)))
+    return wrong
+
+
+def _first(problems):
+    """The worst case: a hang is worse than a traceback, and that than other words."""
+    order = sorted(problems, key=lambda line: ("hangs" not in line, "traceback" not in line))
+    return " ".join(order[0].split())[:120] if order else "-"
+
+
+def main(words=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments and values (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the attempts")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    options = parser.parse_args(words)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        return 1 if campaign(options.only, options.seed, options.quick, folder) else 0
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
