@@ -53,7 +53,7 @@ class Report(NamedTuple):
     unreached: list
 
     def __str__(self):
-        lines = [f"{self.pruned.sparsity:.1%} of the {self.pruned.total:,} weights of the pruned matrices are zero, "
+        lines = [f"{self.pruned.sparsity:.1%} of the {self.pruned.total:,} weights of the masked matrices are zero, "
                  f"which is {self.model.sparsity:.1%} of all {self.model.total:,} parameters"]
         experts = sorted({(name.rpartition(".")[0], e) for name, e in self.unreached})
         lines += [f"{place}: no calibration token reached expert {e}, which keeps its weights" for place, e in experts]

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from minimoe.nn import ops
+
 
 def magnitude(w_DF):
     """|w|.  Any shape.  Returns the scores."""
@@ -16,6 +18,7 @@ def wanda(w_DF, x_TD):
     x_TD: calibration, the vectors that w_DF multiplies.  Returns score_DF.
     Raises ValueError if there are no vectors or they have another width.
     """
+    w_DF, x_TD = ops.floats(w_DF), ops.floats(x_TD)
     check_inputs(w_DF, x_TD)
     return np.abs(w_DF) * np.sqrt(np.square(x_TD).sum(axis=0))[:, None].astype(w_DF.dtype)
 

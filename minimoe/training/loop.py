@@ -1,4 +1,4 @@
-"""The training loop: sample, forward, backward, clip, step; look now and then; save now and then."""
+"""The training loop: sample, forward, backward, mask, clip, step; look now and then; save now and then."""
 
 import contextlib
 import signal

@@ -134,7 +134,7 @@ def test_any_kind_of_layer_can_be_pruned():
 def test_the_report_says_of_what():
     report = pruning.prune_and_report(PARAMS, CONFIG, "magnitude", None, 0.5, names="head.w_DV").report
     n = parameters.count(PARAMS)
-    assert str(report) == ("50.0% of the 72 weights of the pruned matrices are zero, "
+    assert str(report) == ("50.0% of the 72 weights of the masked matrices are zero, "
                            f"which is {36 / n:.1%} of all {n:,} parameters")
 
 
