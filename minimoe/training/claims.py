@@ -1,5 +1,7 @@
 """What a checkpoint claims of its run, checked before it is believed: it may come from anywhere."""
 
+import re
+
 import numpy as np
 
 from minimoe import model, parameters
@@ -41,7 +43,8 @@ class Header:
         names = self.domains if isinstance(self.domains, list) else []
         fields.require(names and all(isinstance(name, str) for name in names) and len(set(names)) == len(names),
                        "domains", self.domains, "must be a list of different names")
-        fields.require(isinstance(self.data_digest, str), "data_digest", self.data_digest, "must be text")
+        fields.require(isinstance(self.data_digest, str) and re.fullmatch("[0-9a-f]{16}", self.data_digest),
+                       "data_digest", self.data_digest, "must be 16 hexadecimal digits")
         self.domains = tuple(names)
 
 

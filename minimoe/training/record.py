@@ -138,7 +138,8 @@ def check(history, model_config, train_config, n_domains, step):
         right = array.dtype.kind in ("u" if name == "eval_experts" else "iu" if name.endswith("_step") else "iuf")
         length = array.ndim and len(array)
         # a run that an earlier version began has fewer entries of what that version did not write down
-        right = right and (length == len(steps[kind]) if kind == "" else 0 < length <= len(steps[kind]))
+        least = len(steps[kind]) if kind == "" or name == "eval_ce" else 1
+        right = right and least <= length <= len(steps[kind])
         wanted = shapes.get(name, array.shape[1:])
         right = right and len(wanted) == array.ndim - 1 and all(n in (None, m) for n, m in zip(wanted, array.shape[1:],
                                                                                              strict=True))
@@ -150,7 +151,8 @@ def check(history, model_config, train_config, n_domains, step):
     for kind, array in steps.items():
         if len(array) and not (array[0] >= 1 and array[-1] <= step and (np.diff(array) > 0).all()):
             raise ValueError(f"history of '{kind}step' must rise, up to {step}")
-    missing = {"ce", "balance", "drop", "seconds"} - history.keys() if step else set()
+    needed = {"ce", "balance", "drop", "seconds"} if step else set()
+    missing = (needed | ({"eval_ce", "eval_step"} if step == train_config.n_steps else set())) - history.keys()
     if missing:
         raise ValueError(f"history has no {fields.listed(missing)}")
 

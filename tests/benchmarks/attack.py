@@ -31,12 +31,14 @@ def campaign(names, seed, quick, folder, say=print):
     for name in names:
         started = time.perf_counter()
         (folder / name).mkdir()
-        judged = list(SECTIONS[name](random.Random(f"{seed} {name}"), folder / name, quick))
-        problems = [f"{case}: {problem}" for case, problem in judged if problem]
-        for line in problems:
-            say(f"{name}: {line}")
+        judged, problems = 0, []
+        for case, problem in SECTIONS[name](random.Random(f"{seed} {name}"), folder / name, quick):
+            judged += 1
+            if problem:
+                problems.append(f"{case}: {problem}")
+                say(f"{name}: {problems[-1]}")
         wrong += len(problems)
-        rows.append((name, len(judged), len(judged) - len(problems), len(problems),
+        rows.append((name, judged, judged - len(problems), len(problems),
                      f"{time.perf_counter() - started:.0f}", _first(problems)))
     say(terminal.table(rows, left=(0, 5)))
     return wrong

@@ -12,13 +12,15 @@ QUICK = {"train": ["--preset", "tiny", "--n-steps", "2", "--eval-batches", "1", 
          "doctor": [str(disk.RUN)], "generate": ["--run", str(disk.RUN), "--n-tokens", "3"],
          "route": ["def", "--run", str(disk.RUN)], "explore": [str(disk.RUN)]}
 """What makes a command quick; the others are not tried."""
+LENGTHS = {"trials", "steps", "n_tokens", "n_steps", "eval_batches"}
+"""Options that say how long a command is to work: a large number is no attack."""
 
 
 def attack(rng, folder, quick):
     """(case, problem or None) of each attempt."""
     options = {name: [action for action in parser._actions if action.option_strings and action.dest != "help"]
                for name, parser in parsers().items() if name in QUICK}
-    for i in range(40 if quick else 400):
+    for i in range(40 if quick else 120):
         name = rng.choice(list(QUICK))
         words = [name, *QUICK[name]]
         for action in rng.sample(options[name], min(rng.choice((1, 1, 1, 2)), len(options[name]))):
@@ -35,4 +37,5 @@ def parsers():
 
 
 def _value(rng, action):
-    return rng.choice([*VALUES, *map(str, action.choices or ())])
+    value = rng.choice([*VALUES, *map(str, action.choices or ())])
+    return "2" if action.dest in LENGTHS and value.isdigit() else value

@@ -20,7 +20,7 @@ def attack(rng, folder, quick):
     began = time.monotonic()
     attempt.finished(attempt.started(START, undisturbed))
     took, expected = time.monotonic() - began, outcome(undisturbed / PATH)
-    for i in range(2 if quick else 15):
+    for i in range(2 if quick else 8):
         where = made(folder / f"killed{i}")
         for life in range(4):
             yield f"kill {i}.{life}", _killed(rng.uniform(0.2, 1) * took, where)

@@ -18,7 +18,7 @@ def attack(rng, folder, quick):
         process.send_signal(signal.SIGINT)
         end = attempt.finished(process)
         yield f"{' '.join(words)}, Ctrl-C after {wait:.3f} s", _ended(end)
-    for i in range(2 if quick else 30):
+    for i in range(2 if quick else 20):
         where = kills.made(folder / f"twice{i}")
         yield f"Ctrl-C twice in training {i}", _twice(where, rng)
     for _ in range(1 if quick else 6):

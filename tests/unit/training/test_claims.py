@@ -11,8 +11,8 @@ from tests import small
 
 STATE = np.random.default_rng(0).bit_generator.state
 HEADER = {"model_config": dataclasses.asdict(dataclasses.replace(small.MODEL, vocab_size=3)), "characters": "abc",
-          "train_config": dataclasses.asdict(small.TRAINING), "domains": ["a", "b"], "data_digest": "d", "step": 6,
-          "rng": STATE}
+          "train_config": dataclasses.asdict(small.TRAINING), "domains": ["a", "b"], "step": 6,
+          "data_digest": "0123456789abcdef", "rng": STATE}
 
 
 def test_a_header_of_a_run_is_believed():
@@ -25,7 +25,7 @@ def test_a_header_of_a_run_is_believed():
     ("model_config", [None, [], 1]), ("train_config", ["x"]), ("step", [True, 6.0, -1, 7, None, "x" * 10**6, 10**5000]),
     ("characters", [["a", "b", "c"], "aab", "cba", None, {}, 5]),
     ("domains", [None, [], "ab", [1], ["a", "a"], {"a": 1}]),
-    ("data_digest", [None, 1]),
+    ("data_digest", [None, 1, "", "0" * 15]),
     ("rng", [None, [], {}, {"bit_generator": "MT19937"}, STATE | {"uinteger": -1}, STATE | {"uinteger": 2**32},
              STATE | {"has_uint32": 7}, STATE | {"state": {"state": -1, "inc": 1}},
              STATE | {"state": {"state": 2**128, "inc": 1}}, STATE | {"state": {"state": 1, "inc": 2}},

@@ -14,8 +14,8 @@ OTHER_CORPUS = data.build(corpus.clusters(length=310), 8)
 
 def save(folder, config=MODEL, step=0):
     state = loop.new_state(config, TRAINING, CORPUS)
-    while state.step < step:
-        loop.step_once(state, CORPUS)
+    if step:
+        loop.train(state, CORPUS)
     checkpoint.save(runs.checkpoint_path(folder), state)
 
 
