@@ -2,6 +2,7 @@
 
     arguments     options that several commands have
     train         train, and the runs that it leaves
+    prune         prune
     look          generate, route, explore, doctor
     measure       gradcheck, causality, rosetta, bench
     cost          cost
@@ -19,9 +20,9 @@ import sys
 import threadpoolctl
 
 from minimoe import interrupts, terminal
-from minimoe.cli import arguments, cost, experiments, lessons, look, measure, train
+from minimoe.cli import arguments, cost, experiments, lessons, look, measure, prune, train
 
-COMMANDS = (train.add_train, look.add_generate, look.add_route, look.add_explore, look.add_doctor,
+COMMANDS = (train.add_train, prune.add_prune, look.add_generate, look.add_route, look.add_explore, look.add_doctor,
             measure.add_gradcheck, experiments.add_figures, experiments.add_routers, experiments.add_compare,
             experiments.add_studies, lessons.add_lessons, measure.add_causality, measure.add_rosetta, cost.add_cost,
             measure.add_bench)
@@ -125,7 +126,7 @@ def _check_general_options(options):
     if options.threads is None:
         options.threads = arguments.DEFAULT_THREADS
     elif not options.in_groups:
-        raise ValueError(f"--threads belongs to the tour, `train`, `routers`, `compare`, `studies` and `bench`: "
-                         f"{options.command} has no groups to run at the same time")
+        raise ValueError("--threads belongs to the tour, `train`, `prune`, `routers`, `compare`, `studies` and "
+                         f"`bench`: {options.command} has no groups to run at the same time")
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be 1 or more")

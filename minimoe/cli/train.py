@@ -30,7 +30,7 @@ def run_train(options):
     """Train one model, or resume one."""
     from minimoe.config import describe
     from minimoe.sparsity import pruning
-    from minimoe.training import checkpoint, loop, progress, record, runs
+    from minimoe.training import checkpoint, record, runs
     path = runs.checkpoint_path(options.run)
     if options.resume:
         state, text = _resume(path, options)
@@ -43,21 +43,32 @@ def run_train(options):
     if state.finished:
         terminal.say(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
         return
-    try:
-        with progress.bar(state, options.run) as on_step:
-            loop.train(state, text, path, on_step, options.threads)
-    except loop.Diverged as error:
-        kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
-        raise ValueError(f"{error}; {kept}; start anew in a different --run, with a lower --learning-rate") from error
-    except loop.Interrupted as error:
-        again = shlex.join(["train", "--resume", "--run", options.run, *_source_words(options)])
-        raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with: python -m minimoe {again}") from error
+    again = shlex.join(["train", "--resume", "--run", options.run, *source_words(options)])
+    go_on(state, text, options.run, options.threads, again)
     terminal.say(record.describe_routers(state.history, state.model_config.moe_layers))
     if state.masks:
         terminal.say(terminal.fill(str(pruning.report(state.params, state.masks))))
     terminal.say(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
     for line in _what_next(state.model_config, text, shlex.quote(options.run)):
         terminal.say(line)
+
+
+def go_on(state, text, run, threads, again):
+    """Train a run to its end, with a progress bar.
+
+    run: its folder.   threads: see `loop.train`.   again: the command that resumes it, for a message.
+    Raises ValueError if it diverges, KeyboardInterrupt after Ctrl-C.
+    """
+    from minimoe.training import checkpoint, loop, progress, runs
+    path = runs.checkpoint_path(run)
+    try:
+        with progress.bar(state, run) as on_step:
+            loop.train(state, text, path, on_step, threads)
+    except loop.Diverged as error:
+        kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
+        raise ValueError(f"{error}; {kept}; start anew in a different --run, with a lower --learning-rate") from error
+    except loop.Interrupted as error:
+        raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with: python -m minimoe {again}") from error
 
 
 def _what_next(config, text, run):
@@ -105,7 +116,7 @@ def _resume(path, options):
     return state, text
 
 
-def _source_words(options):
+def source_words(options):
     """The options that name the text, to be typed again."""
     return ["--text", *options.text] if options.text else ["--clusters"] if options.clusters else []
 

@@ -10,6 +10,7 @@
     counting      FLOPs of a run, product by product
     formula       the same without the run
     conventions   training FLOPs by the formulas of the papers, each under its name
+    sparse        a model with masks: what they save, and FLOPs of sparse training by the papers' formulas
     memory        bytes that training and generation hold
     peak          the most bytes that a training step holds at once
     deployment    bytes and time of a decoding step on a machine

@@ -6,6 +6,7 @@
     matrices     the parameters that are pruned, seen as matrices
     calibration  the vectors that each matrix of a block multiplies
     pruning      a whole model, block by block
+    cuts         a trained model pruned by any method: single weights or whole parts
     schedules    how sparsity rises while a model trains; the lottery ticket's rewinding
     densities    how many weights each matrix gets
     dynamic      one step of SET, RigL and SNFS: drop some weights, grow as many

@@ -19,7 +19,7 @@ from minimoe.sparsity import calibration, masks, matrices, scores, sparsegpt
 
 METHODS = {
     "magnitude": "the smallest weights of each matrix",
-    "magnitude_output": "the smallest weights of each output",
+    "magnitude_per_output": "the smallest weights of each output",
     "magnitude_global": "the smallest weights of all matrices together",
     "wanda": "the smallest products of weight and input, of each output",
     "sparsegpt": "the weights that cost least, and the others make up for them",

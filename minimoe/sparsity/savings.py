@@ -79,5 +79,16 @@ def words(found):
         "smaller model without the masked heads, neurons or experts, does.")])
 
 
+def change(before, after):
+    """What pruning has saved, as a table.  before, after: records."""
+    work, sizes = "forward_flops_per_token", after["bytes"] if after["masked"]["matrices"] else {"dense": 0}
+    rows = [("", "before", "after", "ratio"),
+            ("parameters", *_pair(before["parameters"]["kept"], after["parameters"]["kept"])),
+            ("FLOPs/token, zeros skipped", *_pair(before[work]["ideal"], after[work]["ideal"])),
+            ("FLOPs/token, as NumPy runs", *_pair(before[work]["numpy"], after[work]["numpy"])),
+            *((f"bytes of float32, {name}", *_pair(before["bytes"]["dense"], after["bytes"][name])) for name in sizes)]
+    return terminal.table(rows)
+
+
 def _pair(dense, sparse):
     return f"{dense:,.0f}", f"{sparse:,.0f}", f"{sparse / dense:.1%}" if dense else "-"

@@ -12,6 +12,7 @@
     claims       what a checkpoint says of its run, checked
     sealed       arrays in a file that shows when it was damaged or lies
     runs         where runs are on disk; training that can be interrupted and resumed
+    pruned       a trained run pruned: a new run, to be trained further
     threads      groups and batches at the same time
     progress     how far a run is, on a screen or in a log
 """

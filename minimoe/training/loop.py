@@ -20,12 +20,37 @@ class Interrupted(KeyboardInterrupt):
     """Training was asked to stop, and has saved what it had."""
 
 
-def new_state(model_config, train_config, corpus):
+def new_state(model_config, train_config, corpus, params=None, keep=None):
     """A run before its first step.
 
-    Raises ValueError if the model's vocabulary or context does not fit the corpus or the training sequences, its
-    balance is to be global with one micro-batch a step, or the warm-up is longer than the run.
+    Args:
+        model_config, train_config: what it trains, and how.
+        corpus: the Corpus that it trains on.
+        params: what it begins with, such as a pruned model; then its loss at step 0 is in its history.  None: drawn
+            anew.
+        keep: name -> mask, with params: what is masked is 0 and stays so.  None: what the configuration asks for.
+    Raises ValueError if params or masks do not fit the model, its vocabulary or context does not fit the corpus or the
+    training sequences, its balance is to be global with one micro-batch a step, or the warm-up is longer than the run.
     """
+    _check_new(model_config, train_config, corpus)
+    begun = params is not None
+    if begun:
+        model.check_params(params, model_config)
+    params = {name: array.copy() for name, array in params.items()} if begun else model.init_params(
+        model_config, train_config.seed)
+    state = TrainState(model_config, train_config, corpus.tokenizer, corpus.domains, corpus.digest, params,
+                       optimizer.start_moments(params), np.random.default_rng(train_config.seed), {})
+    if keep is None:
+        masked.start(state)
+    else:
+        masked.put_on(state, keep)
+    if begun:
+        _record_evaluation(state, corpus, map)
+    return state
+
+
+def _check_new(model_config, train_config, corpus):
+    """Raise ValueError unless model, training and corpus fit one another."""
     for name, value, kind in (("model_config", model_config, ModelConfig), ("train_config", train_config, TrainConfig),
                               ("corpus", corpus, data.Corpus)):
         require.record(name, value, kind)
@@ -40,11 +65,6 @@ def new_state(model_config, train_config, corpus):
     if model_config.global_balance and train_config.accumulate * train_config.groups == 1:
         raise ValueError("global_balance = True: with accumulate = 1 and groups = 1 one balance is all there is; "
                          "accumulate more, or have more groups")
-    params = model.init_params(model_config, train_config.seed)
-    state = TrainState(model_config, train_config, corpus.tokenizer, corpus.domains, corpus.digest, params,
-                       optimizer.start_moments(params), np.random.default_rng(train_config.seed), {})
-    masked.start(state)
-    return state
 
 
 def train(state, corpus, path=None, on_step=None, threads=1, extra=None):

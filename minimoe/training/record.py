@@ -149,7 +149,8 @@ def check(history, model_config, train_config, n_domains, step):
             raise ValueError(f"history of {name!r} has dtype {array.dtype} and shape {array.shape}: must be numbers, "
                              f"{len(steps[kind])} entries of shape {wanted}")
     for kind, array in steps.items():
-        if len(array) and not (array[0] >= 1 and array[-1] <= step and (np.diff(array) > 0).all()):
+        first = 0 if kind == "eval_" else 1  # a run that begins with another's parameters is evaluated at step 0
+        if len(array) and not (array[0] >= first and array[-1] <= step and (np.diff(array) > 0).all()):
             raise ValueError(f"history of '{kind}step' must rise, up to {step}")
     needed = {"ce", "balance", "drop", "seconds"} if step else set()
     missing = (needed | ({"eval_ce", "eval_step"} if step == train_config.n_steps else set())) - history.keys()

@@ -32,7 +32,7 @@ def find(root="runs"):
     return sorted(path.parent for path in files.as_path(root).rglob(CHECKPOINT))
 
 
-def finish(folder, label, model_config, train_config, corpus, fresh=False, say=None, threads=1):
+def finish(folder, label, model_config, train_config, corpus, fresh=False, say=None, threads=1, start=None):
     """The finished TrainState of a run, trained as far as it is not yet.
 
     Args:
@@ -43,8 +43,10 @@ def finish(folder, label, model_config, train_config, corpus, fresh=False, say=N
         fresh: whether to train again what is there.
         say: prints a line, and has a progress bar drawn; None is silent.
         threads: see `loop.train`.
+        start: function of nothing that makes the TrainState before the first step; None is `loop.new_state`.
 
-    Raises ValueError if the checkpoint is of another configuration or corpus, KeyboardInterrupt after Ctrl-C.
+    Raises ValueError if the checkpoint, or what `start` makes, is of another configuration or corpus,
+    KeyboardInterrupt after Ctrl-C.
     """
     path = checkpoint_path(folder)
     if path.exists() and not fresh:
@@ -52,8 +54,11 @@ def finish(folder, label, model_config, train_config, corpus, fresh=False, say=N
         check_kind(folder, state, model_config, train_config, corpus)
         if say is not None:
             say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
-    else:
+    elif start is None:
         state = loop.new_state(model_config, train_config, corpus)
+    else:
+        state = start()
+        check_kind(folder, state, model_config, train_config, corpus)
     if not state.finished:
         _train(state, path, label, corpus, fresh, say is not None, threads)
     return state

@@ -15,8 +15,8 @@ from minimoe.moe import capacity, losses
 from minimoe.moe.routers import ROUTERS
 from minimoe.training import checkpoint
 
-COMMANDS = ("train", "generate", "route", "explore", "doctor", "gradcheck", "figures", "routers", "compare", "studies",
-            "lessons", "causality", "rosetta", "cost", "bench")
+COMMANDS = ("train", "prune", "generate", "route", "explore", "doctor", "gradcheck", "figures", "routers", "compare",
+            "studies", "lessons", "causality", "rosetta", "cost", "bench")
 
 REFUSED = {  # a command -> what its one line names: one of each kind; what fields can be is tested with the fields
     "train --top-k 9": ["top_k = 9", "n_experts = 8"], "train --beta2 nan": ["beta2 = nan"],
@@ -49,7 +49,7 @@ REFUSED = {  # a command -> what its one line names: one of each kind; what fiel
     "--quick train --clusters": ["--quick", "belongs to the tour", "`routers`, `compare` and `studies`"],
     "--seeds 0": ["--seeds 0", "1 or more"], "--seeds -1 compare": ["--seeds -1", "1 or more"],
     "--threads 0 train --clusters": ["--threads 0", "1 or more"],
-    "--threads 2 cost": ["--threads", "cost", "tour, `train`, `routers`, `compare`, `studies` and `bench`"],
+    "--threads 2 cost": ["--threads", "cost", "tour, `train`, `prune`, `routers`, `compare`, `studies` and `bench`"],
     "causality --trials 0": ["--trials 0", "1 or more"], "bench --steps 0": ["steps = 0", "1 or more"],
     "bench --figure words.txt": ["words.txt", ".png"], "cost --ranks 2": ["--ranks", "--run"],
     "cost --run runs/done --top-k 1": ["--top-k", "no use with --run"], "dance": ["dance", *COMMANDS],

@@ -88,7 +88,7 @@ def test_zeros_are_counted_exactly(sparsity, method):
     for name, mask in masks.items():
         assert not params[name][~mask].any() and params[name][mask].all()
         for matrix in matrices.stack(name, mask):
-            if method in ("wanda", "magnitude_output"):
+            if method in ("wanda", "magnitude_per_output"):
                 assert set((~matrix).sum(axis=0)) == {math.floor(len(matrix) * sparsity)}
             elif method != "magnitude_global":
                 assert (~matrix).sum() == math.floor(matrix.size * sparsity)

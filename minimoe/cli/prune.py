@@ -1,0 +1,88 @@
+"""The command `prune`: a smaller or sparser run of a trained one."""
+
+import argparse
+import shlex
+
+from minimoe import terminal
+from minimoe.cli import arguments, train
+from minimoe.sparsity import cuts
+
+
+def add_prune(subparsers):
+    """The command `prune` and its options."""
+    parser = arguments.command(subparsers, "prune", run_prune,
+                               "prune a trained run: weights, neurons, heads, layers or experts", in_groups=True)
+    arguments.add_run(parser)
+    parser.add_argument("--output", required=True, metavar="FOLDER",
+                        help="where the pruned run goes, which all commands know as any other")
+    parser.add_argument("--method", required=True, choices=cuts.METHODS, metavar="NAME", help="what goes: "
+                        + "; ".join(f"{name}: {words}" for name, words in cuts.METHODS.items()))
+    share = parser.add_mutually_exclusive_group(required=True)
+    share.add_argument("--sparsity", type=float, metavar="X", help="share of the weights or units that goes, of all "
+                       "that there are, those that are gone already included")
+    share.add_argument("--pattern", type=_pattern, metavar="N:M",
+                       help="keep N of each M consecutive inputs of an output")
+    share.add_argument("--keep", type=int, metavar="N", help="units that stay: layers; or heads, experts or neurons of "
+                       "each layer or expert")
+    parser.add_argument("--score", choices=cuts.ALL_SCORES, metavar="NAME", help="by which units are chosen: "
+                        f"{', '.join(cuts.ALL_SCORES)} (default: "
+                        + ", ".join(f"{score} for {method}" for method, score in cuts.SCORES.items()) + ")")
+    parser.add_argument("--names", nargs="+", metavar="PARAMETER", help="prune the weights of these, such as "
+                        "head.w_DV, instead of those of attention and feed-forward networks")
+    parser.add_argument("--calibration", type=int, default=32, metavar="N", help="sequences of the training text that "
+                        "methods look at (default: 32)")
+    parser.add_argument("--recover", type=int, metavar="N", help="train on for N steps; what is pruned stays so")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="peak of that training (default: the run's)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--text", nargs="+", metavar="FILE", help="what the run was trained on, if on your own")
+    source.add_argument("--clusters", action="store_true", help="it was trained on the made-up language")
+
+
+def _pattern(words):
+    """(kept, group) of words such as 2:4."""
+    kept, colon, group = words.partition(":")
+    if not (colon and kept.isdigit() and group.isdigit()):
+        raise argparse.ArgumentTypeError(f"{words!r}: must be N:M, as 2:4")
+    return int(kept), int(group)
+
+
+def run_prune(options):
+    """Prune a trained run, report what that has saved and cost, and train it to recover if asked."""
+    from minimoe.training import checkpoint, data, pruned, runs
+    path = runs.checkpoint_path(options.output)
+    if path.exists():
+        raise ValueError(f"{path} exists: name a different folder with --output")
+    if options.recover is not None and options.recover < 1:
+        raise ValueError(f"--recover {options.recover}: must be 1 or more")
+    state = train.load(options)
+    text = data.build(train.texts(options), state.train_config.sequence)
+    n_steps = options.recover or max(state.train_config.n_steps // 4, 1)
+    new, cut = pruned.prune(state, text, options.method, n_steps, options.learning_rate, options.calibration,
+                            sparsity=options.sparsity, pattern=options.pattern, keep=options.keep,
+                            score=options.score, names=options.names)
+    for sentence in cut.words:
+        terminal.say(terminal.fill(sentence, hanging="  "))
+    terminal.say(f"\n{_saved(state, new)}\n")
+    before, after = _held_out_loss(state, text), new.history["eval_ce"][0]
+    terminal.say(f"validation loss {before:.4f} before, {after:.4f} after, {after - before:+.4f} nats per token")
+    checkpoint.check_folder(path)
+    checkpoint.save(path, new)
+    again = shlex.join(["train", "--resume", "--run", options.output, *train.source_words(options)])
+    if options.recover is None:
+        terminal.say(f"saved in {path}\nrecover it in {n_steps} steps:  python -m minimoe {again}")
+    else:
+        train.go_on(new, text, options.output, options.threads, again)
+        terminal.say(f"validation loss {before:.4f} before, {after:.4f} after pruning, "
+                     f"{new.history['eval_ce'][-1]:.4f} after {n_steps} steps of recovery; saved in {path}")
+
+
+def _saved(state, new):
+    """The savings of a run against another, as a table."""
+    from minimoe.cost import sparse
+    from minimoe.sparsity import savings
+    return savings.change(*(sparse.record(run.masks, run.model_config) for run in (state, new)))
+
+
+def _held_out_loss(state, text):
+    from minimoe.training import evaluation
+    return evaluation.evaluate(state.params, text, state.model_config, state.train_config)["ce"]

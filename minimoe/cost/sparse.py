@@ -1,0 +1,50 @@
+"""A model with masks: what they save, and the FLOPs of its training by the formulas of the papers.
+
+    f_D   FLOPs of a forward pass of the dense model        f_S   those of the sparse one, on a machine that skips zeros
+
+A training step has three times the FLOPs of its forward pass: one for the gradients of the inputs, one for those of the
+weights.  NumPy multiplies by the zeros, so that what it does is 3 f_D in every step.
+"""
+
+from minimoe.cost import ours, sheet
+from minimoe.sparsity import savings, schedules
+
+
+def record(mask_of, config):
+    """What the masks of a model save: `savings.record`, with the FLOPs that a token of a full context takes."""
+    work = sheet.flops_of_parts(ours.architecture(config), config.max_sequence)
+    return savings.record(mask_of, config, sum(work.values()))
+
+
+def training_flops(dense, sparse, train_config):
+    """FLOPs per token of a training step, the mean over a run with this way to change its masks.
+
+        static, set      3 f_S
+        rigl             (3 f_S dT + 2 f_S + f_D) / (dT + 1): one dense gradient in dT + 1 steps
+        snfs             2 f_S + f_D: one in every step             [all: RigL, arXiv:1911.11134, app. H]
+        gradual          3 (f_D - s_t (f_D - f_S) / s_f), of the share of zeros s_t that there is at each step
+        movement         2 of these and one f_D: its scores need the dense gradient
+
+    Args:
+        dense: f_D, per token.
+        sparse: f_S, with the share of zeros that the run has in the end.
+        train_config: TrainConfig; a dense run if its sparsity is 0.
+    """
+    every, dynamic = train_config.sparsity_every, train_config.dynamic
+    if train_config.sparsity == 0:
+        return 3 * dense
+    if dynamic in ("gradual", "movement"):
+        now = dense - _mean_progress(train_config) * (dense - sparse)
+        return 3 * now if dynamic == "gradual" else 2 * now + dense
+    if dynamic == "rigl":
+        return (3 * sparse * every + 2 * sparse + dense) / (every + 1)
+    return 2 * sparse + dense if dynamic == "snfs" else 3 * sparse
+
+
+def _mean_progress(train_config):
+    """Mean over the steps of a run of the share of the final zeros that there are at the step's forward pass."""
+    last, every, total = train_config.last_mask_step, train_config.sparsity_every, 0.0
+    for step in range(train_config.n_steps):
+        changed = min(step // every * every, last)
+        total += schedules.cubic(changed, 0, last, 1.0) if changed else 0.0
+    return total / train_config.n_steps

@@ -1,0 +1,184 @@
+"""Pruning a trained model by any method, under one name each: single weights, which leaves masks, or whole parts.
+
+What has masks already keeps them: a weight that is gone does not come back.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe import model, parameters
+from minimoe.config import fields
+from minimoe.sparsity import calibration, importance, masks, pruning, structured
+
+UNITS = {
+    "neurons": "hidden neurons of each feed-forward network, such as an expert",
+    "heads": "key heads of each layer, each with its query heads",
+    "layers": "whole layers",
+    "experts": "experts of each layer, with their columns of the router",
+}
+"""Method of structured pruning -> what goes."""
+METHODS = pruning.METHODS | UNITS
+SCORES = {"neurons": "taylor", "heads": "taylor", "layers": "influence", "experts": "output"}
+"""Method of structured pruning -> how its units are scored by default."""
+ALL_SCORES = (*importance.METHODS, *importance.OF_EXPERTS, "subset", "influence")
+"""All scores: those of `importance`; "subset", `structured.best_experts`; "influence", `structured.block_influence`."""
+
+
+class Cut(NamedTuple):
+    """What is left of a model: params, config, name -> mask; and what went, a list of sentences."""
+
+    params: dict
+    config: object
+    masks: dict
+    words: list
+
+
+def needs_text(method, score=None):
+    """Whether a method looks at calibration text."""
+    return method in pruning.CALIBRATED or method in UNITS and score != "norm"
+
+
+def cut(params, config, method, tokens_BS=None, targets_BS=None, sparsity=None, pattern=None, keep=None, score=None,
+        names=None, old_masks=None):
+    """Prune a model by a method.  Returns a Cut.
+
+    Args:
+        params: name -> array.
+        config: ModelConfig.
+        method: a name of METHODS.
+        tokens_BS, targets_BS: calibration text, and the token that follows each.
+        sparsity: share of the weights, or of the units, that goes, floored.
+        pattern: instead, (kept, group), of weights.
+        keep: instead, how many units of each layer, network or model stay.
+        score: of ALL_SCORES, of units; None is that of SCORES.
+        names: parameters whose weights are pruned; None: see `matrices.names`.
+        old_masks: name -> mask, of a model that is sparse already.
+    Raises ValueError for what a method cannot use, and if nothing would go.
+    """
+    fields.require(method in METHODS, "method", method, f"must be one of {', '.join(METHODS)}")
+    if method not in UNITS:
+        for name, value in (("keep", keep), ("score", score)):
+            fields.require(value is None, name, value, f"{method} prunes single weights; give a sparsity or a pattern")
+        return _weights(params, config, method, tokens_BS, sparsity, pattern, names, old_masks or {})
+    for name, value in (("pattern", pattern), ("names", names)):
+        fields.require(value is None, name, value, f"{method} go as a whole; give a sparsity, or how many to keep")
+    return _units(params, config, method, (tokens_BS, targets_BS), (sparsity, keep), score, old_masks or {})
+
+
+def _weights(params, config, method, tokens_BS, sparsity, pattern, names, old_masks):
+    pruned = pruning.prune_and_report(params, config, method, tokens_BS, sparsity, pattern, names)
+    kept = dict(old_masks)
+    for name, mask in pruned.masks.items():
+        kept[name] = mask & old_masks.get(name, True)
+    new = masks.apply(pruned.params, kept)
+    before, after = pruning.report(params, old_masks), pruning.report(new, kept, pruned.report.unreached)
+    first, *others = str(after).split("\n")
+    words = [f"{method}: {first.replace('the masked matrices', parts(kept, config))}"]
+    if old_masks:
+        words.append(f"Before, {before.pruned.sparsity:.1%} of the {before.pruned.total:,} weights of "
+                     f"{parts(old_masks, config)} were zero.")
+    return Cut(new, config, kept, words + others)
+
+
+def parts(names, config):
+    """The parts of a model that parameters belong to, in words."""
+    routed = "experts" if config.n_experts > 1 else "feed-forward networks"
+    words = {"shared.": "shared experts", "w_router": "routers", "attention.": "attention", "dense.": "dense networks",
+             "moe.": routed, "soft.": routed, "embed.": "embedding", "head.": "head"}
+    found = list(dict.fromkeys(next(said for key, said in words.items() if key in name) for name in names))
+    return " and ".join([*filter(None, [", ".join(found[:-1])]), *found[-1:]])
+
+
+def _units(params, config, method, text, wanted, score, old_masks):
+    score = SCORES[method] if score is None else score
+    allowed = {"layers": ("influence",), "experts": (*importance.METHODS, *importance.OF_EXPERTS, "subset")}.get(
+        method, importance.METHODS)
+    fields.require(score in allowed, "score", score, f"{method} have {', '.join(allowed)}")
+    if text[0] is None and needs_text(method, score):
+        raise ValueError(f"tokens_BS = None: {method} by {score} need calibration text")
+    total = {"neurons": config.d_hidden if config.moe_layers or "soft" in config.layer_kinds else config.dense_width,
+             "heads": config.kv_heads, "layers": config.n_layers, "experts": config.n_experts}[method]
+    n = _n_kept(method, total, *wanted)
+    keep, words = CHOOSE[method](params, config, n, score, text)
+    new, smaller = structured.shrink(params, config, keep)
+    left, before = parameters.count(new), parameters.count(params)
+    sentence = (f"{method}: {n} of {total} stay ({UNITS[method]}), by {score}; {1 - left / before:.1%} of the model's "
+                f"{before:,} parameters are gone")
+    return Cut(new, smaller, _shrunken(old_masks, params, config, keep), [sentence, *words])
+
+
+def _n_kept(method, total, sparsity, keep):
+    """How many of the units stay."""
+    if (sparsity is None) == (keep is None):
+        raise ValueError(f"sparsity = {sparsity!r}, keep = {keep!r}: give one of the two, the share of the {method} "
+                         "that goes or the number that stays")
+    if keep is None:
+        masks.check_sparsity(sparsity)
+        n = total - math.floor(total * sparsity)
+        fields.require(n < total, "sparsity", sparsity, f"of {total} {method} that is none")
+        return n
+    whole = isinstance(keep, (int, np.integer)) and 1 <= keep < total
+    fields.require(whole, "keep", keep, f"there are {total} {method}: must be from 1 to {total - 1}")
+    return int(keep)
+
+
+def _choose_neurons(params, config, n, score, text):
+    kinds, E, F = config.layer_kinds, config.n_experts, config.d_hidden
+    wanted = {"neurons": n} if {"moe", "soft"} & {*kinds} else {}
+    if "dense" in kinds:
+        wanted["dense neurons"] = max(1, config.dense_width * n // F) if wanted else n
+    if config.n_shared_experts and config.moe_layers:
+        wanted["shared"] = config.n_shared_experts * n
+    keep, words = {"neurons": {}}, []
+    for kind, count in wanted.items():
+        found = importance.importance(params, config, kind, score, *text)
+        keep.setdefault("shared" if kind == "shared" else "neurons", {}).update(found.keep(count))
+        words += _unreached(found.unreached) if E > 1 else []
+    return keep, words
+
+
+def _choose_heads(params, config, n, score, text):
+    return {"heads": importance.importance(params, config, "heads", score, *text).keep(n)}, []
+
+
+def _choose_layers(params, config, n, score, text):
+    influence_L = structured.block_influence(importance.stream(params, text[0], config))
+    kept = masks.lowest(influence_L, config.n_layers - n)
+    gone = ", ".join(f"{i} ({influence_L[i]:.3f})" for i in np.flatnonzero(~kept))
+    return {"layers": kept}, [f"the layers that turn their tokens least go (1 - cosine): {gone}"]
+
+
+def _choose_experts(params, config, n, score, text):
+    fields.check(config, "n_experts", bool(config.moe_layers) and config.n_experts > 1, "there are no experts to cut")
+    if score != "subset":
+        found = importance.importance(params, config, "experts", score, *text)
+        return {"experts": found.keep(n)}, _unreached(found.unreached)
+    tokens_BS, _ = model.check_inputs(params, config, text[0], None)
+    (_, routings), cache = model.model_forward(params, tokens_BS, config)
+    keep, unreached = {}, {}
+    for i, routing in zip(config.moe_layers, routings, strict=True):
+        x_TD = calibration.block_inputs(cache.blocks[i])["moe.w_router_DE"][0]
+        keep[i], _ = structured.best_experts(x_TD, parameters.scope(params, f"layers.{i}.moe."), config, n)
+        unreached[i] = np.flatnonzero(routing.kept_count_E == 0).tolist()
+    return {"experts": keep}, _unreached(unreached)
+
+
+CHOOSE = {"neurons": _choose_neurons, "heads": _choose_heads, "layers": _choose_layers, "experts": _choose_experts}
+"""Method -> function (params, config, n, score, text) -> masks as `structured.shrink` reads them, words."""
+
+
+def _unreached(experts):
+    return [f"layer {i}: no calibration token reached the experts {', '.join(map(str, lost))}"
+            for i, lost in experts.items() if lost]
+
+
+def _shrunken(old_masks, params, config, keep):
+    """The masks of what is left: cut as the parameters are."""
+    if not old_masks:
+        return {}
+    marked = {name: 2.0 * old_masks[name] if name in old_masks else np.ones(array.shape)
+              for name, array in params.items()}
+    left, _ = structured.shrink(marked, config, keep)  # layers have new numbers, so what is sparse is told by its marks
+    return {name: marks > 1 for name, marks in left.items() if 1 not in marks}

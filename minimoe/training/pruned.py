@@ -1,0 +1,60 @@
+"""A trained run pruned: a new run that begins with what is left of the model, and can be trained to recover.
+
+Its learning rate rises to the peak of the run before and falls once more, as in learning rate rewinding
+[arXiv:2003.02389]; its masks stay.
+"""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+
+from minimoe.config import fields
+from minimoe.sparsity import cuts, matrices, pruning
+from minimoe.training import data, loop
+
+CALIBRATION = 32
+"""Sequences of the training text that a method looks at."""
+
+def prune(state, corpus, method, n_steps, learning_rate=None, calibration=CALIBRATION, **options):
+    """A run before its first step that begins with the pruned model, and the Cut.
+
+    Args:
+        state: TrainState, of the trained run.
+        corpus: the Corpus that it was trained on.
+        method, options: see `cuts.cut`.
+        n_steps: of the recovery training.
+        learning_rate: its peak; None is that of the run.
+        calibration: sequences of the training text to calibrate on.
+    Raises ValueError for another corpus, too little calibration text, and what `cuts.cut` refuses.
+    """
+    loop.check_text(state, corpus)
+    text = None, None
+    if cuts.needs_text(method, options.get("score")):
+        text = calibration_text(state, corpus, method, calibration)
+    found = cuts.cut(state.params, state.model_config, method, *text, old_masks=state.masks, **options)
+    training = recovery(state.train_config, n_steps, learning_rate)
+    new = loop.new_state(found.config, training, corpus, found.params, found.masks)
+    new.rng = copy.deepcopy(state.rng)  # the text goes on where it stopped
+    return new, found
+
+
+def recovery(train_config, n_steps, learning_rate=None):
+    """The TrainConfig of the training that follows: without masks of its own, a tenth of its steps is the warm-up."""
+    peak = train_config.learning_rate if learning_rate is None else learning_rate
+    lowest = train_config.min_learning_rate
+    return replace(train_config, n_steps=n_steps, warmup_steps=n_steps // 10, learning_rate=peak, sparsity=0.0,
+                   dynamic="static", min_learning_rate=None if lowest is None else min(lowest, peak))
+
+
+def calibration_text(state, corpus, method, n_sequences):
+    """(tokens_BS, targets_BS) of the training text, the same at every call.  Raises ValueError if they are too few."""
+    length = state.train_config.sequence
+    fields.require(n_sequences >= 1, "calibration", n_sequences, "must be 1 or more sequences of text")
+    names = matrices.names(state.model_config) if method in pruning.CALIBRATED else ()
+    widest = max((matrices.shape(name, state.params[name].shape)[1] for name in names), default=1)
+    fields.require(n_sequences * length >= widest, "calibration", n_sequences,
+                   f"{n_sequences * length} tokens are too few for {method}: must be as many as a matrix has inputs, "
+                   f"{widest}, which are {-(-widest // length)} sequences of {length}")
+    batch = data.sample(corpus.train, np.random.default_rng(0), n_sequences, length)
+    return batch.tokens_BS, batch.targets_BS

@@ -1,0 +1,45 @@
+"""One name for every way to prune: neurons of all kinds of layers, experts that no token reached, few tokens."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minimoe import model
+from minimoe.sparsity import cuts
+from minimoe.training import pruned
+from tests import small
+
+TEXT = small.first_batches(1)[0][0][:2]
+
+
+def test_neurons_go_from_dense_layers_experts_and_shared_experts_alike():
+    """Of the experts' 6 neurons 2 stay, of two shared ones 2 x 2, of a dense layer's 9 a third."""
+    config = replace(small.MODEL, n_shared_experts=2, first_dense_layers=1, d_dense=9)
+    found = cuts.cut(model.init_params(config, 0), config, "neurons", *TEXT, keep=2, score="norm")
+    assert found.config == replace(config, d_hidden=2, d_dense=3)
+    model.check_params(found.params, found.config)
+    assert found.words[0].startswith("neurons: 2 of 6 stay ")
+
+
+def test_experts_that_no_token_reached_are_named_and_never_judged_by_what_is_not_known():
+    """Of zero scores the first two of four experts are chosen, for every token."""
+    params = model.init_params(small.MODEL, 0)
+    for i in range(2):
+        params[f"layers.{i}.moe.w_router_DE"] = np.zeros((8, 4), np.float32)
+    said = cuts.cut(params, small.MODEL, "experts", *TEXT, keep=2, score="load").words[1:]
+    assert said == [f"layer {i}: no calibration token reached the experts 2, 3" for i in range(2)]
+    with pytest.raises(ValueError, match="no token of the text reached the experts 2, 3"):
+        cuts.cut(params, small.MODEL, "experts", *TEXT, keep=2)
+    found = cuts.cut(params, small.MODEL, "wanda", *TEXT, sparsity=0.5)
+    assert found.masks["layers.0.moe.w_up_EDF"][2:].all() and not found.masks["layers.0.moe.w_up_EDF"][:2].all()
+    assert "layers.0.moe: no calibration token reached expert 3, which keeps its weights" in found.words
+
+
+def test_too_little_calibration_text_is_refused_with_how_much_would_do():
+    """A matrix of 24 inputs needs three sequences of 8 tokens; a magnitude needs none."""
+    state = small.new(replace(small.MODEL, d_model=24))
+    with pytest.raises(ValueError, match="calibration = 2: 16 tokens are too few for wanda: .* 24, which are 3 seq"):
+        pruned.prune(state, small.CORPUS, "wanda", 1, calibration=2, sparsity=0.5)
+    new, _ = pruned.prune(state, small.CORPUS, "magnitude", 4, calibration=0, sparsity=0.5)
+    assert new.rng.bit_generator.state == state.rng.bit_generator.state and new.rng is not state.rng
