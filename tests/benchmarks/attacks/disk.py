@@ -61,7 +61,7 @@ def _names(folder, quick):
             end = attempt.command(words, where, 10)
             creates = {"words.txt", "--output", "--figure"} & set(words)
             free = creates and name in (*NEW, "folder.json")
-            yield f"{' '.join(words)[:90]!a}", attempt.problem(end, (0, 2) if free else (2,))
+            yield f"{' '.join(map(str, words))[:90]!a}", attempt.problem(end, (0, 2) if free else (2,))
             for made in NEW[1:]:
                 shutil.rmtree(where / made, ignore_errors=True)
     for words in (["doctor", "secret"], ["generate", "--run", "secret"], ["train", "--resume", "--run", "secret"],
