@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minimoe import model
-from minimoe.sparsity import cuts
+from minimoe.sparsity import cuts, masks
 from minimoe.training import pruned
 from tests import small
 
@@ -43,3 +43,10 @@ def test_too_little_calibration_text_is_refused_with_how_much_would_do():
         pruned.prune(state, small.CORPUS, "wanda", 1, calibration=2, sparsity=0.5)
     new, _ = pruned.prune(state, small.CORPUS, "magnitude", 4, calibration=0, sparsity=0.5)
     assert new.rng.bit_generator.state == state.rng.bit_generator.state and new.rng is not state.rng
+
+
+def test_a_weight_that_is_gone_stays_gone_when_more_are_pruned():
+    name = "layers.0.attention.w_q_DHP"
+    params, old = model.init_params(small.MODEL, 0), {name: np.eye(8, dtype=bool).reshape(8, 2, 4)}
+    found = cuts.cut(masks.apply(params, old), small.MODEL, "magnitude", sparsity=0.5, old_masks=old)
+    np.testing.assert_array_equal(found.masks[name], old[name])
