@@ -22,19 +22,33 @@ from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import runs
 
 
+class Start(NamedTuple):
+    """How a run begins with what another has learned.
+
+    label: of the variant that it begins with, the run of the same seed; it stands before it in the table.
+    make: (finished TrainState, TrainConfig, Corpus) -> TrainState before the first step; a function of a module, or a
+        `functools.partial` of one, if it is to run in other processes.
+    """
+
+    label: str
+    make: Callable
+
+
 class Variant(NamedTuple):
     """What one label of an experiment trains.  A budget is part of it: `train.n_steps`.
 
     folder: below the experiment's; None is the label's own name.  Equal variants with one folder share their runs.
+    start: Start, if its runs begin with those of another variant; model is what they are then.
     """
 
     model: ModelConfig
     train: TrainConfig
     folder: str | None = None
+    start: Start | None = None
 
 
 class Cell(NamedTuple):
-    """One training run."""
+    """One training run.  source: the Cell that it begins with, by `make`; None for one that begins anew."""
 
     label: str
     seed: int
@@ -42,6 +56,8 @@ class Cell(NamedTuple):
     folder: Path
     model: ModelConfig
     train: TrainConfig
+    source: "Cell | None" = None
+    make: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,8 @@ class Experiment:
         archive: file that keeps the measured numbers; None keeps none.
         figure: the picture; None if it has none.
 
-    Raises ValueError for fewer seeds than 1, and for different variants with one folder.
+    Raises ValueError for fewer seeds than 1, for different variants with one folder, and for a variant that begins with
+    one that does not stand before it.
     """
 
     name: str
@@ -74,10 +91,14 @@ class Experiment:
     def __post_init__(self):
         if type(self.seeds) is not int or self.seeds < 1:
             raise ValueError(f"seeds = {self.seeds!r}: must be a whole number, 1 or more")
-        label_of = {}
+        label_of, before = {}, set()
         for label, variant in self.variants.items():
+            source = variant.start and variant.start.label
+            if source is not None and source not in before:
+                raise ValueError(f"variant {label!r} begins with {source!r}, which does not stand before it")
+            before.add(label)
             first = label_of.setdefault(self._folder(label), label)
-            if self.variants[first][:2] != variant[:2]:
+            if self.variants[first]._replace(folder=None) != variant._replace(folder=None):
                 raise ValueError(f"variants {first!r} and {label!r} differ and have one folder, {self._folder(label)}: "
                                  "give each a folder of its own")
 
@@ -87,8 +108,11 @@ class Experiment:
     def cells(self, label):
         """The Cells of a label, one per seed."""
         variant, folder = self.variants[label], self._folder(label)
+        source, make = variant.start or (None, None)
+        sources = [None] * self.seeds if source is None else self.cells(source)
         return [Cell(label, seed, label if self.seeds == 1 else f"{label}, seed {seed}", runs.seed_folder(folder, seed),
-                     variant.model, replace(variant.train, seed=seed)) for seed in range(self.seeds)]
+                     variant.model, replace(variant.train, seed=seed), sources[seed], make)
+                for seed in range(self.seeds)]
 
     def states(self, label):
         """The TrainStates of a label's runs, one per seed, as they are on disk."""
@@ -149,19 +173,32 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
     """
     here = executor is None
     executor = Here() if here else executor
-    cell_of = {}  # Future -> Cell
+    cell_of, running, waiting = {}, set(), _in_order(experiment)  # Future -> Cell; Futures; Cells
     try:
-        for cell in _in_order(experiment):
-            future = executor.submit(run_cell, cell, corpus, experiment.measure, fresh, threads, say if here else None)
-            cell_of[future] = cell
-            if here:
-                _report(future, cell, say)
-        for future in () if here else futures.as_completed(cell_of):
-            _report(future, cell_of[future], say, "finished")
+        while waiting or running:
+            for cell in [*waiting]:
+                if cell.source is not None and cell.source.folder in _folders(waiting, running, cell_of):
+                    continue
+                waiting.remove(cell)
+                future = executor.submit(run_cell, cell, corpus, experiment.measure, fresh, threads,
+                                         say if here else None)
+                cell_of[future] = cell
+                if here:
+                    _report(future, cell, say)
+                else:
+                    running.add(future)
+            ended, running = futures.wait(running, return_when=futures.FIRST_COMPLETED) if running else ((), running)
+            for future in ended:
+                _report(future, cell_of[future], say, "finished")
         return _gathered(experiment, cell_of)
     finally:
         for future in cell_of:
             future.cancel()
+
+
+def _folders(waiting, running, cell_of):
+    """Of the runs that have not ended."""
+    return {cell.folder for cell in [*waiting, *(cell_of[future] for future in running)]}
 
 
 def _in_order(experiment):
@@ -184,11 +221,16 @@ def run_cell(cell, corpus, measure, fresh=False, threads=1, say=None):
     Raises CellFailed.
     """
     try:
-        state = runs.finish(cell.folder, cell.words, cell.model, cell.train, corpus, fresh, say, threads)
+        start = None if cell.source is None else lambda: cell.make(_finished(cell.source, corpus), cell.train, corpus)
+        state = runs.finish(cell.folder, cell.words, cell.model, cell.train, corpus, fresh, say, threads, start)
         return _measured(state, measure, corpus)
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise CellFailed(f"{kind}{error}") from error
+
+
+def _finished(cell, corpus):
+    return runs.load_finished(cell.folder, cell.model, cell.train, corpus, "the same command")
 
 
 def measure_finished(experiment, corpus, command):

@@ -200,3 +200,29 @@ def test_finished_runs_are_measured_again_and_unfinished_ones_refused(experiment
     longer = replace(experiment, variants={"narrow": Variant(MODEL, replace(BRIEF, n_steps=9))})
     with pytest.raises(ValueError, match="another kind"):
         engine.measure_finished(longer, CORPUS, "the command")
+
+
+def with_half(state, train, corpus):
+    """A run that begins with half of each weight of another."""
+    return loop.new_state(state.model_config, train, corpus, {name: w / 2 for name, w in state.params.items()})
+
+
+def test_a_run_that_begins_with_another_waits_for_it_wherever_it_runs_and_fails_with_it(experiment, tmp_path):
+    longer = replace(BRIEF, n_steps=4)
+    chain = replace(experiment, seeds=1, variants={
+        "first": Variant(MODEL, BRIEF), "half": Variant(MODEL, longer, start=engine.Start("first", with_half)),
+        "quarter": Variant(MODEL, BRIEF, start=engine.Start("half", with_half))})
+    here, lines = run(chain)
+    start, (half,) = runs.load(tmp_path / "runs/first/seed0"), chain.states("half")
+    state = loop.train(with_half(start, longer, CORPUS), CORPUS)
+    assert state.history["eval_step"] == [0, 3, 4] and small.numbers(state) == small.numbers(half)
+    with ThreadPoolExecutor(3) as executor:
+        there, _ = run(replace(chain, folder=tmp_path / "threads"), executor=executor)
+    assert_same(there.measured, here.measured)
+    wrong = replace(chain, folder=tmp_path / "wrong", variants=chain.variants | {
+        "half": Variant(replace(MODEL, d_hidden=9), longer, start=engine.Start("first", with_half))})
+    results, _ = run(wrong)
+    assert [failure.cell.label for failure in results.failures] == ["half", "quarter"]
+    assert "another kind" in str(results.failures[0].error) and "no checkpoint" in str(results.failures[1].error)
+    with pytest.raises(ValueError, match="^variant 'half' begins with 'quarter', which does not stand before it$"):
+        replace(chain, variants={"half": Variant(MODEL, BRIEF, start=engine.Start("quarter", with_half))})
