@@ -6,7 +6,7 @@
     look          generate, route, explore, doctor
     measure       gradcheck, causality, rosetta, bench
     cost          cost
-    experiments   the tour, routers, compare, studies, figures
+    experiments   the tour, routers, compare, sparsity, studies, figures
     lessons       lessons
 
 What a command needs is imported when it runs, so that the others start at once.
@@ -24,8 +24,8 @@ from minimoe.cli import arguments, cost, experiments, lessons, look, measure, pr
 
 COMMANDS = (train.add_train, prune.add_prune, look.add_generate, look.add_route, look.add_explore, look.add_doctor,
             measure.add_gradcheck, experiments.add_figures, experiments.add_routers, experiments.add_compare,
-            experiments.add_studies, lessons.add_lessons, measure.add_causality, measure.add_rosetta, cost.add_cost,
-            measure.add_bench)
+            experiments.add_sparsity, experiments.add_studies, lessons.add_lessons, measure.add_causality,
+            measure.add_rosetta, cost.add_cost, measure.add_bench)
 """What adds each command to the parser, in the order of the help."""
 
 
@@ -121,12 +121,12 @@ def _check_general_options(options):
     """Check that the command has the options that stand before it, and set how many threads there are."""
     for name in ("quick", "seeds", "fresh"):
         if not options.study and getattr(options, name) is not None:
-            raise ValueError(f"--{name} belongs to the tour, which has no command after it, to `routers`, `compare` "
-                             "and `studies`")
+            raise ValueError(f"--{name} belongs to the tour, which has no command after it, to `routers`, `compare`, "
+                             "`sparsity` and `studies`")
     if options.threads is None:
         options.threads = arguments.DEFAULT_THREADS
     elif not options.in_groups:
-        raise ValueError("--threads belongs to the tour, `train`, `prune`, `routers`, `compare`, `studies` and "
-                         f"`bench`: {options.command} has no groups to run at the same time")
+        raise ValueError("--threads belongs to the tour, `train`, `prune`, `routers`, `compare`, `sparsity`, `studies` "
+                         f"and `bench`: {options.command} has no groups to run at the same time")
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be 1 or more")

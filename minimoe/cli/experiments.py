@@ -5,7 +5,7 @@ import argparse
 from minimoe import terminal
 from minimoe.cli import arguments
 
-TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS, STUDIES_SEEDS = 1, 3, 3, 3
+TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS, STUDIES_SEEDS, SPARSITY_SEEDS = 1, 3, 3, 3, 3
 
 
 def run_tour(options):
@@ -57,6 +57,21 @@ def run_studies(options):
     studies.main(bool(options.quick), arguments.seeds(options, STUDIES_SEEDS), bool(options.fresh), options.threads)
 
 
+def add_sparsity(subparsers):
+    """The command `sparsity` and its options."""
+    parser = arguments.command(subparsers, "sparsity", run_sparsity,
+                               "train every way to be sparse for the same FLOPs, next to smaller dense models",
+                               in_groups=True, study=True)
+    arguments.add_study(parser, "to see that all works: far too short to compare", SPARSITY_SEEDS,
+                        default=argparse.SUPPRESS)  # what was given before the command stands
+
+
+def run_sparsity(options):
+    """Train every way to be sparse, and compare them with smaller dense models."""
+    from minimoe.experiments import sparsity
+    sparsity.main(bool(options.quick), arguments.seeds(options, SPARSITY_SEEDS), bool(options.fresh), options.threads)
+
+
 def add_figures(subparsers):
     """The command `figures` and its options."""
     arguments.command(subparsers, "figures", run_figures, "draw the figures again from the finished runs")
@@ -65,10 +80,10 @@ def add_figures(subparsers):
 def run_figures(options):
     """Draw the figures again: those of the tour from its runs, the others from what was kept and from formulas."""
     from minimoe.course import lessons
-    from minimoe.experiments import compare, routers, studies, tour
+    from minimoe.experiments import compare, routers, sparsity, studies, tour
     from minimoe.plots import cost_shares
     failed = []
-    for figure in (routers.figure, compare.figure, cost_shares.figure, studies.figure, lessons.figure):
+    for figure in (routers.figure, compare.figure, sparsity.figure, cost_shares.figure, studies.figure, lessons.figure):
         try:
             figure()
         except ValueError as error:  # one that cannot be drawn keeps no other from it

@@ -57,9 +57,9 @@ def run_prune(options):
     state = train.load(options)
     text = data.build(train.texts(options), state.train_config.sequence)
     n_steps = options.recover or max(state.train_config.n_steps // 4, 1)
-    new, cut = pruned.prune(state, text, options.method, n_steps, options.learning_rate, options.calibration,
-                            sparsity=options.sparsity, pattern=options.pattern, keep=options.keep,
-                            score=options.score, names=options.names)
+    training = pruned.recovery(state.train_config, n_steps, options.learning_rate)
+    new, cut = pruned.prune(state, text, options.method, training, options.calibration, sparsity=options.sparsity,
+                            pattern=options.pattern, keep=options.keep, score=options.score, names=options.names)
     for sentence in cut.words:
         terminal.say(terminal.fill(sentence, hanging="  "))
     terminal.say(f"\n{_saved(state, new)}\n")

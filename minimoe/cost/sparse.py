@@ -6,8 +6,11 @@ A training step has three times the FLOPs of its forward pass: one for the gradi
 weights.  NumPy multiplies by the zeros, so that what it does is 3 f_D in every step.
 """
 
+import numpy as np
+
+from minimoe import model
 from minimoe.cost import ours, sheet
-from minimoe.sparsity import savings, schedules
+from minimoe.sparsity import matrices, savings, schedules
 
 
 def record(mask_of, config):
@@ -39,6 +42,30 @@ def training_flops(dense, sparse, train_config):
     if dynamic == "rigl":
         return (3 * sparse * every + 2 * sparse + dense) / (every + 1)
     return 2 * sparse + dense if dynamic == "snfs" else 3 * sparse
+
+
+def sparse_flops(config, sparsity):
+    """(f_D, f_S) of a model, per token: dense, and with this share of zeros in attention and feed-forward networks."""
+    found = record({}, config)["forward_flops_per_token"]["ideal"]
+    none_kept = {name: np.zeros(model.weights(config)[name].shape, bool) for name in matrices.names(config)}
+    return found, found - sparsity * savings.skipped_flops(none_kept, config)
+
+
+def pruning_flops(config, method, n_tokens):
+    """FLOPs of pruning a dense model once: the calibration text through the model, and what else multiplies matrices.
+
+        magnitude 0;  wanda 2 f_D T;  neurons by taylor 3 f_D T
+        sparsegpt     2 f_D T, and of each matrix 2 T D^2 for H, 2 D^3 for its inverse, D^2 F for the updates
+
+    T tokens go through each block twice, before and after it is pruned.  A closed form, not a count.
+    """
+    dense, _ = sparse_flops(config, 0)
+    work = {"wanda": 2, "sparsegpt": 2, "neurons": 3}.get(method, 0) * dense * n_tokens
+    if method == "sparsegpt":
+        for name in matrices.names(config):
+            n, d, f = matrices.shape(name, model.weights(config)[name].shape)
+            work += n * (2 * n_tokens * d**2 + 2 * d**3 + d**2 * f)
+    return work
 
 
 def _mean_progress(train_config):

@@ -7,5 +7,7 @@
     routers          every router on one small budget
     compare          MoE and dense models at equal steps, FLOPs and time
     effective_size   the dense model that an MoE is worth
+    sparse_plan      which sparse models are compared, and for how long each trains
+    sparsity         the ways to be sparse next to smaller dense models, for the same training FLOPs
     studies          the small runs that the lessons look at
 """

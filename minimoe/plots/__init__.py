@@ -6,6 +6,7 @@
     expert_load         where the assignments go, over time and by domain
     coloured_text       characters on the colours of their experts
     router_comparison   all routers on one budget
+    sparsity_comparison  the ways to be sparse: loss against FLOPs and bytes
     pareto              loss against FLOPs, and at equal steps, FLOPs and time
     step_time           where the time of a training step goes
     cost_shares         where parameters, FLOPs and bytes are

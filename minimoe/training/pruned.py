@@ -16,15 +16,14 @@ from minimoe.training import data, loop
 CALIBRATION = 32
 """Sequences of the training text that a method looks at."""
 
-def prune(state, corpus, method, n_steps, learning_rate=None, calibration=CALIBRATION, **options):
+def prune(state, corpus, method, training, calibration=CALIBRATION, **options):
     """A run before its first step that begins with the pruned model, and the Cut.
 
     Args:
         state: TrainState, of the trained run.
         corpus: the Corpus that it was trained on.
         method, options: see `cuts.cut`.
-        n_steps: of the recovery training.
-        learning_rate: its peak; None is that of the run.
+        training: TrainConfig of what follows, such as `recovery` gives.
         calibration: sequences of the training text to calibrate on.
     Raises ValueError for another corpus, too little calibration text, and what `cuts.cut` refuses.
     """
@@ -33,14 +32,16 @@ def prune(state, corpus, method, n_steps, learning_rate=None, calibration=CALIBR
     if cuts.needs_text(method, options.get("score")):
         text = calibration_text(state, corpus, method, calibration)
     found = cuts.cut(state.params, state.model_config, method, *text, old_masks=state.masks, **options)
-    training = recovery(state.train_config, n_steps, learning_rate)
     new = loop.new_state(found.config, training, corpus, found.params, found.masks)
     new.rng = copy.deepcopy(state.rng)  # the text goes on where it stopped
     return new, found
 
 
 def recovery(train_config, n_steps, learning_rate=None):
-    """The TrainConfig of the training that follows: without masks of its own, a tenth of its steps is the warm-up."""
+    """The TrainConfig of recovery training: no masks but those that there are; a tenth of the steps is the warm-up.
+
+    train_config: of the run before.   learning_rate: the peak; None is that of the run before.
+    """
     peak = train_config.learning_rate if learning_rate is None else learning_rate
     lowest = train_config.min_learning_rate
     return replace(train_config, n_steps=n_steps, warmup_steps=n_steps // 10, learning_rate=peak, sparsity=0.0,

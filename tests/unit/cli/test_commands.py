@@ -15,7 +15,7 @@ import pytest
 from minimoe import cli, gradcheck, model
 from minimoe.analysis import causality, doctor
 from minimoe.course import lessons
-from minimoe.experiments import compare, routers, studies, tour
+from minimoe.experiments import compare, routers, sparsity, studies, tour
 from minimoe.generation import sampling
 from minimoe.plots import cost_shares
 from minimoe.training import checkpoint
@@ -199,16 +199,17 @@ def test_a_figure_that_cannot_be_drawn_keeps_no_other_from_it(run, monkeypatch):
         raise ValueError("there is no routers.npz")
 
     drawn = []
-    for module in (routers, compare, cost_shares, studies, lessons):
+    for module in (routers, compare, sparsity, cost_shares, studies, lessons):
         monkeypatch.setattr(module, "figure", lambda module=module: drawn.append(module))
     for there in (True, False):
         monkeypatch.setattr(tour, "draw_again", lambda there=there: there)
         status, out, _ = run("figures")
         assert status == 0 and ("left as they are: `python -m minimoe` trains what they show" in out) == (not there)
-    assert drawn == [routers, compare, cost_shares, studies, lessons] * 2
+    assert drawn == [routers, compare, sparsity, cost_shares, studies, lessons] * 2
     monkeypatch.setattr(routers, "figure", fail)
     status, _, err = run("figures")
-    assert status == 2 and "there is no routers.npz" in err and drawn[-4:] == [compare, cost_shares, studies, lessons]
+    assert status == 2 and "there is no routers.npz" in err
+    assert drawn[-5:] == [compare, sparsity, cost_shares, studies, lessons]
 
 
 def program(made, code, *words, **options):

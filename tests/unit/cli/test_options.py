@@ -10,13 +10,13 @@ from minimoe import cli, gradcheck
 from minimoe.cli import arguments
 from minimoe.config import ModelConfig, TrainConfig, preset
 from minimoe.course import lessons
-from minimoe.experiments import compare, routers, studies, tour
+from minimoe.experiments import compare, routers, sparsity, studies, tour
 from minimoe.moe import capacity, losses
 from minimoe.moe.routers import ROUTERS
 from minimoe.training import checkpoint
 
 COMMANDS = ("train", "prune", "generate", "route", "explore", "doctor", "gradcheck", "figures", "routers", "compare",
-            "studies", "lessons", "causality", "rosetta", "cost", "bench")
+            "sparsity", "studies", "lessons", "causality", "rosetta", "cost", "bench")
 
 REFUSED = {  # a command -> what its one line names: one of each kind; what fields can be is tested with the fields
     "train --top-k 9": ["top_k = 9", "n_experts = 8"], "train --beta2 nan": ["beta2 = nan"],
@@ -46,10 +46,10 @@ REFUSED = {  # a command -> what its one line names: one of each kind; what fiel
     "explore runs/done --output page.txt": ["page.txt", "must end in .html"],
     "explore runs/done --output /dev/null/page.html": ["cannot write the page /dev/null/page.html"],
     "doctor": ["no trained run in runs/tour/moe/seed0 (no checkpoint.npz)", "runs/done, runs/half: choose one of them"],
-    "--quick train --clusters": ["--quick", "belongs to the tour", "`routers`, `compare` and `studies`"],
+    "--quick train --clusters": ["--quick", "belongs to the tour", "`routers`, `compare`, `sparsity` and"],
     "--seeds 0": ["--seeds 0", "1 or more"], "--seeds -1 compare": ["--seeds -1", "1 or more"],
     "--threads 0 train --clusters": ["--threads 0", "1 or more"],
-    "--threads 2 cost": ["--threads", "cost", "tour, `train`, `prune`, `routers`, `compare`, `studies` and `bench`"],
+    "--threads 2 cost": ["--threads", "cost", "`prune`, `routers`, `compare`, `sparsity`, `studies` and `bench`"],
     "causality --trials 0": ["--trials 0", "1 or more"], "bench --steps 0": ["steps = 0", "1 or more"],
     "bench --figure words.txt": ["words.txt", ".png"], "cost --ranks 2": ["--ranks", "--run"],
     "cost --run runs/done --top-k 1": ["--top-k", "no use with --run"], "dance": ["dance", *COMMANDS],
@@ -123,7 +123,7 @@ def test_help_fits_80_columns_and_explains_the_options(run, command):
         if (command, field.name) != ("train", "vocab_size"):  # which comes from the text
             words = told[option(field.name).strip()]
             assert field.metadata["help"] in words and words.endswith(f"(default: {str(value).lower()})")
-    if command in ("routers", "compare", "studies"):
+    if command in ("routers", "compare", "sparsity", "studies"):
         assert {"--quick", "--seeds", "--fresh", "--threads"} <= told.keys()
         assert "far too short" in told["--quick"] and "(default: 3)" in told["--seeds"]
     if command == "":
@@ -137,7 +137,7 @@ EXPERIMENTS = {  # a line -> the module whose `main` it calls, and with what: qu
     "--quick --seeds 2 --fresh --threads 1 studies": (studies, True, 2, True, 1),
     "--quick --seeds 5 compare --seeds 4": (compare, True, 4, False, 2),
     "--fresh routers --threads 3": (routers, False, 3, True, 3),
-    "lessons 03 04 --check": (lessons, ["03", "04"], True),
+    "sparsity --quick": (sparsity, True, 3, False, 2), "lessons 03 04 --check": (lessons, ["03", "04"], True),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe.experiments import compare, engine, routers, studies, tour
+from minimoe.experiments import compare, engine, routers, sparsity, studies, tour
 from minimoe.experiments.engine import Experiment, Variant
 from minimoe.training import checkpoint, loop, runs
 from tests import small
@@ -112,8 +112,10 @@ def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment,
 
 
 def test_what_every_experiment_measures_can_travel_to_other_processes():
-    compared = compare.models(True, 50)
-    for experiment in (tour.experiment(True, 1, 50), routers.experiment(True, 1, 50), *studies.experiments(True, 1, 50),
+    compared, (sparse, _) = compare.models(True, 50), sparsity.experiment(True, 1, 50)
+    assert [pickle.loads(pickle.dumps(cell)).label for label in sparse.variants for cell in sparse.cells(label)]
+    for experiment in (sparse, tour.experiment(True, 1, 50), routers.experiment(True, 1, 50),
+                       *studies.experiments(True, 1, 50),
                        compare.experiment(True, 1, compared, dict.fromkeys(compared.all, 1.0))):
         assert pickle.loads(pickle.dumps(experiment.measure)) is experiment.measure
 

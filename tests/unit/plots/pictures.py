@@ -6,7 +6,16 @@ import numpy as np
 
 from minimoe import cost
 from minimoe.cost import deployment, published, sheet
-from minimoe.plots import coloured_text, cost_shares, expert_load, loss_curves, pareto, router_comparison, step_time
+from minimoe.plots import (
+    coloured_text,
+    cost_shares,
+    expert_load,
+    loss_curves,
+    pareto,
+    router_comparison,
+    sparsity_comparison,
+    step_time,
+)
 from minimoe.plots.lessons import (
     choices,
     downsides,
@@ -78,6 +87,7 @@ D, E, F = 3, 4, 5
 USED, ALL = np.zeros((2, 3, D, E * F), bool), np.ones((2, 3, D, F), bool)
 USED[0, :, :, :F] = USED[0, :, :, 2 * F:3 * F] = True  # token 0 uses experts 0 and 2
 USED[1, :, :, 3 * F:] = True  # token 1 uses expert 3
+WAYS = {"dense": [(400, np.array([2.0, 2.2])), (100, np.array([3.0, 3.2]))], "RigL": [(200, np.array([2.6, 2.6]))]}
 NATS, SHARE, FLOPS = "loss (nats per token)", "share of assignments", "training FLOPs (matrix products"
 
 TITLED = {
@@ -90,6 +100,8 @@ TITLED = {
     "pareto": (lambda t: pareto.pareto(ENTRIES, "MoE, 2 of 8", t), (NATS, FLOPS), [e.ce.mean() for e in ENTRIES]),
     "routers": (lambda t: router_comparison.routers(RUNS, KINDS, t), (
         "validation loss\n(nats", "(1 is an even load)", "dropped\n(share)", "(milliseconds)"), [3, 3.1, 3.2, 900]),
+    "sparsity": (lambda t: sparsity_comparison.losses(WAYS, "dense", "bytes", t), (NATS[:-1], "bytes"), [
+        100, 200, 400, 3.1, 2.1, 3.0, 3.2, 2.6]),
     "time": (lambda t: step_time.time_by_part(PLACES, ("attention", "experts", "rest"), t), (
         "a training step (%), of 100.0 ms", "forward pass of each layer (milliseconds)", "backward pass"), [60, 25, 5]),
     "weight maps": (lambda t: choices.weight_maps(WEIGHT_TE | {"three": np.eye(2, 3)}, "a ", t),

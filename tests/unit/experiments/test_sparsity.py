@@ -1,0 +1,86 @@
+"""The ways to be sparse at equal training FLOPs: budgets, gaps, verdict by hand, and the whole comparison in small."""
+
+import re
+
+import numpy as np
+import pytest
+
+from minimoe.config import preset
+from minimoe.experiments import sparse_plan, sparsity
+from minimoe.sparsity import pruning
+from minimoe.training import loop, runs
+from tests import small
+
+PLAN = sparse_plan.plan(*preset("sparsity", {"vocab_size": 97}))
+STEPS = {label: variant.train.n_steps for label, variant in PLAN.variants.items()}
+
+
+def test_all_spend_as_many_training_flops_as_the_dense_model_to_half_a_step():
+    """2 layers of 65,536 weights, router 64, head 64 x 97, scores 64 x 64 x 2: f_D = 307,584; 90 % zeros: 71,654.4."""
+    assert PLAN.budget == 3 * 307_584 * 12 * 64 * 250
+    assert [(STEPS[label], round(250 * 307_584 / flops)) for label, flops in (
+        ("static, 90%", 71_654.4), ("SET, 50%", 176_512))] == [(1073, 1073), (436, 436)]
+    assert STEPS["RigL, 90%"] == round(750 * 307_584 * 35 / (3 * 34 * 71_654.4 + 2 * 71_654.4 + 307_584))
+    assert STEPS["gradual, 90%"] < STEPS["RigL, 90%"] and STEPS[sparse_plan.SOURCE] == 188  # three quarters
+    calibration = 2 * 307_584 * 32 * 64
+    left = PLAN.budget - 188 * 3 * 307_584 * 768 - calibration
+    assert STEPS["Wanda, 50%"] == round(left / (3 * 176_512 * 768))
+    for label, spent in PLAN.spent.items():
+        share = 188 / 250 if label == sparse_plan.SOURCE else 1
+        assert spent == pytest.approx(share * PLAN.budget, rel=0.5 / 37), label  # upcycling has 37 or 38
+    widths = [PLAN.variants[f"smaller dense, {s:.0%}"].model.d_model for s in sparse_plan.SPARSITIES]
+    assert widths == [44, 32, 20]  # 64 times the roots of 0.5, 0.25 and 0.1, as multiples of 4
+
+
+def entry(label, flops, *ces, n_bytes=None, begin=np.nan, steps=10):
+    """Made-up results of a model."""
+    n = len(ces)
+    return sparsity.Entry(label, np.array(ces), *(np.full(n, float(number)) for number in (
+        begin, steps, 2, 500, flops, 400, n_bytes or flops)), np.array(["csr"] * n))
+
+
+ENTRIES = [entry("dense", 400, 2.0, 2.0), entry("smaller dense, 75%", 100, 3.0, 4.0),
+           entry("RigL, 50%", 200, 2.25, 2.5, n_bytes=100), entry("dense, to be changed", 400, 2.5, 2.5, steps=5),
+           entry("Wanda, 50%", 1000, 2.5, 2.75, begin=3), entry("2:4, SparseGPT", 400, 1.75, 2.25)]
+
+
+def test_a_gap_is_measured_from_the_line_between_dense_models():
+    """At 200, half way from 100 to 400 in logarithms, the dense losses are 2.5 and 3; beyond 400 it is that of 400."""
+    rigl, wanda = ENTRIES[2], ENTRIES[4]
+    np.testing.assert_allclose(sparsity.gap(rigl, ENTRIES, "flops"), [-0.25, -0.5])
+    np.testing.assert_allclose(sparsity.gap(rigl, ENTRIES, "bytes"), [-0.75, -1.5])
+    np.testing.assert_allclose(sparsity.gap(wanda, ENTRIES, "flops"), [0.5, 0.75])
+
+
+def test_the_table_counts_what_numpy_does_and_the_verdict_takes_sides_only_if_all_seeds_do(monkeypatch):
+    """Wanda: 10 steps of its own and 5 of the dense model before, of 10."""
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = {row.split("  ")[0]: re.split("  +", row) for row in sparsity.table(ENTRIES).split("\n")}
+    assert rows["Wanda, 50%"] == ["Wanda, 50%", "10", "2", "1.50", "500", "1 k", "1 k", "csr", "3.000",
+                                  "2.625 ± 0.177", "+0.625", "+0.625"]
+    assert len(rows["dense"]) == 9 and rows["RigL, 50%"][3] == "1.00"
+    words = " ".join(sparsity.verdict(ENTRIES).split())
+    assert "At equal FLOPs it is better than a dense model at 50% (-0.375). At equal bytes it is better" in words
+    assert "without its gradients. At equal FLOPs it is worse than a dense model at 50% (+0.625)" in words
+    assert "level with a dense model at SparseGPT (+0.000)" in words
+    assert "Dense models for the same training FLOPs: dense 2.000, smaller dense, 75% 3.500 nats" in words
+
+
+def test_the_comparison_is_trained_kept_and_drawn_and_resumes(here, monkeypatch):
+    monkeypatch.setattr(sparse_plan, "SPARSITIES", (0.5,))
+    said = small.printed(sparsity.main, quick=True, seeds=1)
+    assert "Far too short to compare anything" in said
+    entries = {entry.label: entry for entry in sparsity.kept("runs/sparsity-quick")}
+    assert entries.keys() == sparsity.experiment(True, 1, 9)[1].variants.keys() and len(entries) == 13
+    for label in ("static, 50%", "SET, 50%", "RigL, 50%", "gradual, 50%", "Wanda, 50%", "SparseGPT, 50%",
+                  "2:4, SparseGPT"):
+        state = runs.load(f"runs/sparsity-quick/{sparse_plan.folder(label)}/seed0")
+        assert pruning.report(state.params, state.masks).pruned.sparsity == pytest.approx(0.5, abs=0.02), label
+        assert entries[label].flops[0] < entries["dense"].flops[0] == entries[label].numpy[0]
+    begun = [label for label, found in entries.items() if np.isfinite(found.begin).all()]
+    assert begun == ["Wanda, 50%", "SparseGPT, 50%", "2:4, SparseGPT", "neurons, 50%", "upcycled, 2 of 4"]
+    assert entries["upcycled, 2 of 4"].begin == pytest.approx(entries[sparse_plan.SOURCE].ce, abs=1e-6)
+    assert all(path.stat().st_size > 1000 for path in sparsity.pictures(sparsity.experiment(True, 1, 9)[0].figure))
+    for module, name in ((loop, "train"), (sparsity, "_draw")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    assert small.printed(sparsity.main, quick=True, seeds=1).count("finished earlier") == 13
