@@ -5,6 +5,7 @@ Texts, names and paths come from outside: what a terminal would obey, or cannot 
 repeated, so that no number is broken.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -55,11 +56,12 @@ def say(text="", end="\n"):
 
 
 def complain(text):
-    """Print one line on standard error, without its middle if it is very long."""
+    """Print one line on standard error, without its middle if it is very long; none if nothing can be written there."""
     line = printable(text, sys.stderr).replace("\n", "\\n")
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[:LONGEST_MESSAGE - 150]} ... {line[-145:]}"
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # what happened is in the exit status too
+        print(line, file=sys.stderr, flush=True)
 
 
 def fill(text, indent="", hanging=""):

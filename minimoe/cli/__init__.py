@@ -37,8 +37,9 @@ class _Parser(argparse.ArgumentParser):
         terminal.complain(f"minimoe: error: {message} (see {self.prog} --help)")
         self.exit(2)
 
-    def _print_message(self, message, file=None):  # argparse's own says nothing if the disk is full
-        (file or sys.stderr).write(message)
+    def print_help(self, file=None):
+        """Print the help.  argparse's own says nothing if the disk is full."""
+        (file or sys.stdout).write(self.format_help())
 
 
 def main(words=None):
@@ -81,7 +82,7 @@ def _run(words):
 
 def _interrupted(interruption):
     with interrupts.Ignored():  # a second Ctrl-C changes nothing
-        print(file=sys.stderr)  # the terminal has written ^C
+        terminal.complain("")  # the terminal has written ^C
         terminal.complain(f"minimoe: {str(interruption) or 'interrupted'}")
     return interrupts.STATUS
 

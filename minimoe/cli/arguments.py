@@ -1,6 +1,7 @@
 """Options that several commands have, and how a configuration's fields become options."""
 
 import argparse
+import os
 from dataclasses import fields
 
 from minimoe.config import presets, train
@@ -99,3 +100,8 @@ def _reader(type_):
 
     read.__name__ = kind.__name__  # argparse names it in "invalid int value"
     return read
+
+
+def typed(text):
+    """Text of the command line: where Python does not take it for UTF-8, it is nevertheless."""
+    return os.fsencode(text).decode("utf-8", "surrogateescape")

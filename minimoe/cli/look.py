@@ -29,7 +29,7 @@ def run_generate(options):
     """Write text with a trained model, as it is made."""
     from minimoe.generation import sampling
     state = train.load(options)
-    prompt = _default_prompt(state.tokenizer) if options.prompt is None else options.prompt
+    prompt = _default_prompt(state.tokenizer) if options.prompt is None else arguments.typed(options.prompt)
     if not prompt:
         raise ValueError("--prompt '': must be at least one character")
     prompt_S = state.tokenizer.encode(prompt)
@@ -64,7 +64,9 @@ def _experts(config):
 
 
 def _default_prompt(tokenizer):
-    return "The " if set("The ") <= set(tokenizer.characters) else tokenizer.characters[-1]
+    if set("The ") <= set(tokenizer.characters):
+        return "The "
+    return max(tokenizer.characters, key=lambda c: (c.isprintable(), c))
 
 
 def add_route(subparsers):
@@ -87,7 +89,7 @@ def run_route(options):
     from minimoe import model
     from minimoe.analysis import route
     from minimoe.moe import telemetry
-    state, text = train.load(options), " ".join(options.text)
+    state, text = train.load(options), arguments.typed(" ".join(options.text))
     config = _limited(_with_top_k(state.model_config, options), options)
     layers = _layers_to_show(config, options)
     if not 1 <= len(text) <= config.max_sequence:

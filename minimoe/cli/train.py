@@ -83,9 +83,9 @@ def _what_next(config, text, run):
 
 
 def _words_of(text):
-    """A few characters of the text itself that can be typed: on one line, without control characters."""
+    """A few characters of the text itself that this console shows as they are, on one line."""
     start = text.tokenizer.decode(text.held_out[0][:200])
-    lines = "".join(c if c.isprintable() else "\n" for c in start).split("\n")
+    lines = "".join(c if terminal.printable(c) == c else "\n" for c in start).split("\n")
     return max(lines, key=len).strip()[:24] or start[:1]
 
 

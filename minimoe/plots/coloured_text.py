@@ -5,7 +5,7 @@ from matplotlib.patches import Rectangle
 from minimoe.plots import figures, palette
 
 
-@figures.default_style()
+@figures.picture
 def coloured_text(pieces, n_experts, title):
     """Characters on the colour of the expert of their first choice, its number below each.
 

@@ -18,7 +18,7 @@ def figure(say=terminal.say):
     say(f"wrote {FIGURE}")
 
 
-@figures.default_style()
+@figures.picture
 def cost_shares(records):
     """Where parameters, FLOPs and bytes are: for each model one bar of 100 % per quantity, its whole at the end.
 

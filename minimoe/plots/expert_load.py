@@ -5,7 +5,7 @@ import numpy as np
 from minimoe.plots import figures, palette
 
 
-@figures.default_style()
+@figures.picture
 def load_over_time(steps, load, title):
     """Share of the assignments of each expert, layer by layer, while training.
 
@@ -41,7 +41,7 @@ def stack_shares(axis, steps, load, x, thin):
     figures.plain(axis)
 
 
-@figures.default_style()
+@figures.picture
 def load_by_domain(load, domains, title):
     """Where each domain's tokens go: for each layer a panel with one bar per expert and domain.
 

@@ -4,6 +4,7 @@ Functions that draw take plain arrays and return a matplotlib Figure; `save` wri
 """
 
 import contextlib
+import functools
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,13 +21,27 @@ DPI = 160
 
 @contextlib.contextmanager
 def default_style():
-    """Within `with`, or in a function that this decorates, matplotlib has its own defaults.
+    """Within it, matplotlib has its own defaults.
 
     A user's matplotlibrc would change the bytes of a picture, or ask for TeX, which fails after minutes of training.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
+
+
+def picture(function):
+    """Decorates a function that returns a Figure: it is drawn in matplotlib's own style, and its words are text.
+
+    So dollars in a name do not make it a formula, which may be none and then ends in an error.
+    """
+    @functools.wraps(function)
+    def drawn(*arguments, **options):
+        with default_style():
+            figure = function(*arguments, **options)
+        _no_formulas(figure)
+        return figure
+    return drawn
 
 
 def new_figure(width, height, title=None, size=13, layout="constrained"):
@@ -88,7 +103,6 @@ def check_path(path):
 def save(figure, path):
     """Write a PNG under a temporary name and rename it; the same figure gives the same bytes.
 
-    Words are text: dollars in a name do not make it a formula.
     Raises ValueError if the path does not end in .png, or the folder or the disk does not allow it.
     """
     check_path(path)

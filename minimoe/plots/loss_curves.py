@@ -7,7 +7,7 @@ import numpy as np
 from minimoe.plots import figures, palette
 
 
-@figures.default_style()
+@figures.picture
 def losses(curves, title):
     """Validation loss against steps, and against training FLOPs.
 

@@ -13,7 +13,7 @@ DENSE_MARKS = {DENSE_ACTIVE: "s", DENSE_TOTAL: "D"}
 """Dense model of the right panel -> its marker."""
 
 
-@figures.default_style()
+@figures.picture
 def pareto(entries, main, title):
     """Loss against training FLOPs at equal steps, and next to it the losses at each budget; below and left is better.
 

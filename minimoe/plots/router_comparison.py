@@ -5,7 +5,7 @@ import numpy as np
 from minimoe.plots import figures, palette
 
 
-@figures.default_style()
+@figures.picture
 def routers(results, kinds, title):
     """Loss, load, drops and time of each router: one dot per seed, a bar at their mean, of times at the median.
 

@@ -5,7 +5,7 @@ import numpy as np
 from minimoe.plots import figures, palette
 
 
-@figures.default_style()
+@figures.picture
 def time_by_part(seconds, parts, title):
     """Where the time of a training step goes: all of it in one bar, and that of each layer below, forward and backward.
 

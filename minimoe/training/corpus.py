@@ -3,6 +3,7 @@
 A corpus comes as {domain: text}.  Domains are labels for looking at the router; the model never sees them.
 """
 
+import codecs
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,7 +39,7 @@ def embedded():
 
 
 def from_files(paths):
-    """Text files, one domain each, named by the file.  A byte order mark is left out, and CRLF is a line break.
+    """Text files, one domain each, named by the file.  Byte order marks are left out, and CRLF is a line break.
 
     Raises ValueError for a file that is missing, not text in UTF-8, or empty, and for two files of one name.
     """
@@ -103,9 +104,11 @@ def _plain(text):
 def _read(path):
     try:
         files.check_regular(path, LARGEST_FILE)
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8").replace("\ufeff", "")  # files that were joined have more than one
     except UnicodeDecodeError as error:
-        raise ValueError(f"--text {path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+        other = "; it begins as UTF-16 does" * error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        raise ValueError(f"--text {path}: not a text file in UTF-8 ({error.reason} at byte {error.start}){other}"
+                         ) from error
     except OSError as error:
         raise ValueError(f"--text {path}: cannot be read: {error.strerror}") from error
     if "\0" in text:

@@ -65,7 +65,8 @@ def _printed(label, total, unit, start):
     def show(done, words):
         left = (time.monotonic() - began) / (done - start) * (total - done)
         parts = f"{label}: {done} of {total} {unit}", f"{left:.0f} s left" * (done < total), words
-        print(", ".join(filter(None, parts)), file=stream, flush=True)
+        with contextlib.suppress(OSError):  # a run does not end because nobody can be told how far it is
+            print(", ".join(filter(None, parts)), file=stream, flush=True)
 
     yield show
 

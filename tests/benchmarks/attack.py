@@ -11,6 +11,7 @@ takes long, or much memory.  Linux only.
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -57,6 +58,7 @@ def main(words=None):
     parser.add_argument("--quick", action="store_true", help="a tenth of the attempts")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     options = parser.parse_args(words)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background, and its children, ignore it
     folder = Path(tempfile.mkdtemp())
     try:
         return 1 if campaign(options.only, options.seed, options.quick, folder) else 0

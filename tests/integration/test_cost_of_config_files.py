@@ -28,6 +28,7 @@ CASES = [
     ("Qwen2Moe", FOUR | QWEN | {"shared_expert_intermediate_size": 31, "decoder_sparse_step": 2}),
     ("Qwen2Moe", FOUR | QWEN | {"mlp_only_layers": [1], "qkv_bias": False} | SLIDING), ("Qwen2Moe", {}),
     ("Qwen3Moe", SMALL | QWEN | {"mlp_only_layers": [0, 5], "decoder_sparse_step": 2} | SLIDING), ("Qwen3Moe", {}),
+    ("SmolLM3", FOUR),
     ("Olmo", FOUR), ("Olmo2", FOUR), ("Olmo3", FOUR), ("Olmoe", FOUR | MORE), ("FlexOlmo", FOUR | MORE), ("Olmoe", {}),
     ("DeepseekV2", SMALL | DEEP | LATENT | {"mlp_bias": True, "attention_bias": True}),
     ("DeepseekV2", SMALL | DEEP | LATENT | {"q_lora_rank": None}), ("DeepseekV3", SMALL | DEEP | LATENT),

@@ -9,6 +9,7 @@ import pytest
 from rich import text
 
 from minimoe import terminal
+from minimoe.training import progress
 
 WIDE = [("name", "words", *"abcdef"), ("first", "one two three", *(["12345678"] * 6))]
 
@@ -65,6 +66,16 @@ def test_what_commands_a_terminal_is_shown_and_not_obeyed(capsys, text, shown):
     terminal.say(text, end="")
     terminal.complain(text)
     assert capsys.readouterr() == (shown, shown.replace("\n", "\\n") + "\n")
+
+
+def test_a_message_that_nobody_can_be_told_is_no_error(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError("no space")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    terminal.complain("word")
+    assert list(progress.rounds(2)) == [0, 1]
 
 
 def test_a_table_and_a_paragraph_have_room_for_escapes(monkeypatch):

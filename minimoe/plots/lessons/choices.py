@@ -6,7 +6,7 @@ from matplotlib.patches import Rectangle
 from minimoe.plots import figures, palette
 
 
-@figures.default_style()
+@figures.picture
 def weight_maps(weight_TE, text, title, changed=None, columns=2, label="weight of the expert for the token"):
     """How much each expert counts for each token; white is not at all.  Right of a row: how many tokens it has.
 

@@ -12,7 +12,7 @@ SIZES = {"s": 12, "D": 7.5, "o": 12}
 """Size of each marker: the MoE's is the smallest, so that one sees what it lies on."""
 
 
-@figures.default_style()
+@figures.picture
 def relative_costs(rows, names, title):
     """How far from a small dense model to a large one an MoE is, cost by cost, on a logarithmic scale.
 
@@ -49,7 +49,7 @@ def _draw_costs(axis, y, values, unit):
     return " | ".join(f"{mean:.3f}" if unit is None else quantities.short(mean, unit) for mean in means)
 
 
-@figures.default_style()
+@figures.picture
 def alarms(raised, modes, title):
     """Which failures the doctor sees in which runs: one row per failure, one column per run.
 

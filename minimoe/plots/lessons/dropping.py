@@ -7,7 +7,7 @@ from matplotlib.patches import Patch, Rectangle
 from minimoe.plots import figures, palette
 
 
-@figures.default_style()
+@figures.picture
 def slots(count_E, capacity, title):
     """One bar per expert: filled up to the capacity, hatched what is dropped above it, dotted the slots left empty.
 
@@ -36,7 +36,7 @@ def slots(count_E, capacity, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def lost_assignments(lost, title):
     """Which tokens lost what: one panel per name, one row per sequence, one column per position; dark: everything.
 
@@ -62,7 +62,7 @@ def lost_assignments(lost, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def loss_matrix(ce_ntf, trained, evaluated, title):
     """Loss of models trained with one capacity and evaluated with another: mean over seeds, and their range.
 

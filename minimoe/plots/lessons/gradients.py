@@ -34,7 +34,7 @@ ONE_WAY = [("softmax", "choice"), ("choice", "gates"), ("choice", "dispatch")]
 """What goes forward and has no slope, so that nothing comes back."""
 
 
-@figures.default_style()
+@figures.picture
 def gradient_map():
     """The layer as boxes: numbers go forward along grey arrows, gradients back along orange ones, none through the
     choice.
@@ -85,7 +85,7 @@ def _arrow(axis, tail, head, shade, line):
                                               "shrinkA": 0, "shrinkB": 0})
 
 
-@figures.default_style()
+@figures.picture
 def score_gradients(panels, chosen_TE, names, title):
     """Gradients of a router's scores, token by expert, one panel per cause; what was chosen has a frame.
 
@@ -121,7 +121,7 @@ def _write_cells(axis, dlogit_TE, chosen_TE):
             axis.add_patch(Rectangle((e - 0.46, t - 0.46), 0.92, 0.92, fill=False, edgecolor=palette.INK, lw=1.8))
 
 
-@figures.default_style()
+@figures.picture
 def errors_by_step(steps, errors, title):
     """Relative errors of numerical derivatives against their step, smaller steps to the right.
 
@@ -142,7 +142,7 @@ def errors_by_step(steps, errors, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def flips(steps, errors, flipped, title):
     """Errors of a central difference, number by number and for several steps: which of them are flips?
 
@@ -172,7 +172,7 @@ def flips(steps, errors, flipped, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def training_curves(panels, names, title):
     """Curves over training steps: one panel per measure, one kind of line per name, one line per seed.
 

@@ -9,7 +9,7 @@ WIDTH = 7.5  # inches, which at 100 dots per inch is what a page shows without s
 MARKS = "osD^vPX*<>"
 
 
-@figures.default_style()
+@figures.picture
 def load_bands(steps, rows, title):
     """Share of the assignments of each expert while training, one row per model, one column per seed.
 
@@ -33,7 +33,7 @@ def load_bands(steps, rows, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def load_against_loss(results, title, even=1.0):
     """Whether an even load goes with a low loss: one small mark per seed, a large one at their mean.
 
@@ -59,7 +59,7 @@ def load_against_loss(results, title, even=1.0):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def text_by_expert(rows, domains, title):
     """Where each domain's tokens go: a map of domains and experts, one row per model, one column per seed.
 

@@ -12,7 +12,7 @@ FAMILIES = {"dense": (palette.DENSE, "s-", 8, "left"), "MoE": (palette.MOE, "D",
 """First word of a model's name -> colour, marker and line, and where its name stands."""
 
 
-@figures.default_style()
+@figures.picture
 def experts_used(batches, even, drawn, found, n_experts, title):
     """Experts of a layer that a step of decoding uses, against the batch size.
 
@@ -41,7 +41,7 @@ def experts_used(batches, even, drawn, found, n_experts, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def device_traffic(count_RR, rows_R, title):
     """What devices send each other in one layer, and the rows that each then computes.
 
@@ -74,7 +74,7 @@ def device_traffic(count_RR, rows_R, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def speeds(batches, small, moe, large, names, title):
     """Tokens per second of three models against the batch size; below, the MoE's speed over the large one's.
 
@@ -103,7 +103,7 @@ def speeds(batches, small, moe, large, names, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def travel_times(links, experts, title):
     """Time for vectors to travel to an expert and back, over the time to compute it, against its width F.
 
@@ -131,7 +131,7 @@ def travel_times(links, experts, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def step_times(models, title):
     """Time of a training step against its FLOPs; dense models are joined by a line.
 

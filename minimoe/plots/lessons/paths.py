@@ -12,7 +12,7 @@ STEPS = np.linspace(0, 1, 25)
 RISE = STEPS ** 2 * (3 - 2 * STEPS)  # flat at both ends
 
 
-@figures.default_style()
+@figures.picture
 def alluvial(paths, n_experts, title):
     """Streams of tokens from layer to layer, one panel per model.
 

@@ -11,7 +11,7 @@ LINES = ("--", "-", ":")
 """Of the small dense model, the MoE, and the large dense model."""
 
 
-@figures.default_style()
+@figures.picture
 def races(panels, names, title, highest=None):
     """Loss while training, one panel per budget: the mean of the seeds as a line, their range as a band.
 
@@ -42,7 +42,7 @@ def races(panels, names, title, highest=None):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def gaps(rows, title):
     """How far a dense model is above the MoE: one row per comparison, one dot per seed, a bar at their mean.
 
@@ -72,7 +72,7 @@ def gaps(rows, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def effective_sizes(sizes, ce, falling, moes, title):
     """Where on the losses of a family of dense models each MoE lies.
 
@@ -101,7 +101,7 @@ def effective_sizes(sizes, ce, falling, moes, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def letters(count, groups, top_k, title):
     """Which expert takes which letter: one panel per layer, one row per expert, one column per letter; dark: few.
 

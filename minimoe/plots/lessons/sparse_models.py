@@ -9,7 +9,7 @@ SERIES = ((palette.BLUE, "o", 12), (palette.VERMILION, "s", 8.5), (palette.GREEN
 """Colour, marker and size of each series of dots: later ones are smaller, so that one shows inside the other."""
 
 
-@figures.default_style()
+@figures.picture
 def used_weights(blocks, tokens, title):
     """Every weight of feed-forward blocks as a small square, coloured where the token of its row of panels uses it.
 
@@ -68,7 +68,7 @@ def _number_experts(axis, used, E):
     axis.set_yticks([D / 2], ["router"])
 
 
-@figures.default_style()
+@figures.picture
 def twins(parameters, work, title):
     """A model next to its dense twins: parameters, used by a token or idle, and FLOPs per token, part by part.
 
@@ -104,7 +104,7 @@ def twins(parameters, work, title):
     return figure
 
 
-@figures.default_style()
+@figures.picture
 def dots(rows, series, words, xlabel, title):
     """A mark for each series in each row, on a scale where equal steps are equal ratios, joined by a line.
 

@@ -59,7 +59,7 @@ def test_every_function_that_draws_is_in_the_table():
     nodes = [node for page in pages for node in page.body
              if isinstance(node, ast.FunctionDef) and "figures.new_figure(" in ast.unparse(node)]
     functions = [node.name for node in nodes]
-    assert [node.name for node in nodes if "@figures.default_style()" not in ast.unparse(node)] == []
+    assert [node.name for node in nodes if "@figures.picture" not in ast.unparse(node)] == []
     source = Path(pictures.__file__).read_text("utf-8")
     assert len(functions) == len(pictures.TITLED) and [name for name in functions if f".{name}(" not in source] == []
 

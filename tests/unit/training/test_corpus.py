@@ -49,8 +49,8 @@ def test_the_librarys_source_is_made_plain_and_cut_and_one_without_text_refused(
 
 def test_each_file_is_a_domain_named_by_the_file_so_names_differ(tmp_path):
     paths = [file_of(tmp_path, b"\xef\xbb\xbfna\xc3\xafve\r\n\xef\xbb\xbf", "one.txt"),
-             file_of(tmp_path, b"two", "two.py")]  # of byte order marks, only the one at the beginning is one
-    assert corpus.from_files(map(str, paths)) == {"one.txt": "naïve\n\ufeff", "two.py": "two"}
+             file_of(tmp_path, b"two", "two.py")]  # a byte order mark, also of a file that was joined to another
+    assert corpus.from_files(map(str, paths)) == {"one.txt": "naïve\n", "two.py": "two"}
     again = file_of(tmp_path / "folder", b"text", "one.txt")
     with pytest.raises(ValueError, match=f"^--text {again}: there is another file named one.txt"):
         corpus.from_files([*paths, again])
@@ -60,6 +60,7 @@ def test_each_file_is_a_domain_named_by_the_file_so_names_differ(tmp_path):
     (b"", "the file has no text in it"),
     (b" \n\t\r\n ", "the file has no text in it"),
     (b"text\0more", "a binary file (it has a zero byte), not text"),
+    ("naïve".encode("utf-16"), "not a text file in UTF-8 (invalid start byte at byte 0); it begins as UTF-16 does"),
     (b"caf\xe9 au lait", "not a text file in UTF-8 (invalid continuation byte at byte 3)"),
     (None, "cannot be read: No such file or directory"),
 ])
