@@ -29,8 +29,8 @@ PRESETS = {
         dict(d_model=32, n_layers=2, n_heads=4, d_hidden=64, n_experts=4, top_k=1, capacity_factor=1.25),
         dict(n_steps=20, batch=4, groups=2, warmup_steps=5, eval_every=10, eval_batches=2, record_every=2)),
     "sparsity": (
-        dict(d_model=64, n_layers=2, n_heads=2, d_hidden=256, n_experts=1, top_k=1, max_sequence=64),
-        dict(n_steps=250, groups=2, eval_batches=32, record_every=100, checkpoint_every=500)),
+        dict(d_model=32, n_layers=2, n_heads=2, d_hidden=128, n_experts=1, top_k=1, max_sequence=64),
+        dict(n_steps=400, groups=2, eval_batches=32, record_every=100, checkpoint_every=500)),
     "sparsity-quick": (
         dict(d_model=32, n_layers=1, n_heads=2, d_hidden=64, n_experts=1, top_k=1, max_sequence=32),
         dict(n_steps=8, batch=4, sequence=32, groups=2, eval_batches=2, record_every=100)),
