@@ -98,6 +98,9 @@ def _units(params, config, method, text, wanted, score, old_masks):
     fields.require(score in allowed, "score", score, f"{method} have {', '.join(allowed)}")
     if text[0] is None and needs_text(method, score):
         raise ValueError(f"tokens_BS = None: {method} by {score} need calibration text")
+    if method == "experts":
+        fields.check(config, "n_experts", bool(config.moe_layers) and config.n_experts > 1,
+                     f"the layers are {', '.join(config.layer_kinds)}: there are no experts that could go one by one")
     total = {"neurons": config.d_hidden if config.moe_layers or "soft" in config.layer_kinds else config.dense_width,
              "heads": config.kv_heads, "layers": config.n_layers, "experts": config.n_experts}[method]
     n = _n_kept(method, total, *wanted)
@@ -120,7 +123,7 @@ def _n_kept(method, total, sparsity, keep):
         fields.require(n < total, "sparsity", sparsity, f"of {total} {method} that is none")
         return n
     whole = isinstance(keep, (int, np.integer)) and 1 <= keep < total
-    fields.require(whole, "keep", keep, f"there are {total} {method}: must be from 1 to {total - 1}")
+    fields.require(whole, "keep", keep, f"there are {total} {method}: some must go and some must stay")
     return int(keep)
 
 
@@ -151,7 +154,6 @@ def _choose_layers(params, config, n, score, text):
 
 
 def _choose_experts(params, config, n, score, text):
-    fields.check(config, "n_experts", bool(config.moe_layers) and config.n_experts > 1, "there are no experts to cut")
     if score != "subset":
         found = importance.importance(params, config, "experts", score, *text)
         return {"experts": found.keep(n)}, _unreached(found.unreached)

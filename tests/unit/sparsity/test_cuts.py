@@ -46,6 +46,17 @@ def test_too_little_calibration_text_is_refused_with_how_much_would_do():
     assert new.rng.bit_generator.state == state.rng.bit_generator.state and new.rng is not state.rng
 
 
+@pytest.mark.parametrize(("fields", "method", "words"), [
+    (dict(n_experts=1, top_k=1), "experts", "n_experts = 1: .* no experts that could go"),
+    (dict(router="soft"), "experts", "the layers are soft, soft: there are no experts that could go one by one"),
+    (dict(router="expert_choice"), "experts", "router = 'expert_choice': no expert can go"),
+    (dict(n_kv_heads=1), "heads", "keep = 1: there are 1 heads"), (dict(n_layers=1), "layers", "keep = 1: there are 1 layers")])
+def test_what_a_model_does_not_have_or_its_router_forbids_is_refused(fields, method, words):
+    config = replace(small.MODEL, **fields)
+    with pytest.raises(ValueError, match=words):
+        cuts.cut(model.init_params(config, 0), config, method, *TEXT, keep=1)
+
+
 def test_a_weight_that_is_gone_stays_gone_when_more_are_pruned():
     name = "layers.0.attention.w_q_DHP"
     params, old = model.init_params(small.MODEL, 0), {name: np.eye(8, dtype=bool).reshape(8, 2, 4)}
