@@ -19,7 +19,7 @@ USES = {
     "static": "the control of SET and RigL: the same zeros, never moved; no dense gradient, ever",
     "SET": "sparse from the first step, without any dense gradient",
     "RigL": "sparse from the first step, with a dense gradient now and then",
-    "gradual": "the most accurate masks of its kind in papers, for a start that is dense",
+    "gradual": "dense at first, then ever sparser: simple, and hard to beat in papers",
     "Wanda": "pruning a trained model within seconds, without its gradients",
     "SparseGPT": "the same with a least-squares update of what stays, for more arithmetic",
     "2:4": "the one pattern of zeros that common hardware skips",
@@ -175,10 +175,11 @@ def verdict(entries):
     for entry in entries:
         if entry.family != SMALLER and entry.label != SOURCE:
             families.setdefault(entry.family, []).append(entry)
-    lines = [f"{family}: {USES[family]}. {' '.join(_judged(field, group, entries) for field in COSTS)}"
-             for family, group in families.items()]
+    lines = [" ".join(_ahead(field, families, entries) for field in COSTS)]
+    lines += [f"{family}: {USES[family]}. {' '.join(_judged(field, group, entries) for field in COSTS)}"
+              for family, group in families.items()]
     dense = [f"{e.label} {e.ce.mean():.3f}" for e in entries if e.family == SMALLER]
-    lines.append(f"Dense models for the same training FLOPs: {', '.join(dense)} nats per token.")
+    lines.append(f"Dense models for the same training FLOPs: {'; '.join(dense)} nats per token.")
     lines.append("A mask saves bytes, and FLOPs where a machine skips zeros. NumPy does not, nor do most machines: "
                  "there it takes as long as a dense model, and only fewer neurons or a smaller dense model save time.")
     lines.append("One small model, few steps, one recipe for all, chosen on the dense model. "
@@ -186,13 +187,24 @@ def verdict(entries):
     return wording.bullets("What the numbers show", lines)
 
 
+WORDS = {"flops": "FLOPs", "bytes": "bytes"}
+
+
+def _ahead(field, families, entries):
+    """Which models are better than a dense one of the same cost in all seeds."""
+    ahead = [entry.label for group in families.values() for entry in group if (gap(entry, entries, field) < 0).all()]
+    return f"Better than a dense model of as many {WORDS[field]} in all seeds: {'; '.join(ahead) or 'none'}."
+
+
 def _judged(field, group, entries):
-    """Where a family is better or worse than a dense model of the same cost, in all seeds."""
-    sides = {"better than": [], "worse than": [], "level with": []}
+    """Where a family is better or worse than a dense model of the same cost, in all seeds; else they do not agree."""
+    sides = {"better": [], "worse": [], "undecided": []}
+    largest = max(getattr(entry, field).mean() for entry in entries if entry.family == SMALLER)
     for entry in group:
         own = gap(entry, entries, field)
-        side = "better than" if (own < 0).all() else "worse than" if (own > 0).all() else "level with"
-        at = entry.label.partition(", ")[2]
-        sides[side].append(f"{at} ({own.mean():+.3f})")
-    found = [f"{side} a dense model at {', '.join(places)}" for side, places in sides.items() if places]
-    return f"At equal {'FLOPs' if field == 'flops' else 'bytes'} it is {'; '.join(found)}."
+        side = "better" if (own < 0).all() else "worse" if (own > 0).all() else "undecided"
+        more = getattr(entry, field).mean() / largest
+        beyond = f", with {more:.1f} times the {WORDS[field]} of the largest" if more > 1.05 else ""
+        sides[side].append(f"{entry.label.partition(', ')[2]} ({own.mean():+.3f}{beyond})")
+    found = [f"{side} at {', '.join(places)}" for side, places in sides.items() if places]
+    return f"Against a dense model of as many {WORDS[field]}: {'; '.join(found)}."

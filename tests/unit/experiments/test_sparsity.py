@@ -63,10 +63,12 @@ def test_the_table_counts_what_numpy_does_and_the_verdict_takes_sides_only_if_al
                                   "2.625 ± 0.177", "+0.625", "+0.625"]
     assert len(rows["dense"]) == 9 and rows["RigL, 50%"][3] == "1.00"
     words = " ".join(sparsity.verdict(ENTRIES).split())
-    assert "At equal FLOPs it is better than a dense model at 50% (-0.375). At equal bytes it is better" in words
-    assert "without its gradients. At equal FLOPs it is worse than a dense model at 50% (+0.625)" in words
-    assert "level with a dense model at SparseGPT (+0.000)" in words
-    assert "Dense models for the same training FLOPs: dense 2.000, smaller dense, 75% 3.500 nats" in words
+    assert all(f"Better than a dense model of as many {cost} in all seeds: RigL, 50%." in words
+               for cost in ("FLOPs", "bytes"))
+    assert "of as many FLOPs: better at 50% (-0.375). Against a dense model of as many bytes: better at" in words
+    assert "of as many FLOPs: worse at 50% (+0.625, with 2.5 times the FLOPs of the largest)." in words
+    assert "of as many FLOPs: undecided at SparseGPT (+0.000)." in words
+    assert "Dense models for the same training FLOPs: dense 2.000; smaller dense, 75% 3.500 nats" in words
 
 
 def test_the_comparison_is_trained_kept_and_drawn_and_resumes(here, monkeypatch):
