@@ -97,6 +97,13 @@ class Watched:
                     f"{LOST}: {error} (line {place.lineno} of {place.name}: {place.line})") from error
 
 
-def watched(function):
-    """The function, Watched."""
-    return function if isinstance(function, Watched) else Watched(require.function("function", function))
+def watched(function, arrays):
+    """The function, Watched.  Raises ValueError if it gives different values for the same arrays."""
+    if isinstance(function, Watched):
+        return function
+    function = Watched(require.function("function", function))
+    values = np.array([function(arrays) for _ in range(2)])
+    if np.isfinite(values).all() and abs(values[1] - values[0]) > 1e-9 * abs(values).max():
+        raise ValueError(f"function gave {values[0]:g} and {values[1]:g} for the same arrays: "
+                         "what it leaves to chance has to be the same in each call")
+    return function

@@ -14,6 +14,8 @@ CENTRAL_STEP, CENTRAL_TOLERANCE = 1e-5, 1e-7
 DIRECTION_TOLERANCE = 1e-6
 ZERO = 1e-13
 """Gradients of at most this length are rounding error of 0."""
+START = {"step": np.zeros(1)}
+"""Where a line starts: see `_line`."""
 
 
 class Row(NamedTuple):
@@ -103,13 +105,10 @@ def complex_directions(function, arrays, name, directions):
     Raises ValueError if the arrays are not real numbers, or the function loses their imaginary part, or gives different
     values for the same real parts.
     """
-    function, arrays = arguments.watched(function), arguments.real_arrays(arrays, [name])
+    arrays = arguments.real_arrays(arrays, [name])
+    function = arguments.watched(function, arrays)
     values = [function.on_complex_numbers(arrays | {name: _stepped(arrays[name], COMPLEX_STEP * 1j, direction)})
               for direction in directions]
-    levels = np.real(values)
-    if np.isfinite(levels).all() and levels.size and np.ptp(levels) > 1e-9 * abs(levels).max():
-        raise ValueError(f"function gave {levels.min():g} and {levels.max():g} for the same arrays: "
-                         "what it leaves to chance has to be the same in each call")
     if not all(map(np.iscomplexobj, values)) and central_directions(function, arrays, name, directions).any():
         raise arguments.LostImaginaryPartError(f"{arguments.LOST}: its value is a real number")
     return np.imag(values) / COMPLEX_STEP
@@ -122,7 +121,8 @@ def central_difference(function, arrays, name, entries):
 
 def central_directions(function, arrays, name, directions):
     """The same along directions, by central difference."""
-    function, arrays = arguments.watched(function), arguments.real_arrays(arrays, [name])
+    arrays = arguments.real_arrays(arrays, [name])
+    function = arguments.watched(function, arrays)
     slopes = []
     for direction in directions:
         above, below = (function(arrays | {name: _stepped(arrays[name], step, direction)})
@@ -143,7 +143,7 @@ def _stepped(array, step, direction):
     if not isinstance(direction, (int, np.integer)):
         if np.shape(direction) != array.shape:
             raise ValueError(f"direction has shape {np.shape(direction)}: must be {array.shape}, that of the array")
-        return array + step * direction
+        return array + step * np.asarray(direction)
     stepped = array.astype(np.result_type(array, step))
     stepped.flat[direction] += step
     return stepped
@@ -153,13 +153,8 @@ def compare_directions(title, function, arrays, grads, count=4, notes=()):
     """Check analytic gradients tensor by tensor along `count` random directions each.  Returns a Report."""
     require.whole("count", count, 1)
     rng = np.random.default_rng(0)
-
-    def ways(name, grad):
-        directions = rng.normal(size=(count, *grad.shape))
-        analytic = (directions * grad).reshape(count, -1).sum(axis=1)
-        return analytic, directions, complex_directions, central_directions
-
-    return _report(title, function, arrays, grads, ways, COMPLEX_TOLERANCE, notes)
+    return _report(title, function, arrays, grads, lambda grad: rng.normal(size=(count, *grad.shape)),
+                   complex_directions, COMPLEX_TOLERANCE, notes)
 
 
 def compare(title, function, arrays, grads, method=complex_step, tolerance=COMPLEX_TOLERANCE, most=None, notes=()):
@@ -184,40 +179,40 @@ def compare(title, function, arrays, grads, method=complex_step, tolerance=COMPL
     require.number("tolerance", tolerance)
     rng = np.random.default_rng(0)
 
-    def ways(name, grad):
+    def entries(grad):
         size = grad.size
-        entries = np.arange(size) if most is None or most >= size else np.sort(rng.choice(size, most, replace=False))
-        return grad.ravel()[entries], entries, method, central_difference
+        return np.arange(size) if most is None or most >= size else np.sort(rng.choice(size, most, replace=False))
 
-    return _report(title, function, arrays, grads, ways, tolerance, notes)
+    return _report(title, function, arrays, grads, entries, method, tolerance, notes)
 
 
-def _report(title, function, arrays, grads, ways, tolerance, notes):
-    """The Report of all gradients.
+def _report(title, function, arrays, grads, places, method, tolerance, notes):
+    """The Report of all gradients.  places: function of a gradient for the directions or entries to check.
 
-    ways: function of (name, gradient) for its slopes, where they are, and how else to find them: exactly, or by central
-    difference.
+    method: function of (function, arrays, name, places) for the slopes there.
     """
     if not isinstance(grads, dict) or not grads:
         require.fail("grads", grads, "a dict, name -> gradient, of at least one")
     arrays = arguments.real_arrays(arrays, [name for name in grads if name in require.mapping("arrays", arrays)])
-    function, rows, notes, losses = arguments.watched(function), [], require.sequence("notes", notes), {}
+    function, rows, notes = arguments.watched(function, arrays), [], require.sequence("notes", notes)
+    problems = {name: arguments.problem_of(grad, arrays.get(name), arrays) for name, grad in grads.items()}
+    measured = [name for name, problem in problems.items() if not problem]
+    losses = _losses(function, arrays, measured) if measured and method in (complex_step, complex_directions) else {}
     for name, grad in grads.items():
-        array = arrays.get(name)
-        problem = arguments.problem_of(grad, array, arrays)
-        if problem:
-            rows.append(Row(name, np.shape(grad if array is None else array), 0, np.nan, np.nan, tolerance, problem))
+        if problems[name]:
+            shape = np.shape(arrays.get(name, grad))
+            rows.append(Row(name, shape, 0, np.nan, np.nan, tolerance, problems[name]))
             continue
-        row, lost = _measured(function, arrays, name, np.asarray(grad, float), ways, tolerance)
-        rows.append(row)
-        if lost:
-            losses.setdefault(lost, []).append(str(name))
-        if not row.ok and np.asarray(grad).dtype in (np.float16, np.float32):
+        how = (central_directions, CENTRAL_TOLERANCE) if name in losses else (method, tolerance)
+        rows.append(_row(function, arrays, name, np.asarray(grad, float), places, *how))
+        if not rows[-1].ok and np.asarray(grad).dtype in (np.float16, np.float32):
             notes.append(f"{name}: the gradient is {np.asarray(grad).dtype}; only one in float64 has the digits that a "
-                         f"limit of {row.tolerance:.0e} asks for.")
-    notes += [f"{', '.join(names)}: the {lost}. So central differences check it, to fewer digits. Give buffers the "
-              "dtype of what fills them; abs, float() and .real drop the imaginary part."
-              for lost, names in losses.items()]
+                         f"limit of {rows[-1].tolerance:.0e} asks for.")
+    for words in dict.fromkeys(losses.values()):
+        names = ", ".join(str(name) for name, found in losses.items() if found == words)
+        notes.append(f"{names}: the {words}. So central differences check it, to fewer digits. Give buffers the dtype "
+                     "of what fills them; abs, float(), .real, np.var, np.std and np.linalg.norm drop the imaginary "
+                     "part.")
     unchecked = [str(name) for name in arrays if name not in grads]
     if unchecked:
         notes.append(f"Not checked, since without a gradient: {', '.join(unchecked)}.")
@@ -227,30 +222,63 @@ def _report(title, function, arrays, grads, ways, tolerance, notes):
     return Report(title, rows, notes)
 
 
-def _measured(function, arrays, name, grad, ways, tolerance):
-    """The Row of one gradient; and in words, how the function loses the imaginary part, "" if it does not."""
-    analytic, where, exactly, by_difference = ways(name, grad)
-    lost = ""
-    try:
-        slopes = exactly(function, arrays, name, where)
-        if not error(analytic, slopes) < tolerance and exactly in (complex_step, complex_directions):
-            lost = _lost_in_silence(function, arrays, name)
-    except arguments.LostImaginaryPartError as found:
-        lost = str(found)
-    if lost:
-        slopes, tolerance = by_difference(function, arrays, name, where), CENTRAL_TOLERANCE
+def _row(function, arrays, name, grad, places, method, tolerance):
+    """The Row of one gradient."""
+    where = places(grad)
+    slopes = method(function, arrays, name, where)
+    whole = where.dtype.kind == "f"  # a direction is one of all entries
+    analytic = (where * grad).reshape(len(where), -1).sum(axis=1) if whole else grad.ravel()[where]
     problem = "" if np.isfinite(slopes).all() else "the slopes of the function are not finite"
-    checked = grad.size if exactly is complex_directions else len(where)
-    length = float(np.linalg.norm(grad))
-    return Row(name, grad.shape, checked, length, error(analytic, slopes), tolerance, problem), lost
+    return Row(name, grad.shape, grad.size if whole else len(where), float(np.linalg.norm(grad)),
+               error(analytic, slopes), tolerance, problem)
 
 
-def _lost_in_silence(function, arrays, name):
-    """In words, that the complex step and the central difference disagree along a random direction; "" if they agree.
+def _losses(function, arrays, names):
+    """Name -> in words, how the function loses the imaginary part of that array.  Without those that it keeps.
 
-    They cannot, of a function that is analytic and has no jump within the step.
+    Along a random direction the complex step must give what the central difference does: first one through all arrays,
+    as that is cheap; and if it does not, one in each.
     """
-    direction = [np.random.default_rng(1).normal(size=arrays[name].shape)]
-    exact, central = (along(function, arrays, name, direction) for along in (complex_directions, central_directions))
-    return "" if error(exact, central) < 1e-4 or not np.isfinite(central) else (
-        f"{arguments.LOST}: the complex step gives {exact[0]:.3g} where the slope is about {central[0]:.3g}")
+    if _agree(_line(function, arrays, names)):
+        return {}
+    found = {name: _loss(_line(function, arrays, [name])) for name in names}
+    return {name: words for name, words in found.items() if words}
+
+
+def _line(function, arrays, names):
+    """The function along a random direction of length 1 in some of its arrays.  Called with {"step": how far}."""
+    rng = np.random.default_rng(1)
+    direction = {name: rng.normal(size=arrays[name].shape) for name in names}
+    length = math.sqrt(sum((array * array).sum() for array in direction.values())) or 1.0
+    return arguments.Watched(lambda line: function(
+        arrays | {name: arrays[name] + line["step"] / length * array for name, array in direction.items()}))
+
+
+def _agree(line):
+    """Whether the complex step and the central difference find the same slope."""
+    try:
+        with np.errstate(invalid="ignore"):  # two infinities do not
+            return error(*(method(line, START, "step", [0]) for method in (complex_step, central_difference))) \
+                < CENTRAL_TOLERANCE
+    except arguments.LostImaginaryPartError:
+        return False
+
+
+def _loss(line):
+    """In words, how the function loses the imaginary part; "" if it does not.
+
+    From -h to h in four pieces: all have one slope where an imaginary part is lost, and not where the function jumps or
+    bends, within the step or where it stands.
+    """
+    if _agree(line):
+        return ""
+    try:
+        exact = complex_step(line, START, "step", [0])[0]
+    except arguments.LostImaginaryPartError as found:
+        return str(found)
+    values = np.array([line({"step": CENTRAL_STEP * place}) for place in np.linspace([-1], [1], 5)])
+    slopes = np.diff(values) / (CENTRAL_STEP / 2) if np.isfinite(values).all() else np.full(4, exact)
+    slope, last_digits = slopes.mean(), 1e-7 * abs(values[2])
+    if abs(slope - exact) <= max(100 * np.ptp(slopes), last_digits):
+        return ""
+    return f"{arguments.LOST}: the complex step gives {exact:.3g} where the slope is about {slope:.3g}"

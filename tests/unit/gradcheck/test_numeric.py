@@ -85,7 +85,7 @@ def test_random_directions_and_entries_are_all_different():
         return gradcheck.complex_step(function, arrays, name, some)
 
     numeric.compare_directions("f", total, {"x": np.ones(3)}, {"x": np.ones(3)}, count=5)
-    assert len(set(seen)) == 5
+    assert len({*seen} - {bytes(24)}) == 5 + 1  # and the one that the central difference goes too
     found = gradcheck.compare("f", total, {"x": np.ones(50)}, {"x": np.ones(50)}, method, most=49)
     assert found.ok and found.rows[0].checked == len(set(entries)) == 49
     assert gradcheck.compare("f", total, {"x": np.ones(5)}, {"x": np.ones(5)}, most=5).rows[0].checked == 5
@@ -174,6 +174,38 @@ def test_a_function_that_loses_the_imaginary_part_is_checked_by_differences_and_
     assert not compare("f", function, ARRAYS, GRADS | {"x": GRADS["x"] * (1 + 1e-6)}).rows[0].ok
 
 
+REAL = {  # NumPy's var, std, norm and abs are real for complex numbers too
+    "var": (lambda x: x / np.sqrt(x.var() + 1e-5), lambda x, dy: dy / np.sqrt(x.var() + 1e-5)
+            - (x - x.mean()) * (x * dy).sum() / (x.size * (x.var() + 1e-5) ** 1.5)),
+    "std": (lambda x: x / x.std(), lambda x, dy: dy / x.std() - (x - x.mean()) * (x * dy).sum() / (4 * x.std() ** 3)),
+    "norm": (lambda x: x / np.linalg.norm(x),
+             lambda x, dy: dy / np.linalg.norm(x) - x * (x * dy).sum() / np.linalg.norm(x) ** 3),
+    "abs": (lambda x: x * np.abs(x), lambda x, dy: 2 * dy * np.abs(x)),
+}
+"""What loses a part of the slope -> forward, backward; d std/dx = (x - mean) / (size std), d norm/dx = x / norm."""
+
+
+@pytest.mark.parametrize("compare", COMPARE)
+@pytest.mark.parametrize("loss", REAL)
+def test_a_gradient_that_forgets_the_part_which_the_complex_step_loses_is_wrong(compare, loss):
+    """Both take the divisor for a constant, and agree to the last digit."""
+    forward, backward = REAL[loss]
+    x, dy = ARRAYS["x"], np.array([[0.3, -1.0], [2.0, 0.7]])
+    forgot = dy * np.abs(x) if loss == "abs" else dy * forward(x) / x
+    for grad, right in ((backward(x, dy), True), (forgot, False)):
+        found = compare("f", lambda a: (dy * forward(a["x"])).sum() + 5 * a["y"].sum(), ARRAYS, {"x": grad, "y": [5.0]})
+        assert [(row.ok, row.tolerance) for row in found.rows] == [(right, 1e-7), (True, 1e-12)]
+        assert re.search(r"^x: the function loses the imaginary part.*complex step gives", found.notes[0])
+
+
+@pytest.mark.parametrize("compare", COMPARE)
+def test_a_jump_or_a_bend_within_the_step_and_the_last_digits_of_a_flat_function_are_no_loss(compare):
+    for grad, total in ((1, lambda x: x + (x.real > 1e-7)), (0, lambda x: x * (x.real > 0)),
+                        (0, lambda x: (0.1 + x) * 3 - 0.3 - 3 * x)):
+        found = compare("f", lambda a, total=total: total(a["x"]).sum(), {"x": np.zeros(1)}, {"x": [float(grad)]})
+        assert found.notes == [] and found.ok, found
+
+
 @pytest.mark.parametrize("compare", COMPARE)
 def test_a_function_that_changes_its_input_does_so_to_copies_and_is_told(compare):
     def total(arrays):
@@ -203,9 +235,10 @@ def test_what_cannot_be_checked_is_refused_with_the_reason(call, reason):
         call()
 
 
-def test_a_function_that_draws_at_random_is_refused_and_one_without_a_number_makes_no_gradient_right():
+@pytest.mark.parametrize("method", [gradcheck.complex_step, gradcheck.central_difference])
+def test_a_function_that_draws_at_random_is_refused_and_one_without_a_number_makes_no_gradient_right(method):
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="for the same arrays"):
-        gradcheck.compare("f", lambda arrays: rng.random() * cubes(arrays), ARRAYS, GRADS)
-    found = gradcheck.compare("f", lambda arrays: cubes(arrays) * np.nan, ARRAYS, GRADS)
+        gradcheck.compare("f", lambda arrays: rng.random() * cubes(arrays), ARRAYS, GRADS, method)
+    found = gradcheck.compare("f", lambda arrays: cubes(arrays) * np.nan, ARRAYS, GRADS, method)
     assert not found.ok and "y: the slopes of the function are not finite." in str(found)
