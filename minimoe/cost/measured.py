@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -59,8 +60,9 @@ def _by_part(arch, work, ways):
 def held_in_step(config, train_config):
     """Bytes of a training step: what it keeps, walked and by formula, and its peak, traced and by formula.
 
-    The groups run one after another.
+    The groups run one after another.  The warm-up costs nothing, and in old runs may be longer than the run: left out.
     """
+    train_config = replace(train_config, warmup_steps=0)
     batch, sequence, groups = train_config.batch, train_config.sequence, train_config.groups
     in_group, rows = batch // groups, None
     if config.moe_layers:

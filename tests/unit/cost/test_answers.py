@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from minimoe import cli, cost
 from minimoe import config as configs
-from minimoe.cost import answers, published
+from minimoe.cost import answers, measured, published
 from minimoe.training import checkpoint, corpus, data, loop
 
 ARCH = dict(vocab=10, d_model=8, n_layers=1, n_heads=2, dense_ffn_hidden=16)
@@ -198,6 +199,11 @@ def test_what_is_counted_of_a_run_is_its_own_work_on_its_own_text(record):
     ran = cost.count_run(state.params, tokens_BS, state.model_config, groups=2)
     assert found["counted"]["layers"] == [{"layer": i, **rows._asdict()} for i, rows in ran.rows.items()]
     assert {row["ranks"] for row in found["routing"]} == {2}  # of 6 experts
+
+
+def test_a_step_of_a_run_whose_warm_up_is_longer_than_it_is_measured_as_others():
+    config, training = configs.preset("tiny", dict(n_layers=1, vocab_size=7), dict(n_steps=1, batch=2, groups=1))
+    assert measured.held_in_step(config, replace(training, warmup_steps=9)).keys() >= {"peak", "activations"}
 
 
 def test_the_routing_of_a_run_is_read_from_all_domains_alike():
