@@ -58,7 +58,7 @@ def moved(config, rng):
 def random_layer(config, rng):
     """Tokens, and weights that make their vectors the scores; sometimes in quarters, so that there are ties."""
     dtype, n_tokens = rng.choice([np.float32, np.float64]), int(rng.integers(1, 70))
-    x_TE = rng.normal(0, 2, (n_tokens, config.n_experts)) - rng.choice([0, 0, 75, 500])
+    x_TE = rng.normal(0, 2, (n_tokens, config.n_experts)) - rng.choice([0, 0, 75, 500, -17, -40])
     x_TE = (np.round(x_TE * 4) / 4 if rng.random() < 0.4 else x_TE).astype(dtype)
     weights = {name: np.zeros(w.shape, dtype) for name, w in routers.POLICIES[config.router].weights(config, 1).items()}
     if "w_router_DE" in weights:

@@ -112,7 +112,7 @@ def after_step(weights, count_E, config):
 
 
 def _chosen(score_TE, bias_E, logit_TE, config, replay):
-    """The K best by score + bias.  Of scores too small to change the sum, the logits tell which is better."""
+    """The K best by score + bias.  Of scores that round to equal sums, the logits tell which is better."""
     biased_TE, faint_T = score_TE + bias_E, _faint(score_TE)
     expert_TK = gates.top_k_experts(within_groups(biased_TE, config), config.top_k, replay)
     if replay is None and faint_T.any():
@@ -122,8 +122,10 @@ def _chosen(score_TE, bias_E, logit_TE, config, replay):
 
 
 def _faint(score_TE):
-    """Tokens that have a score so small that a sum with it can round to the same number.  Returns faint_T."""
-    return score_TE.min(axis=1) < np.finfo(score_TE.dtype).eps
+    """Tokens that have a score so small that a sum with it can round to the same number, or one so near to 1 that its
+    last digit is more than 1 % of the way there.  Returns faint_T."""
+    eps = np.finfo(score_TE.dtype).eps
+    return (score_TE.min(axis=1) < eps) | (1 - score_TE.max(axis=1) < 100 * eps)
 
 
 def _best(score_TE, tie_TE, top_k):

@@ -112,6 +112,15 @@ def test_of_scores_too_small_for_their_biases_the_better_is_chosen():
     assert cases.choices(routed(logit_TE, [0.5, 0.6, 0.5, 0.5], **grouped)) == [[1, 0]]
 
 
+@pytest.mark.parametrize(("dtype", "level"), [(np.float64, 40), (np.float64, 36), (np.float32, 17), (np.float32, 16)])
+def test_of_scores_that_round_to_the_same_number_next_to_1_the_better_is_chosen(dtype, level):
+    """1 - sigmoid(40) is 4e-18, of 36 2e-16: numbers are 1e-16 apart there.  In float32, 1e-7 of 16, and 6e-8 apart."""
+    logit_TE = (level + np.linspace(0, 0.7, 8)[None]).astype(dtype)
+    for room, chosen in (({}, [7, 6]), (dict(n_groups=2, top_groups=1), [7, 6])):
+        r = cases.route("sigmoid_bias", logit_TE, weights={"bias_E": np.zeros(8, dtype)}, top_k=2, **room)[0]
+        assert cases.choices(r) == [chosen]
+
+
 @pytest.mark.parametrize(("top_k", "top_groups", "bias_E", "top2", "paper"), [
     (4, 2, [0] * 8, [5, 3, 2, 4], [5, 3, 2, 4]),  # sums of two: 1.0, 1.1, 1.05, 0.5; so the best of all, 0.9, is out
     (2, 2, [0] * 8, [5, 3], [0, 5]),  # of one, as in the paper: 0.9, 0.6, 0.65, 0.3
