@@ -95,7 +95,7 @@ def check_config(config):
 
 def check_options(n_tokens, temperature, top_k, top_p, seed):
     """Raise ValueError for a sampling option out of range."""
-    require.whole("n_tokens", n_tokens)
+    require.whole("n_tokens", n_tokens, most=10**9)
     require.whole("seed", seed)
     require.number("temperature", temperature)
     if top_k is not None:

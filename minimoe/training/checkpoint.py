@@ -77,7 +77,7 @@ def save(path, state, compressed=False, lock=None):
             arrays = _arrays(state)
             sealed.write(file, {"header": _header(state, arrays)} | arrays, compressed)
     except files.NotWritten as error:
-        kept = "; the checkpoint before it is whole" if path.exists() else ""
+        kept = "; the checkpoint before it is whole" if os.path.exists(path) else ""
         raise CheckpointError(f"{error}{kept}") from error
 
 

@@ -43,7 +43,7 @@ def from_files(paths):
 
     Raises ValueError for a file that is missing, not text in UTF-8, or empty, and for two files of one name.
     """
-    fields.require(isinstance(paths, Iterable) and not isinstance(paths, (str, bytes)), "paths", paths,
+    fields.require(isinstance(paths, Iterable) and not isinstance(paths, (str, bytes, np.ndarray)), "paths", paths,
                    "must be a list of paths")
     texts = {}
     for path in map(files.as_path, paths):

@@ -3,6 +3,7 @@
 A run is trained if it is not there, resumed if it is not finished, and taken as it is if it is.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def count_seeds(folder):
 
 def find(root="runs"):
     """The folders below `root` that hold a run, in alphabetical order."""
-    return sorted(path.parent for path in files.as_path(root).rglob(CHECKPOINT))
+    root = files.as_path(root)
+    return sorted(path.parent for path in root.rglob(CHECKPOINT)) if os.path.isdir(root) else []
 
 
 def finish(folder, label, model_config, train_config, corpus, fresh=False, say=None, threads=1, start=None):

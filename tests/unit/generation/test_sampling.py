@@ -137,7 +137,7 @@ def test_a_prompt_that_cannot_be_read_is_refused():
 
 
 @pytest.mark.parametrize("name, values", [
-    ("n_tokens", (-1, 1.5)), ("seed", (-1, 1.5)), ("temperature", (-0.1, np.nan, np.inf)), ("top_k", (0, 1.5)),
+    ("n_tokens", (-1, 1.5, 10**30)), ("seed", (-1, 1.5)), ("temperature", (-0.1, np.nan, np.inf)), ("top_k", (0, 1.5)),
     ("top_p", (0, 1.01, np.nan))])
 def test_an_option_out_of_range_is_refused_before_the_first_token_is_asked_for(name, values):
     for value in values:

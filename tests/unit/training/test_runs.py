@@ -20,7 +20,7 @@ def save(folder, config=MODEL, step=0):
 
 
 def test_runs_are_found_and_their_seeds_counted(tmp_path):
-    assert runs.find(tmp_path) == [] and runs.count_seeds(tmp_path / "moe") == 0
+    assert runs.find(tmp_path) == runs.find("x" * 300) == [] and runs.count_seeds(tmp_path / "moe") == 0
     for seed in (1, 0):
         save(runs.seed_folder(tmp_path / "moe", seed))
     save(tmp_path / "alone")
