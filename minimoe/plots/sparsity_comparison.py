@@ -9,7 +9,7 @@ MARKS = "oD^vPX*<>h"
 """One for each way, so that none is told by its colour alone."""
 
 
-@figures.default_style()
+@figures.picture
 def losses(families, dense, cost, title):
     """Loss against cost: one line per way to be sparse, the range of its seeds at each model.
 
