@@ -53,7 +53,9 @@ def _with_top_k(config, options):
     if options.top_k is None or options.top_k == config.top_k:
         return config
     changed = config.with_top_k(options.top_k)
-    terminal.complain(f"minimoe: note: {_experts(changed)} per token; the model was trained with {config.top_k}")
+    smaller = "; gates do not sum to 1 any more, so outputs are smaller too"
+    terminal.complain(f"minimoe: note: {_experts(changed)} per token; the model was trained with {config.top_k}"
+                      + smaller * (changed.gates_sum_to_one < config.gates_sum_to_one))
     return changed
 
 

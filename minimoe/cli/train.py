@@ -112,6 +112,9 @@ def _resume(path, options):
                 raise ValueError(f"--{name.replace('_', '-')} {value}: the run in {path} was started with "
                                  f"{asdict(have)[name]}; leave the option out, or start a new run")
     text = data.build(texts(options), state.train_config.sequence)
+    if text.digest != state.data_digest and not source_words(options):
+        raise ValueError(f"the run in {path} was trained on texts of its own, {', '.join(state.domains)}: name the "
+                         "files with --text, or say --clusters")
     loop.check_text(state, text)
     return state, text
 

@@ -54,15 +54,16 @@ def test_a_console_that_cannot_show_a_text_or_would_obey_it_ends_no_command(run,
 
 def test_another_number_of_experts_than_in_training_is_used_and_said(run, loaded):
     """The run has two of four."""
-    note = "minimoe: note: {} per token; the model was trained with 2\n"
+    note = "minimoe: note: {} per token; the model was trained with 2{}\n"
     prompt_S = loaded.tokenizer.encode("the cat")
-    for top_k, words in ((1, "1 expert"), (3, "3 experts")):
+    for top_k, words, smaller in ((1, "1 expert", "; gates do not sum to 1 any more, so outputs are smaller too"),
+                                  (3, "3 experts", "")):
         config = replace(loaded.model_config, top_k=top_k)
         tokens_S = sampling.generate(loaded.params, config, prompt_S, 9, temperature=0)
         line = f"generate --run runs/done --prompt 'the cat' --n-tokens 9 --temperature 0 --top-k {top_k}"
-        assert run(line) == (0, loaded.tokenizer.decode(tokens_S) + "\n", note.format(words))
+        assert run(line) == (0, loaded.tokenizer.decode(tokens_S) + "\n", note.format(words, smaller))
         status, out, err = run(f"route --run runs/done 'the cat' --top-k {top_k}")
-        assert (status, err) == (0, note.format(words)) and out.startswith(f"{words} per token, trained with 2\n")
+        assert (status, err) == (0, note.format(words, smaller)) and out.startswith(f"{words} per token, trained with 2\n")
         assert out.count(": 0.") + out.count(": 1.") == 7 * top_k * len(loaded.model_config.moe_layers)
     assert run("route --run runs/done 'the cat' --top-k 2") == run("route --run runs/done 'the cat'")
 

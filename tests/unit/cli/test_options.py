@@ -35,6 +35,7 @@ REFUSED = {  # a command -> what its one line names: one of each kind; what fiel
     "train --resume --run runs/half --text words.txt --no-renormalize": ["--renormalize False", "started with None"],
     "train --resume --run runs/half --text words.txt --preset tiny": ["--preset tiny", "its own options"],
     "train --resume --run runs/half --text 'other words.txt'": ["text", "not the one"],
+    "train --resume --run runs/half": ["trained on texts of its own, words.txt", "--text"],
     "gradcheck --top-k 99": ["top_k = 99", f"n_experts = {gradcheck.SMALL.n_experts}"],
     "generate --run nowhere": ["nowhere", "there are runs/done, runs/half: choose with --run"],
     "generate --run runs/done --prompt ''": ["--prompt", "at least one character"],
