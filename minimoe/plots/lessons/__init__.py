@@ -9,4 +9,5 @@
     choices          08: what each router decides
     downsides        09: what an MoE costs, and how runs fail
     machines         09: an MoE on machines
+    pruning          10: what is cut from a trained model
 """

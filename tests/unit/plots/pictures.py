@@ -24,6 +24,7 @@ from minimoe.plots.lessons import (
     load_balancing,
     machines,
     paths,
+    pruning,
     races,
     sparse_models,
 )
@@ -84,6 +85,9 @@ FAMILY = np.array([[3.0, 3.2], [2.0, 2.2], [2.4, 2.2]])  # means 3.1, 2.1, 2.3; 
 MOES = {"x": (2.65, 141.0), "y": (1.9, 400 - 1e-9), "z": (3.3, 100 + 1e-9)}
 COUNT = [np.array([[3, 1], [0, 4], [2, 2]]), np.array([[4, 0], [4, 0], [1, 3]])]  # two layers, three letters
 D, E, F = 3, 4, 5
+CUT = {"heads": (np.array([0.9, 0.8]), np.array([0.7, 0.4]), np.array([2.5, 3.5])), "zeros": np.ones((3, 1))}
+CE_NS = {"one": np.array([[2.0, 3.0], [2.2, 3.4]]), "two": np.array([[2.5, 3.7]])}  # means 2.1, 3.2
+W_DF = np.arange(8.0).reshape(4, 2) - 4
 USED, ALL = np.zeros((2, 3, D, E * F), bool), np.ones((2, 3, D, F), bool)
 USED[0, :, :, :F] = USED[0, :, :, 2 * F:3 * F] = True  # token 0 uses experts 0 and 2
 USED[1, :, :, 3 * F:] = True  # token 1 uses expert 3
@@ -149,6 +153,12 @@ TITLED = {
               ("parameters (millions)", "forward FLOPs a token (millions)"), [1, 3, 4, 2, 8]),
     "dots": (lambda t: sparse_models.dots("abc", {"x": [1, 2, np.nan], "y": [3, 1, 4]}, "pqr", "times", t),
              ("times",), [1, 2, 3, 4]),
+    "masked weights": (lambda t: pruning.masked_weights(W_DF, {"one": W_DF < 2, "two": W_DF > 0, "three": W_DF > 2}, t),
+                       ("input", "output", "size of the weight"), [1, 2, 3, 4, 0]),
+    "loss by sparsity": (lambda t: pruning.loss_by_sparsity([0.5, 0.9], CE_NS, {"before": 1.5}, t), (
+        NATS, "zeros (share"), [0.5, 0.9, 2.1, 3.2, 2.5, 3.7, 1.5, 2.2, 3.4]),
+    "cuts": (lambda t: pruning.cuts(CUT, 1.25, t), (NATS, "parameters that are left", "FLOPs per token that NumPy"), [
+        *CUT["heads"], 1, 1.25]),
     "gradient map": (lambda _: gradients.gradient_map(), (), []),
     "cost shares": (lambda _: cost_shares.cost_shares(list(RECORDS.values())[1:3]), ("share (%)",), []),
 }
