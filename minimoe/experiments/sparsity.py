@@ -101,7 +101,10 @@ def kept(folder=archive.FOLDER):
 
 
 def figure(say=terminal.say):
-    """Draw the pictures again from what was kept of the last comparison.  Raises ValueError if nothing was."""
+    """Draw the pictures again from what was kept of the last comparison, if anything was."""
+    if not (archive.FOLDER / "sparsity.npz").exists():
+        say("the pictures of `sparsity` are left as they are: `python -m minimoe sparsity` trains what they show")
+        return
     _draw(Path("figures"), kept())
     say(f"wrote {', '.join(str(path) for path in pictures(Path('figures')))}")
 

@@ -76,6 +76,8 @@ def test_the_comparison_is_trained_kept_and_drawn_and_resumes(here, monkeypatch)
         monkeypatch.setattr(sparse_plan, name, few)
     said = small.printed(sparsity.main, quick=True, seeds=1)
     assert "Far too short to compare anything" in said
+    monkeypatch.setattr(sparsity.archive, "FOLDER", here / "nowhere")
+    assert small.printed(sparsity.figure).startswith("the pictures of `sparsity` are left as they are")
     entries = {entry.label: entry for entry in sparsity.kept("runs/sparsity-quick")}
     assert entries.keys() == sparsity.experiment(True, 1, 9)[1].variants.keys() and len(entries) == 9
     for label in ("RigL, 50%", "Wanda, 50%", "2:4, SparseGPT"):
