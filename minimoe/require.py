@@ -74,7 +74,10 @@ def generator(name, value, optional=True):
 
 def array(name, value, kinds="fciu", ndim=None):
     """The value as an array of numbers.  kinds: letters of `numpy.dtype.kind`.  ndim: how many axes it must have."""
-    found = np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} has rows of different lengths: must be an array") from None
     if found.dtype.kind not in kinds or ndim is not None and found.ndim != ndim:
         axes = "" if ndim is None else f" with {ndim} {'axis' if ndim == 1 else 'axes'}"
         raise ValueError(f"{name} has shape {found.shape} and dtype {found.dtype}: must be an array of "

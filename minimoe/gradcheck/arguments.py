@@ -2,13 +2,16 @@
 
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import numpy as np
 
 from minimoe import require
 
 LOST = "function loses the imaginary part of its arrays, which carries the slope in a complex step"
+
+ANY = "?bBiufcmMOSUV"
+"""Letters of every kind of dtype."""
 
 
 class LostImaginaryPartError(ValueError):
@@ -24,14 +27,25 @@ def real_arrays(arrays, checked):
     if not isinstance(arrays, Mapping) or not arrays:
         require.fail("arrays", arrays, "a dict, name -> array, of at least one")
     for name in checked:
-        require.one_of("name", name, arrays)
+        if not isinstance(name, Hashable) or name not in arrays:
+            require.fail("name", name, f"one of {', '.join(map(str, arrays))}")
     return {name: _float64(name, array, name in checked) for name, array in arrays.items()}
 
 
+def without_slope(arrays):
+    """Names of the arrays of whole numbers or masks, if there are others beside them."""
+    arrays = require.mapping("arrays", arrays)
+    found = [name for name, array in arrays.items()
+             if require.array(f"arrays[{name!r}]", array, ANY).dtype.kind in "iub"]
+    return found if len(found) < len(arrays) else []
+
+
 def _float64(name, array, checked):
-    found = np.asarray(array)
+    found = require.array(f"arrays[{name!r}]", array, ANY)
     if found.dtype.kind == "f" or checked and found.dtype.kind in "iu":
         return found.astype(np.float64)
+    if found.dtype.kind in "iu":
+        return found
     if checked:
         raise ValueError(f"arrays[{name!r}] has dtype {found.dtype}: must be real numbers, to be checked in float64")
     return array
@@ -41,7 +55,10 @@ def gradients_by_name(grads, names):
     """The gradients that a backward returned, as a dict.  None stands for one that is missing.
 
     grads: a tuple or list in the order of the names, one array if there is one name, or a dict.
+    Raises ValueError for a generator.
     """
+    if isinstance(grads, Iterator):
+        raise ValueError(f"backward returned a {type(grads).__name__}: must be gradients, in a tuple, a list or a dict")
     if isinstance(grads, Mapping):
         return dict.fromkeys(names) | dict(grads)
     several = isinstance(grads, tuple) or isinstance(grads, list) and (
@@ -57,7 +74,10 @@ def problem_of(grad, array, arrays):
         return f"no array has this name; there are {', '.join(map(str, arrays))}"
     if grad is None:
         return "it has no gradient"
-    found = np.asarray(grad)
+    try:
+        found = np.asarray(grad)
+    except ValueError:
+        return "the gradient has rows of different lengths"
     if found.shape != array.shape:
         return f"the gradient has shape {found.shape}, the array {array.shape}"
     if found.dtype.kind not in "fiu":

@@ -18,19 +18,35 @@ def check_pair(title, forward, backward, arrays):
 
     forward: called with the arrays in order, returns (y, cache).  backward: of its shape, returns gradients in order.
     The objective is (R * y).sum() with random R: a plain sum would hide that the softmax sums to one.
+    Whole numbers and masks, such as the places of an embedding, may go without a gradient; then they stay as they are,
+    and a backward that returns one for each of the other arrays need not name them.
     Returns a Report.  Raises ValueError if there are no arrays, or forward does not return two things.
     """
-    arrays = arguments.real_arrays(arrays, require.mapping("arrays", arrays))
+    kept = arguments.without_slope(arrays)
+    arrays = arguments.real_arrays(arrays, [name for name in arrays if name not in kept])
     require.function("forward", forward)
     require.function("backward", backward)
+    weight, grads, notes = _one_pass(forward, backward, arrays, kept)
+    if any(name in grads for name in kept):  # they are numbers after all, which others may be made of
+        arrays = arguments.real_arrays(arrays, grads.keys() & arrays.keys())
+        weight, grads, notes = _one_pass(forward, backward, arrays, kept)
+    return numeric.compare(title, lambda a: (weight * forward(*a.values())[0]).sum(), arrays, grads, notes=notes)
+
+
+def _one_pass(forward, backward, arrays, kept):
+    """The weights of the objective, the gradients by name, and notes on the backward.  kept: may have no gradient."""
     result = forward(*(array.copy() for array in arrays.values()))
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise ValueError(f"forward returned a {type(result).__name__}: must be two things, its output and the cache")
-    weight = np.random.default_rng(1).normal(size=np.shape(result[0]))
+    weight = np.random.default_rng(1).normal(size=require.array("the output of forward", result[0]).shape)
     given = copy.copy(weight)
-    grads = arguments.gradients_by_name(backward(given, result[1]), list(arrays))
+    returned, others = backward(given, result[1]), [name for name in arrays if name not in kept]
+    grads = arguments.gradients_by_name(returned, others)
+    if len(grads) > len(others):
+        grads = arguments.gradients_by_name(returned, list(arrays))
+    grads = {name: grad for name, grad in grads.items() if grad is not None or name not in kept}
     notes = [] if np.array_equal(given, weight) else ["The backward changes the gradient that it is given in place."]
-    return numeric.compare(title, lambda a: (weight * forward(*a.values())[0]).sum(), arrays, grads, notes=notes)
+    return weight, grads, notes
 
 
 def check_ops():

@@ -68,9 +68,14 @@ def check_flips(config=SMALL, seed=0):
 
     The first token's last chosen expert is moved to within 1e-6 of the next best, as happens by chance in every large
     batch.  Returns two Reports; the notes of the live one count the entries whose steps changed a choice.
+    Raises ValueError if the first layer has no router with weights, or takes all experts.
     """
     name = "layers.0.moe.w_router_DE"
     batch = random_batch(config, seed)
+    if name not in model.weights(config):
+        raise ValueError(f"router = {config.router!r}: layer 0 must have a router with weights, to be moved to a tie")
+    if config.top_k >= config.n_experts:
+        raise ValueError(f"top_k = {config.top_k}: must be less than n_experts = {config.n_experts}, for a flip")
     params = _near_tie(random_params(config, seed), batch, config, name)
     rng = np.random.default_rng(seed)
     (_, routings), cache = model.objective_forward(params, *batch, config, training=True, rng=rng)

@@ -200,7 +200,7 @@ def _report(title, function, arrays, grads, places, method, tolerance, notes):
     losses = _losses(function, arrays, measured) if measured and method in (complex_step, complex_directions) else {}
     for name, grad in grads.items():
         if problems[name]:
-            shape = np.shape(arrays.get(name, grad))
+            shape = np.shape(arrays[name]) if name in arrays else ()
             rows.append(Row(name, shape, 0, np.nan, np.nan, tolerance, problems[name]))
             continue
         how = (central_directions, CENTRAL_TOLERANCE) if name in losses else (method, tolerance)

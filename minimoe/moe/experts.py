@@ -47,8 +47,8 @@ def experts_forward(rows_ND, weights, count_E, n_slots=None):
             are the same, the work is that of E * n_slots rows [GShard, arXiv:2006.16668, sec. 3.2].  None: its own.
     Returns out_ND, cache.
     """
-    rows_ND = ops.floats(rows_ND)
-    w_gate_EDF, w_up_EDF, w_down_EFD = (ops.floats(weights[name]) for name in NAMES)
+    rows_ND = ops.floats("rows_ND", rows_ND)
+    w_gate_EDF, w_up_EDF, w_down_EFD = (ops.floats(name, weights[name]) for name in NAMES)
     out_ND = np.empty(rows_ND.shape, np.result_type(rows_ND, w_gate_EDF, w_up_EDF, w_down_EFD))
     caches = {}
     for e, rows in _rows_of_each(count_E, n_slots):
@@ -60,7 +60,7 @@ def experts_forward(rows_ND, weights, count_E, n_slots=None):
 
 def experts_backward(dout_ND, cache):
     """Gradients of rows_ND and, as a dict, of the weights.  An expert without rows has a gradient of zeros."""
-    dout_ND = ops.floats(dout_ND)
+    dout_ND = ops.floats("dout_ND", dout_ND)
     drows_ND = np.empty_like(dout_ND)
     dweights = {name: np.empty_like(getattr(cache, name)) for name in NAMES}
     for e, rows in _rows_of_each(cache.count_E, cache.n_slots):

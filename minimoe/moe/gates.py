@@ -22,7 +22,7 @@ def top_k_experts(score_TE, top_k, replay=None):
         replay: a Routing whose choices are taken instead, where it has any.
     Returns expert_TK.  Raises ValueError unless K is from 1 to E.
     """
-    score_TE = require.array("score_TE", ops.floats(score_TE), ndim=2)
+    score_TE = require.array("score_TE", ops.floats("score_TE", score_TE), ndim=2)
     require.whole("top_k", top_k, 1, score_TE.shape[1])
     lowest = np.finfo(score_TE.real.dtype).min
     left_TE = np.where(score_TE.real > lowest, score_TE.real, lowest)  # so that -inf is: taken already
@@ -42,6 +42,7 @@ def assignments_by_token(expert_TK, sent):
 
     sent: which of them are meant, [T, K]; or mask_T, for all of a real token's.  Returns token_A, expert_A, rank_A.
     """
+    expert_TK, sent = require.array("expert_TK", expert_TK, "iu", ndim=2), np.asarray(sent)
     sent_TK = np.empty(expert_TK.shape, bool)
     sent_TK[:] = sent.reshape(len(expert_TK), -1)
     token_A, rank_A = sent_TK.nonzero()
@@ -75,15 +76,18 @@ def gates_forward(score_TE, expert_TK, sent, renormalize):
         sent: which choices become assignments, [T, K]; or mask_T, for all choices of real tokens.  One that is not sent
             still counts in the sum.
         renormalize: whether gates are shares.
-    Returns (token_A, expert_A, rank_A, gate_A), cache.
+    Returns (token_A, expert_A, rank_A, gate_A), cache.  Raises ValueError if scores to renormalise sum to 0.
     """
-    score_TE = ops.floats(score_TE)
+    score_TE = ops.floats("score_TE", score_TE)
     token_A, expert_A, rank_A = assignments_by_token(expert_TK, sent)
     rows_T1 = np.arange(len(score_TE))[:, None]
     gate_TK = score_TE[rows_T1, expert_TK]
     sum_T1 = None
     if renormalize:
         sum_T1 = gate_TK.sum(axis=1, keepdims=True)
+        if not sum_T1.all():
+            token = int((sum_T1[:, 0] == 0).argmax())
+            raise ValueError(f"score_TE: the scores of the experts of token {token} sum to 0: have no shares of it")
         gate_TK /= sum_T1
     cache = GatesCache(token_A, rank_A, gate_TK, sum_T1, rows_T1, expert_TK, score_TE)
     return (token_A, expert_A, rank_A, gate_TK[token_A, rank_A]), cache
@@ -122,6 +126,7 @@ def shares_forward(log_TE, expert_TK, sent):
     log_TE: up to a constant per token.  Other arguments, and what is returned: see `gates_forward`.  Returns
     (token_A, expert_A, rank_A, gate_A), cache.
     """
+    log_TE = ops.floats("log_TE", log_TE)
     token_A, expert_A, rank_A = assignments_by_token(expert_TK, sent)
     rows_T1 = np.arange(len(log_TE))[:, None]
     gate_TK, _ = ops.softmax_forward(log_TE[rows_T1, expert_TK])

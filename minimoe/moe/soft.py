@@ -112,7 +112,7 @@ def unit_forward(x_TD):
 
     The largest number of a vector comes off first, since squares overflow or vanish.  Returns unit_TD, cache.
     """
-    x_TD = ops.floats(x_TD)
+    x_TD = ops.floats("x_TD", x_TD)
     top_T1, low_T1 = x_TD.real.max(axis=-1, keepdims=True), x_TD.real.min(axis=-1, keepdims=True)
     size_T1 = np.where(top_T1 > -low_T1, top_T1, -low_T1)
     is_zero_T1 = size_T1 == 0

@@ -101,6 +101,8 @@ def attend_forward(q_BHSP, k_BGMP, v_BGMP):
     queries of that head, Q = H/G * S, so that nothing is copied; keys come before queries in the scores, since
     NumPy adds up columns several times faster than rows.  Returns mix_BHSP, cache.
     """
+    q_BHSP, k_BGMP, v_BGMP = (ops.floats(name, x) for name, x in (
+        ("q_BHSP", q_BHSP), ("k_BGMP", k_BGMP), ("v_BGMP", v_BGMP)))
     B, H, S, P = q_BHSP.shape
     G, M = k_BGMP.shape[1:3]
     q_BGQP = q_BHSP.reshape(B, G, H // G * S, P) * (1 / math.sqrt(P))
@@ -131,6 +133,7 @@ def attend_backward(dmix_BHSP, cache):
 
 def split_heads_forward(x_BSD, w_DHP):
     """Project each token to H heads of width P: q = x W, heads first.  Returns q_BHSP, cache."""
+    x_BSD, w_DHP = ops.floats("x_BSD", x_BSD), ops.floats("w_DHP", w_DHP)
     B, S, D = x_BSD.shape
     H, P = w_DHP.shape[1:]
     q_BSHP = (x_BSD.reshape(B * S, D) @ w_DHP.reshape(D, H * P)).reshape(B, S, H, P)
@@ -148,6 +151,7 @@ def split_heads_backward(dq_BHSP, cache):
 
 def merge_heads_forward(mix_BHSP, w_HPD):
     """Put the heads side by side and project back to the width of the model.  Returns y_BSD, cache."""
+    mix_BHSP, w_HPD = ops.floats("mix_BHSP", mix_BHSP), ops.floats("w_HPD", w_HPD)
     B, H, S, P = mix_BHSP.shape
     mix_rows = mix_BHSP.swapaxes(1, 2).reshape(B * S, H * P)
     y_BSD = (mix_rows @ w_HPD.reshape(H * P, -1)).reshape(B, S, -1)
@@ -187,6 +191,8 @@ def rope_forward(x_BHSP, cos_SP, sin_SP):
 
     Returns the turned x_BHSP, cache.
     """
+    x_BHSP, cos_SP, sin_SP = (ops.floats(name, x) for name, x in (
+        ("x_BHSP", x_BHSP), ("cos_SP", cos_SP), ("sin_SP", sin_SP)))
     return x_BHSP * cos_SP + _swapped(x_BHSP, sin_SP, -1), Rope(cos_SP, sin_SP)
 
 

@@ -35,7 +35,7 @@ def normal_cdf_forward(z_TE):
 
     Beyond +-9 it is 0 or 1 to double precision.  Returns p_TE, cache.
     """
-    z_TE = ops.floats(z_TE)
+    z_TE = ops.floats("z_TE", z_TE)
     z_TE = np.where(z_TE.real < -NORMAL_END, -NORMAL_END, np.where(z_TE.real > NORMAL_END, NORMAL_END, z_TE))
     place_TE = np.rint((np.nan_to_num(z_TE.real) + NORMAL_END) * NORMAL_GRID).astype(np.intp)
     d_TE = z_TE - (place_TE * (1 / NORMAL_GRID) - NORMAL_END).astype(z_TE.real.dtype)

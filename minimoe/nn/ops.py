@@ -12,14 +12,14 @@ import numpy as np
 from minimoe import require
 
 
-def floats(x):
+def floats(name, x):
     """An array of floating point numbers as it is; whole numbers become float64, as a slope of theirs must.
 
-    Raises ValueError for anything else, with its dtype.
+    Raises ValueError for anything else, with its name and dtype.
     """
     if isinstance(x, np.ndarray) and x.dtype.kind in "fc":
         return x
-    x = require.array("array", x)
+    x = require.array(name, x)
     return x if x.dtype.kind in "fc" else x.astype(np.float64)
 
 
@@ -32,7 +32,7 @@ class ProductCache(NamedTuple):
 
 def linear_forward(x_TD, w_DF):
     """Matrix product y = x W.  Returns y_TF, cache."""
-    x_TD, w_DF = floats(x_TD), floats(w_DF)
+    x_TD, w_DF = floats("x_TD", x_TD), floats("w_DF", w_DF)
     return x_TD @ w_DF, ProductCache(x_TD, w_DF)
 
 
@@ -47,7 +47,7 @@ def softmax_forward(x_TE, axis=-1):
     The maximum comes off first, since exp overflows; it cancels in the ratio.  An entry of -inf gets exactly 0.
     Returns p_TE, cache.
     """
-    x_TE = floats(x_TE)
+    x_TE = floats("x_TE", x_TE)
     require.whole("axis", axis, -x_TE.ndim, x_TE.ndim - 1)
     p_TE = x_TE - x_TE.real.max(axis=axis, keepdims=True)
     np.exp(p_TE, out=p_TE)
@@ -64,7 +64,7 @@ def softmax_backward(dp_TE, cache):
 
 def sigmoid_forward(x_TE):
     """Sigmoid 1 / (1 + exp(-x)).  Both branches keep their digits, and exp never grows.  Returns s_TE, cache."""
-    x_TE = floats(x_TE)
+    x_TE = floats("x_TE", x_TE)
     up_TE = x_TE.real > 0
     e_TE = np.exp(np.where(up_TE, -x_TE, x_TE))
     s_TE = np.where(up_TE, 1, e_TE) / (1 + e_TE)
@@ -80,7 +80,7 @@ def sigmoid_backward(ds_TE, cache):
 
 def log_sigmoid_forward(x_TE):
     """Logarithm of the sigmoid, -log(1 + exp(-x)): about x where the sigmoid is next to 0.  Returns y_TE, cache."""
-    x_TE = floats(x_TE)
+    x_TE = floats("x_TE", x_TE)
     up_TE = x_TE.real > 0
     return np.where(up_TE, 0, x_TE) - np.log1p(np.exp(np.where(up_TE, -x_TE, x_TE))), x_TE
 
@@ -93,7 +93,7 @@ def log_sigmoid_backward(dy_TE, cache):
 
 def softplus_forward(x_TE):
     """The smooth ramp log(1 + exp(x)), which is positive; large x cannot overflow.  Returns y_TE, cache."""
-    x_TE = floats(x_TE)
+    x_TE = floats("x_TE", x_TE)
     up_TE = x_TE.real > 0
     return np.where(up_TE, x_TE, 0) + np.log1p(np.exp(np.where(up_TE, -x_TE, x_TE))), x_TE
 
@@ -123,7 +123,7 @@ def rmsnorm_forward(x_TD, gain_D, eps):
         eps: added to the mean square, in the square of x's unit.
     Returns y_TD, cache.
     """
-    x_TD, gain_D = floats(x_TD), floats(gain_D)
+    x_TD, gain_D = floats("x_TD", x_TD), floats("gain_D", gain_D)
     square_T = np.einsum("td,td->t", x_TD, x_TD)  # sums of products without the products in memory
     scale_T1 = 1 / np.sqrt(square_T / x_TD.shape[1] + eps)[:, None]
     unit_TD = x_TD * scale_T1
@@ -153,7 +153,7 @@ def silu_gate_forward(gate_TF, up_TF):
     The sigmoid is (1 + tanh(z/2)) / 2, which is fast; that it loses digits where it is next to 0 does not show in a
     product with z.  Returns h_TF, cache.
     """
-    gate_TF, up_TF = floats(gate_TF), floats(up_TF)
+    gate_TF, up_TF = floats("gate_TF", gate_TF), floats("up_TF", up_TF)
     sigmoid_TF = 0.5 * gate_TF
     np.tanh(sigmoid_TF, out=sigmoid_TF)
     sigmoid_TF += 1
@@ -189,7 +189,8 @@ def swiglu_forward(x_TD, w_gate_DF, w_up_DF, w_down_FD):
                                                         [Shazeer 2020, arXiv:2002.05202, eq. 6]
     A dense model has one of these per layer; a Mixture of Experts has E of them.  Returns y_TD, cache.
     """
-    x_TD = floats(x_TD)
+    x_TD, w_down_FD = floats("x_TD", x_TD), floats("w_down_FD", w_down_FD)
+    w_gate_DF, w_up_DF = floats("w_gate_DF", w_gate_DF), floats("w_up_DF", w_up_DF)
     h_TF, activation = silu_gate_forward(x_TD @ w_gate_DF, x_TD @ w_up_DF)
     return h_TF @ w_down_FD, SwiGLUCache(x_TD, activation, w_gate_DF, w_up_DF, w_down_FD)
 
@@ -222,7 +223,7 @@ class EmbeddingCache(NamedTuple):
 
 def embedding_forward(tokens_T, w_VD):
     """Look up one row per token.  tokens_T: whole numbers in [0, V).  Returns x_TD, cache."""
-    tokens_T, w_VD = require.array("tokens_T", tokens_T, "iu"), require.array("w_VD", floats(w_VD), ndim=2)
+    tokens_T, w_VD = require.array("tokens_T", tokens_T, "iu"), require.array("w_VD", floats("w_VD", w_VD), ndim=2)
     _check_range("tokens_T", tokens_T, len(w_VD))
     return w_VD[tokens_T], EmbeddingCache(tokens_T, w_VD)
 
@@ -259,7 +260,7 @@ def cross_entropy_forward(logit_TV, target_T, weight_T):
         weight_T: the weight of each token, sums to 1; 0 for padding.
     Returns the loss, cache.
     """
-    logit_TV = require.array("logit_TV", floats(logit_TV), ndim=2)
+    logit_TV = require.array("logit_TV", floats("logit_TV", logit_TV), ndim=2)
     target_T = require.array("target_T", target_T, "iu", ndim=1)
     weight_T = require.array("weight_T", weight_T, ndim=1)
     if not len(target_T) == len(weight_T) == len(logit_TV):

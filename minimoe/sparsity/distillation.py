@@ -33,8 +33,8 @@ def distillation_forward(logit_TV, teacher_TV, weight_T, temperature=1.0):
     Returns the loss in nats per token, cache.
     """
     fields.require(temperature > 0, "temperature", temperature, "must be above 0")
-    p_TV, log_p_TV = _log_softmax(ops.floats(logit_TV) / temperature)
-    q_TV, log_q_TV = _log_softmax(ops.floats(teacher_TV) / temperature)
+    p_TV, log_p_TV = _log_softmax(ops.floats("logit_TV", logit_TV) / temperature)
+    q_TV, log_q_TV = _log_softmax(ops.floats("teacher_TV", teacher_TV) / temperature)
     loss = temperature ** 2 * (weight_T @ (q_TV * (log_q_TV - log_p_TV)).sum(axis=1))
     return loss, DistillationCache(p_TV, q_TV, weight_T, temperature)
 

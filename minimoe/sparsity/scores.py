@@ -18,7 +18,7 @@ def wanda(w_DF, x_TD):
     x_TD: calibration, the vectors that w_DF multiplies.  Returns score_DF.
     Raises ValueError if there are no vectors or they have another width.
     """
-    w_DF, x_TD = ops.floats(w_DF), ops.floats(x_TD)
+    w_DF, x_TD = ops.floats("w_DF", w_DF), ops.floats("x_TD", x_TD)
     check_inputs(w_DF, x_TD)
     return np.abs(w_DF) * np.sqrt(np.square(x_TD).sum(axis=0))[:, None].astype(w_DF.dtype)
 

@@ -31,7 +31,7 @@ def prune(w_DF, x_TD, sparsity=None, pattern=None, block=128, damp=0.01):
     An input that is 0 in all of x_TD gets weights of 0, and the others are pruned as if it were not there.
     Returns w_DF, mask_DF.  Raises ValueError for bad input, no calibration vector, or an H without an inverse.
     """
-    w_DF, x_TD = ops.floats(w_DF), ops.floats(x_TD)
+    w_DF, x_TD = ops.floats("w_DF", w_DF), ops.floats("x_TD", x_TD)
     scores.check_inputs(w_DF, x_TD)
     D = len(w_DF)
     _check(D, sparsity, pattern, block)

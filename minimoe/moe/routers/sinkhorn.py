@@ -59,7 +59,8 @@ def plan(logit_TE):
 
     Stops when no column is further than TOLERANCE of its share from it, or after MOST_ROUNDS.  Returns plan_TE.
     """
-    logit_TE, (n_tokens, n_experts) = ops.floats(logit_TE), logit_TE.shape
+    logit_TE = ops.floats("logit_TE", logit_TE)
+    n_tokens, n_experts = logit_TE.shape
     plan_TE = logit_TE - logit_TE.max(axis=1, keepdims=True)
     plan_TE -= plan_TE.max(axis=0, initial=-np.inf)  # else an expert that all shun has nothing to scale
     plan_TE = np.exp(plan_TE - plan_TE.max(axis=1, keepdims=True))

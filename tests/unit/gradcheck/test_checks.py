@@ -8,6 +8,7 @@ import pytest
 from minimoe import gradcheck
 from minimoe.gradcheck import checks
 from minimoe.moe import capacity, losses, routers
+from minimoe.nn import ops
 
 CASES = gradcheck.layer_cases()
 
@@ -99,3 +100,25 @@ def test_a_forward_that_changes_its_input_or_fills_a_buffer_is_told_so_and_its_r
     assert text.startswith("sum: right") and "changes its input in place: x" in text and "y[:] = x + b" in text
     with pytest.raises(ValueError, match="forward returned a ndarray: must be two things"):
         check_sum(len, lambda x, b: x + b)
+
+
+def test_whole_numbers_without_a_gradient_stay_as_they_are():
+    """The backward of an embedding has nothing for its places, which come first; but x, whole too, has a gradient."""
+    arrays = {"places": np.array([2, 0, 2]), "w": np.ones((3, 2))}
+    for pack in (lambda dw: dw, lambda dw: (None, dw), lambda dw: {"w": dw}):
+        found = gradcheck.check_pair("embedding", ops.embedding_forward,
+                                     lambda dy, cache, pack=pack: pack(ops.embedding_backward(dy, cache)), arrays)
+        assert found.ok and found.notes == ["Not checked, since without a gradient: places."]
+    found = gradcheck.check_pair("scale", lambda x, c: (x * c, (x, c)),
+                                 lambda dy, cache: ((dy * cache[1]).astype(cache[0].dtype), (dy * cache[0]).sum()),
+                                 {"x": np.arange(3), "c": np.array(1.5)})
+    assert found.ok and [row.name for row in found.rows] == ["x", "c"]
+
+
+@pytest.mark.parametrize(("backward", "forward", "reason"), [
+    (lambda dy, x: (dy for _ in range(2)), lambda x, b: (x + b, x), "backward returned a generator"),
+    (lambda dy, x: (dy, dy), lambda x, b: ([[1.0], [1.0, 2.0]], x), "output of forward has rows of different lengths")])
+def test_what_is_no_array_is_named(backward, forward, reason):
+    with pytest.raises(ValueError, match=reason):
+        check_sum(backward, forward)
+    assert "x: the gradient has rows of different lengths" in str(check_sum(lambda dy, x: ([[1.0], [1.0, 2.0]], dy)))

@@ -67,6 +67,15 @@ def test_a_routing_flip_is_reported_and_neither_frozen_routing_nor_the_complex_s
     assert found.ok
 
 
+@pytest.mark.parametrize(("fields", "words"), [
+    (dict(top_k=3), "top_k = 3: must be less than n_experts = 3"),
+    (dict(n_experts=1, top_k=1), "top_k = 1: must be less than n_experts = 1"),
+    (dict(router="hash"), "router = 'hash': layer 0"), (dict(first_dense_layers=1), "layer 0 must have a router")])
+def test_where_no_choice_can_flip_it_is_said(fields, words):
+    with pytest.raises(ValueError, match=words):
+        gradcheck.check_flips(replace(SMALL, **fields))
+
+
 def test_without_a_flip_live_and_frozen_routing_have_the_same_difference():
     name, seen = "layers.0.moe.w_router_DE", []
     params, batch = gradcheck.random_params(SMALL), gradcheck.random_batch(SMALL)

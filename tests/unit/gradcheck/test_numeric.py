@@ -140,6 +140,15 @@ def test_arrays_of_any_real_numbers_are_checked_as_float64(dtype):
     assert found.ok and found.worst < 1e-15
 
 
+def test_a_name_may_be_anything_that_a_dict_takes():
+    arrays, grads = {0: np.array([2.0]), ("a", 1): np.array([3.0])}, {0: np.array([4.0]), ("a", 1): np.array([6.0])}
+    found = gradcheck.compare("f", lambda a: sum((x * x).sum() for x in a.values()), arrays, grads)
+    assert found.ok and "('a', 1)" in str(found)
+    assert gradcheck.complex_step(lambda a: a[0][0] ** 2, arrays, 0, [0]) == [4]
+    with pytest.raises(ValueError, match=r"name = \[0\]: must be one of 0, \('a', 1\)"):
+        gradcheck.complex_step(cubes, arrays, [0], [0])
+
+
 @pytest.mark.parametrize("array", [np.array([True]), np.array([1j]), np.array(["a"]), np.array([None])])
 def test_arrays_of_anything_else_are_refused_by_their_dtype(array):
     for ask in (gradcheck.central_difference, gradcheck.complex_step):

@@ -131,3 +131,10 @@ def test_gradients_of_shares_and_experts_that_were_not_chosen_get_exactly_nothin
     dlog_TE = gates.shares_backward(np.arange(sent_TK.sum(), dtype=float), forward(np.log(score_TE))[1])
     np.put_along_axis(dlog_TE, expert_TK, 0, axis=1)
     assert not dlog_TE.any()
+
+
+def test_scores_that_sum_to_0_have_no_shares():
+    score_TE = np.array([[0.5, 0.5, 0], [0, 0, 1.0]])
+    with pytest.raises(ValueError, match="score_TE: the scores of the experts of token 1 sum to 0"):
+        gates.gates_forward(score_TE, np.array([[0, 1], [0, 1]]), np.ones(2, bool), True)
+    assert gates.gates_forward(score_TE, [[0, 1], [0, 1]], [True, True], False)[0][-1].tolist() == [0.5, 0.5, 0, 0]

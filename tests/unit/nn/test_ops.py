@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minimoe import parameters
 from minimoe.moe import experts, gates, soft
 from minimoe.moe.routers import sinkhorn
-from minimoe.nn import normal, ops
+from minimoe.nn import attention, normal, ops
 from tests import cases
 
 T, D, E, F, V = 11, 5, 4, 6, 7
@@ -84,7 +84,8 @@ def test_the_gradient_is_that_of_the_complex_step(name):
     cases.assert_gradient(forward, backward, **{f"argument {i}": array for i, array in enumerate(arrays_of(name))})
 
 
-@pytest.mark.parametrize("name", [*PAIRS, "normal_cdf", "gates", "experts", "unit", "plan"])
+@pytest.mark.parametrize("name", [*PAIRS, "normal_cdf", "gates", "shares", "experts", "unit", "plan", "attend", "rope",
+                                  "split", "merge"])
 def test_whole_numbers_count_as_floating_point_and_what_is_no_number_is_refused(name):
     """An array of integers cuts off what it is filled with, and 8 bits of them overflow in a product."""
     expert_TK, cut = np.array([[0, 2], [1, 3], [2, 1]]), np.array([2, 1, 0, 0])
@@ -92,6 +93,12 @@ def test_whole_numbers_count_as_floating_point_and_what_is_no_number_is_refused(
         "normal_cdf": (normal.normal_cdf_forward, normal.normal_cdf_backward, [(T, E)]),
         "gates": (lambda x: gates.gates_forward(x * x, expert_TK, np.ones(3, bool), False)[::1],
                   lambda dy, cache: gates.gates_backward(dy[-1], cache), [(3, E)]),
+        "shares": (lambda x: gates.shares_forward(x, expert_TK, np.ones(3, bool))[::1],
+                   lambda dy, cache: gates.shares_backward(dy[-1], cache), [(3, E)]),
+        "attend": (attention.attend_forward, attention.attend_backward, [(1, 2, 3, 4)] * 3),
+        "rope": (attention.rope_forward, attention.rope_backward, [(1, 2, 3, 4), (3, 4), (3, 4)]),
+        "split": (attention.split_heads_forward, attention.split_heads_backward, [(1, 2, 3), (3, 2, 4)]),
+        "merge": (attention.merge_heads_forward, attention.merge_heads_backward, [(1, 2, 3, 4), (2, 4, 5)]),
         "experts": (lambda x, *w: experts.experts_forward(x, dict(zip(experts.NAMES, w, strict=True)), cut),
                     experts.experts_backward, [(3, D), (4, D, F), (4, D, F), (4, F, D)]),
         "unit": (soft.unit_forward, soft.unit_backward, [(T, D)]),
@@ -108,8 +115,12 @@ def test_whole_numbers_count_as_floating_point_and_what_is_no_number_is_refused(
         for got, expected in zip(outcome([a.astype(dtype) for a in whole]), outcome([a.astype(float) for a in whole]),
                                  strict=True):
             np.testing.assert_array_equal(got, expected)
+    if name != "gates":
+        np.testing.assert_array_equal(outcome([a.tolist() for a in whole])[0], outcome(whole)[0])
+        with pytest.raises(ValueError, match="has rows of different lengths: must be an array"):
+            forward(*([[1.0], [1.0, 2.0]] for _ in whole))
     for dtype in (bool, object):
-        with pytest.raises(ValueError, match=f"dtype {np.dtype(dtype)}: must be an array of numbers"):
+        with pytest.raises(ValueError, match=rf"^\w+ has shape .* dtype {np.dtype(dtype)}: must be an array of"):
             forward(*(a.astype(dtype) for a in whole))
 
 
