@@ -144,7 +144,7 @@ def test_names_that_no_lesson_has_lessons_without_a_cover_and_folders_without_le
 def test_covers_are_written_by_the_program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lessons.figure(print)
-    assert [path.name for path in sorted(Path("figures").iterdir())] == [f"lesson-{n:02}.png" for n in range(1, 11)]
+    assert [path.name for path in sorted(Path("figures").iterdir())] == [f"lesson-{n:02}.png" for n in range(1, 12)]
 
 
 @pytest.mark.parametrize(("good", "status"), [(True, 0), (False, 1)])
