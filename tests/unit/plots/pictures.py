@@ -88,7 +88,7 @@ COUNT = [np.array([[3, 1], [0, 4], [2, 2]]), np.array([[4, 0], [4, 0], [1, 3]])]
 D, E, F = 3, 4, 5
 CUT = {"heads": (np.array([0.9, 0.8]), np.array([0.7, 0.4]), np.array([2.5, 3.5])), "zeros": np.ones((3, 1))}
 CE_NS = {"one": np.array([[2.0, 3.0], [2.2, 3.4]]), "two": np.array([[2.5, 3.7]])}  # means 2.1, 3.2
-MASK_NDF = np.array([[[1, 1], [0, 0]], [[1, 0], [1, 0]], [[1, 0], [1, 1]]], bool)
+MASK_NDF = np.array([[[1, 1], [0, 0]], [[1, 0], [1, 0]], [[1, 1], [1, 0]], [[1, 1], [0, 1]]], bool)
 W_DF = np.arange(8.0).reshape(4, 2) - 4
 USED, ALL = np.zeros((2, 3, D, E * F), bool), np.ones((2, 3, D, F), bool)
 USED[0, :, :, :F] = USED[0, :, :, 2 * F:3 * F] = True  # token 0 uses experts 0 and 2
@@ -161,7 +161,7 @@ TITLED = {
         NATS, "zeros (share"), [0.5, 0.9, 2.1, 3.2, 2.5, 3.7, 1.5, 2.2, 3.4]),
     "cuts": (lambda t: pruning.cuts(CUT, 1.25, t), (NATS, "parameters that are left", "FLOPs per token that NumPy"), [
         *CUT["heads"], 1, 1.25]),
-    "film": (lambda t: sparse_training.film({"SET": MASK_NDF, "RigL": MASK_NDF[::-1]}, [0, 5, 10], t), ("SET", "RigL"),
+    "film": (lambda t: sparse_training.film({"SET": MASK_NDF, "RigL": MASK_NDF[::-1]}, [0, 5, 10, 15], t), ("SET", "RigL"),
              [0, 1, 2, 3, 4]),
     "ways": (lambda t: sparse_training.ways({"x": ("experts", (1.0, 0.4), "less"), "y": ("z", (0.8, 5), "")}, "ab", t),
              ("share of the dense model",), [0.85 * 0.4, 0.85 * 0.8]),

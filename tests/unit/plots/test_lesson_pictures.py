@@ -213,3 +213,11 @@ def test_machines():
     assert [(line.get_xydata().tolist(), line.get_linestyle()) for line in axis.lines] == [
         ([[4, 100], [8, 200]], "-"), ([[4, 150]], "None")]
     assert {text.get_text(): text.xy for text in axis.texts} == pictures.MODELS
+
+
+def test_a_film_says_of_each_place_what_became_of_it_and_a_masked_weight_is_blank():
+    # masks 11/00, 10/10, 11/10, 11/01; 0 is none, 1 there since the start, 2 came earlier, 3 came now, 4 went now
+    frames = [axis.images[0].get_array().tolist() for axis in drawn("film")[:4]]
+    assert frames == [[[1, 1], [0, 0]], [[1, 4], [3, 0]], [[1, 3], [2, 0]], [[1, 2], [4, 3]]]
+    blank = [np.isnan(np.ma.filled(axis.images[0].get_array(), np.nan)) for axis in drawn("masked weights")[:3]]
+    assert np.array_equal(blank, [pictures.W_DF >= 2, pictures.W_DF <= 0, pictures.W_DF <= 2])
