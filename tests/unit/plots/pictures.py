@@ -161,8 +161,8 @@ TITLED = {
         NATS, "zeros (share"), [0.5, 0.9, 2.1, 3.2, 2.5, 3.7, 1.5, 2.2, 3.4]),
     "cuts": (lambda t: pruning.cuts(CUT, 1.25, t), (NATS, "parameters that are left", "FLOPs per token that NumPy"), [
         *CUT["heads"], 1, 1.25]),
-    "film": (lambda t: sparse_training.film({"SET": MASK_NDF, "RigL": MASK_NDF[::-1]}, [0, 5, 10, 15], t), ("SET", "RigL"),
-             [0, 1, 2, 3, 4]),
+    "film": (lambda t: sparse_training.film({"SET": MASK_NDF, "RigL": MASK_NDF[::-1]}, [0, 5, 10, 15], t),
+             ("SET", "RigL"), [0, 1, 2, 3, 4]),
     "ways": (lambda t: sparse_training.ways({"x": ("experts", (1.0, 0.4), "less"), "y": ("z", (0.8, 5), "")}, "ab", t),
              ("share of the dense model",), [0.85 * 0.4, 0.85 * 0.8]),
     "gradient map": (lambda _: gradients.gradient_map(), (), []),
