@@ -127,9 +127,8 @@ def layer_cases():
         room = {"": {}} if facts.soft else ROOM
         cases |= {", ".join(filter(None, (name, k, r))): ModelConfig(**base, router=name, **choices[k], **room[r])
                   for k in choices for r in room}
-    options = {
-        "switch, without jitter": dict(router="switch", top_k=1, jitter=0),
-        "sigmoid_bias, 1 group of 2": dict(router="sigmoid_bias", n_groups=2, top_groups=1, gate_scale=2.5),
+    options = {f"{name}, {setting}": dict(router=name, top_k=page.FACTS.top_k or 2) | fields
+               for name, page in routers.ROUTERS.items() for setting, fields in page.FACTS.settings.items()} | {
         "softmax_topk, 2 shared experts": dict(n_shared_experts=2, capacity_factor=0.6),
         "softmax_topk, empty slots computed": dict(pad_experts=True, capacity_factor=0.6),
         "softmax_topk, slots of the busiest": dict(pad_experts=True),

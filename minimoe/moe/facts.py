@@ -39,6 +39,7 @@ class Facts(NamedTuple):
     losses: name -> weight of the auxiliary losses that it is trained with, unless the configuration sets them.
     options: fields of the configuration that it reads and some other router does not.
     first_choices: whether its balance loss counts first choices alone, unless the configuration says otherwise.
+    settings: name -> fields with which the gradient checks set it up once more.
     top_k: the only K that it knows; None is any.   k_is_mean: whether a token may have 0 to E experts, K on average.
     soft: whether it mixes tokens instead of assigning them, so that there is no Routing.
 
@@ -61,6 +62,7 @@ class Facts(NamedTuple):
     losses: dict = {}
     options: tuple = ()
     first_choices: bool = False
+    settings: dict = {}
     top_k: int | None = None
     k_is_mean: bool = False
     soft: bool = False

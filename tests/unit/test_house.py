@@ -150,7 +150,8 @@ def test_the_facts_of_a_router_are_complete_and_agree(page):
 
 def asked(node):
     """The names of routers that a syntax node looks up or compares with."""
-    parts = {ast.Compare: lambda: [node.left, *node.comparators], ast.Dict: lambda: node.keys}.get(type(node), list)()
+    parts = {ast.Compare: lambda: [node.left, *node.comparators], ast.Dict: lambda: node.keys,
+             ast.Call: lambda: [word.value for word in node.keywords if word.arg == "router"]}.get(type(node), list)()
     inside = [part for whole in parts if whole for part in getattr(whole, "elts", [whole])]
     named = {part.value for part in inside if isinstance(part, ast.Constant)}
     return named & routers.ROUTERS.keys() - {"soft", "random", "uniform"}
@@ -158,10 +159,10 @@ def asked(node):
 
 def test_only_its_own_page_knows_a_router():
     """Others ask for its facts.  ("soft" is also a kind of layer, "random" a drop order, "uniform" a density.)"""
-    for line in ("a == 'switch'", "'switch' != a", "a in ('b', 'switch')", "{'switch': 1}"):
+    for line in ("a == 'switch'", "'switch' != a", "a in ('b', 'switch')", "{'switch': 1}", "dict(router='switch')"):
         assert asked(ast.parse(line).body[0].value) == {"switch"}
     rooms = {"config", "nn", "moe", "model", "batches", "gradcheck", "generation", "training", "cost", "analysis"}
-    assert_none(f"{where}: {name}" for where, node in nodes((ast.Compare, ast.Dict)) for name in asked(node)
+    assert_none(f"{where}: {name}" for where, node in nodes((ast.Compare, ast.Dict, ast.Call)) for name in asked(node)
                 if room(where) in rooms and where.split(":")[0] != "moe/routers/__init__.py")
 
 

@@ -20,6 +20,7 @@ FACTS = Facts(
     summary="the one best expert, its gate the raw probability; jitter on the router's input (Switch)",
     losses=dict(balance=0.01),
     options=("jitter",),
+    settings={"without jitter": dict(jitter=0)},
     top_k=1,
     evaluation="without jitter",
     kept_more=jitter_numbers,
