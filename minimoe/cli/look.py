@@ -60,7 +60,7 @@ def _with_top_k(config, options):
 
 
 def _experts(config):
-    """How many experts a token has, in words."""
+    """The number of experts per token, in words."""
     mean = " on average" if routers.ROUTERS[config.router].FACTS.k_is_mean else ""
     return f"{config.top_k} expert{'s' * (config.top_k > 1)}{mean}"
 

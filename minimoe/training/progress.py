@@ -65,7 +65,7 @@ def _printed(label, total, unit, start):
     def show(done, words):
         left = (time.monotonic() - began) / (done - start) * (total - done)
         parts = f"{label}: {done} of {total} {unit}", f"{left:.0f} s left" * (done < total), words
-        with contextlib.suppress(OSError):  # a run does not end because nobody can be told how far it is
+        with contextlib.suppress(OSError):  # a run does not end because its progress cannot be shown
             print(", ".join(filter(None, parts)), file=stream, flush=True)
 
     yield show

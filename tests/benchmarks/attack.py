@@ -1,6 +1,6 @@
 """An attack on the program: kills, signals, full disks, hostile checkpoints, nonsense in commands, files and calls.
 
-    python -m tests.benchmarks.attack                    # a few minutes: a table of what was tried and what went wrong
+    python -m tests.benchmarks.attack                    # a quarter of an hour: what was tried, what went wrong
     python -m tests.benchmarks.attack --quick --seed 3 --only files calls
 
 Right is what the program promises: a run that is killed and resumed is the run that nothing happened to, bit for bit; a

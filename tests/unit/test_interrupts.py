@@ -39,7 +39,7 @@ sys.meta_path.insert(0, Press())
     assert (run.returncode, run.stdout, run.stderr) == (130, "", "\nminimoe: interrupted\n")
 
 
-def test_only_the_program_is_ended_at_once_and_only_where_nobody_else_handles_it(monkeypatch):
+def test_only_the_program_is_ended_at_once_and_only_where_no_other_handler_is_set(monkeypatch):
     for argv, program in ((["-m", "cost"], True), (["/x/bin/minimoe"], True), (["minimoe.exe"], True), ([""], False),
                           (["-c"], False), (["/x/minimoe/cli/look.py"], False), (["/x/bin/pytest"], False)):
         monkeypatch.setattr(sys, "argv", argv)

@@ -68,7 +68,7 @@ def test_what_commands_a_terminal_is_shown_and_not_obeyed(capsys, text, shown):
     assert capsys.readouterr() == (shown, shown.replace("\n", "\\n") + "\n")
 
 
-def test_a_message_that_nobody_can_be_told_is_no_error(monkeypatch):
+def test_a_message_that_cannot_be_written_is_no_error(monkeypatch):
     class Full(io.StringIO):
         def write(self, text):
             raise OSError("no space")
