@@ -231,7 +231,8 @@ CONVENTIONS = {
         "google/flaxformer, moe/routing.py", lambda T, E, K, factor: max(round(T * factor / E), 4), "rank", _raw,
         _e_all),
     "Mixtral": Convention(
-        "arXiv:2401.04088; transformers, modeling_mixtral.py", _dropless, "position", _shares, _e_all, coef=0.001),
+        "arXiv:2401.04088; transformers, modeling_mixtral.py; coefficient: config.json of Mixtral-8x7B-v0.1", _dropless,
+        "position", _shares, _e_all, coef=0.02),
     "OLMoE (transformers)": Convention(
         "transformers, modeling_olmoe.py", _dropless, "position", _raw, _e_all, coef=0.01),
     "OLMoE (training)": Convention(
@@ -249,4 +250,5 @@ CONVENTIONS = {
         "minimoe/moe/capacity.py, losses/balance.py", _our_capacity, "position", _our_gates, _our_balance, coef=0.01),
 }
 """Name -> Convention.  MegaBlocks is the layer with a capacity; its dropless one keeps all.  Mixtral's and OLMoE's code
-in transformers pools f and P over the layers before it multiplies them, which for one layer is the same."""
+in transformers pools f and P over the layers before it multiplies them, which for one layer is the same.  Mixtral was
+released with a coefficient of 0.02; 0.001 is the default of the class in transformers."""
