@@ -20,6 +20,11 @@ LIMIT = 600
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The matrices of lessons are too small to be worth sharing, and two threads that wait for one another are slower."""
 
+DESCRIBE = """get_ipython().display_formatter.mimebundle_formatter.for_type_by_name(
+    "matplotlib.figure", "Figure", lambda figure: ({}, {"image/png": {"alt": __import__(
+        "minimoe.plots.figures", fromlist=["describe"]).describe(figure)}}))"""
+"""What the kernel runs first: each picture gets a text in its place, for readers who cannot see it."""
+
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}
 
@@ -34,7 +39,8 @@ def run(text, folder):
     started = {}
     client = Client(
         notebook, timeout=LIMIT, kernel_name="python3", record_timing=False,
-        extra_arguments=["--IPKernelApp.log_level=40"],  # of a kernel that only we talk to
+        extra_arguments=["--IPKernelApp.log_level=40",  # of a kernel that only we talk to
+                         f"--IPKernelApp.exec_lines={DESCRIBE}"],
         resources={"metadata": {"path": str(folder)}},
         on_cell_execute=lambda cell, cell_index: started.update({cell_index: time.perf_counter()}),
         on_cell_executed=lambda cell, cell_index, execute_reply: seconds.append(

@@ -33,15 +33,29 @@ def default_style():
 def picture(function):
     """Decorates a function that returns a Figure: it is drawn in matplotlib's own style, and its words are text.
 
-    So dollars in a name do not make it a formula, which may be none and then ends in an error.
+    So dollars in a name do not make it a formula, which may be none and then ends in an error.  The figure's label is
+    the first paragraph of the function's docstring, which says what is to be seen: see `describe`.
     """
     @functools.wraps(function)
     def drawn(*arguments, **options):
         with default_style():
             figure = function(*arguments, **options)
         _no_formulas(figure)
+        figure.set_label(function.__doc__.split("\n\n")[0])
         return figure
     return drawn
+
+
+def describe(figure):
+    """A picture in words, for readers who cannot see it: its title, or its panels', and what is to be seen.
+
+    What is to be seen is the label that `picture` gave it; without one, the words at its axes.
+    """
+    titles = [figure.get_suptitle()] if figure.get_suptitle() else [axis.get_title() for axis in figure.axes]
+    seen = [figure.get_label()] if figure.get_label() else [
+        words for axis in figure.axes for words in (axis.get_xlabel(), axis.get_ylabel())]
+    sentences = (" ".join("; ".join(filter(None, words)).split()).rstrip(".") for words in (titles, seen))
+    return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
 def new_figure(width, height, title=None, size=13, layout="constrained"):

@@ -59,6 +59,14 @@ def test_a_lesson_is_committed_as_one_run_from_top_to_bottom_that_any_machine_wo
 
 
 @each
+def test_every_picture_has_words_for_readers_who_cannot_see_it(name):
+    if "to read" in cells(name, "markdown")[0][0]:  # a lesson that says how long it takes to read
+        texts = [output["metadata"].get("image/png", {}).get("alt", "") for output in outputs(name)
+                 if "image/png" in output.get("data", {})]
+        assert texts and min(map(len, texts)) >= 20
+
+
+@each
 def test_the_best_picture_of_a_lesson_is_the_one_in_figures(name):
     cover, = (cell for _, cell in cells(name, "code") if "cover" in cell["metadata"].get("tags", []))
     picture, = (output["data"]["image/png"] for output in cover["outputs"] if "image/png" in output.get("data", {}))
@@ -86,7 +94,10 @@ MADE_UP = {"cells": [
      "outputs": [], "source": ["import sys\n", "for i in range(3):\n", "    print(i)\n", "    sys.stdout.flush()"]},
     {"cell_type": "code", "id": "y", "metadata": {}, "execution_count": 7, "outputs": [],
      "source": ["import os\n", "set_ = os.environ\n",
-                "6 * 7, set_['OPENBLAS_NUM_THREADS'], os.path.isfile(set_['MATPLOTLIBRC'] + '/matplotlibrc')"]}],
+                "6 * 7, set_['OPENBLAS_NUM_THREADS'], os.path.isfile(set_['MATPLOTLIBRC'] + '/matplotlibrc')"]},
+    {"cell_type": "code", "id": "z", "metadata": {}, "execution_count": None, "outputs": [],
+     "source": ["%matplotlib inline\n", f"sys.path.insert(0, {str(ROOT.parent)!r})\n",
+                "from minimoe.plots import figures\n", "figures.new_figure(1, 1, 'A title in words')"]}],
     "metadata": {"widgets": {}, "kernelspec": {"name": "mine", "display_name": "mine"}}, "nbformat": 4,
     "nbformat_minor": 5}
 
@@ -109,7 +120,8 @@ def test_lessons_run_in_place_on_one_thread_again_without_another_byte_and_one_t
     notebook = json.loads(first)
     assert [output["text"] for output in notebook["cells"][1]["outputs"]] == [["0\n", "1\n", "2\n"]]
     assert notebook["cells"][2]["outputs"][0]["data"] == {"text/plain": ["(42, '1', True)"]}
-    assert [cell["id"] for cell in notebook["cells"]] == ["cell-0", "cell-1", "cell-2"]
+    assert notebook["cells"][3]["outputs"][0]["metadata"] == {"image/png": {"alt": "A title in words."}}
+    assert [cell["id"] for cell in notebook["cells"]] == [f"cell-{place}" for place in range(4)]
     assert notebook["cells"][1]["metadata"] == {"tags": ["derive"]}
     assert notebook["metadata"] == NOTEBOOKS["01_what_is_sparse"]["metadata"]
     assert lessons.main(["01"], check=True, say=printed.append) and path.read_bytes() == first

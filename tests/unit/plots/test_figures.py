@@ -53,6 +53,19 @@ def test_the_style_of_a_user_changes_no_byte_and_stays_the_users(tmp_path):
     assert (tmp_path / "plain/a.png").read_bytes() == (tmp_path / "styled/a.png").read_bytes()
 
 
+def test_a_picture_in_words_is_its_title_and_what_its_function_or_else_its_axes_say():
+    figure = figures.new_figure(2, 1, "One\ntitle")
+    left, right = figure.subplots(1, 2)
+    left.set(xlabel="steps", ylabel="nats", title="a")
+    right.set(ylabel="loss.", title="b")
+    assert figures.describe(figure) == "One title. steps; nats; loss."
+    figure.suptitle("")
+    assert figures.describe(figure) == "a; b. steps; nats; loss."
+    assert figures.describe(TITLED["twins"][0]("Three models")) == (
+        "Three models. A model next to its dense twins: parameters, used by a token or idle, and FLOPs per token, "
+        "part by part.")
+
+
 def test_rows_stand_from_the_top_down_with_words_at_the_right_and_powers_are_named_alone():
     axis = figures.new_figure(4, 3).subplots()
     figures.name_rows(axis, ["a", "b"], ["one", "two"])
