@@ -114,7 +114,7 @@ def our_record(config, train_config, setting, params=None, streams=None):
     arch = ours.architecture(config)
     name = "a dense model" if arch.dense else f"an MoE, {config.top_k} of {config.n_experts}"
     record = sheet.sheet(name, arch, context, setting.machine, setting.rest, setting.experts,
-                         decodes=sampling.causal(config))
+                         decodes=sampling.causal(config), causal=False)
     batch = train_config.batch, train_config.sequence, train_config.groups, params, streams
     layers = _behind_router(config) if arch.dense and config.moe_layers else describe.describe_layers(config)
     return record | {"shape": f"{record['shape']}; {layers}", "counted": measured.counted_step(config, *batch),

@@ -1,7 +1,8 @@
 """FLOPs of training by the formulas of the papers, each under its name.
 
 They disagree: on the embedding, the head, the softmax, the router, the attention to other tokens.  So "the FLOPs of a
-model" means little without the formula.  None halves attention because half of the scores are masked.
+model" means little without the formula.  No paper's halves attention because half of the scores are masked; ours has
+both counts.
 
     N   parameters, each formula has its own            T   tokens of a sequence
     L   layers      d   width of the residual stream    V   tokens in the vocabulary
@@ -152,7 +153,7 @@ def training_flops(arch, sequence):
     chinchilla_all, chinchilla_layers = (chinchilla(weights, L, H, Q, D, V, sequence, embeddings)
                                          for embeddings in (True, False))
     deepseek = deepseek_moe(weights - router, L, H * Q, D, V, sequence)
-    ours = sum(formula.flops(arch, 1, sequence).values())
+    causal, ours = (sum(formula.flops(arch, 1, sequence, causal=skips).values()) for skips in (True, False))
     return [
         ("Kaplan", "arXiv:2001.08361, sec. 2.1", kaplan(n)),
         ("PaLM", "arXiv:2204.02311, app. B", palm(n + V * D, L, H, Q, sequence)),
@@ -160,5 +161,6 @@ def training_flops(arch, sequence):
         ("Chinchilla, layers alone", "arXiv:2203.15556, table A4", chinchilla_layers / sequence),
         ("DeepSeekMoE", "arXiv:2401.06066, tables", deepseek / sequence),
         ("nanoGPT", "transformer_sizing.ipynb", 3 * nanogpt_forward(weights, L, H * Q, D, V, sequence) / sequence),
+        ("ours, causal", "without the masked scores", causal / sequence),
         ("ours", "each matrix product", ours / sequence),
     ]

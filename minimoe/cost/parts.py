@@ -105,13 +105,25 @@ def n_attentions(arch, layer):
     return 2 if len(arch.stacks) == 2 and layer >= arch.stacks[0] else 1
 
 
-def attended(arch, context):
+def attended(arch, context, causal=False):
     """Tokens that one token attends to in each layer: the whole context, masked or not, or what a window holds of it.
 
     A linear layer adds keys times values to its state and takes queries times the state: as much work as to attend to
     as many tokens as a query is wide.
+
+    Args:
+        arch: Architecture.
+        context: S, tokens of the sequence.
+        causal: leave masked tokens out, as a causal kernel does; the mean over the sequence.  Of the last W tokens, or
+            of all with W = S, that is W - W (W - 1) / 2S.  Nothing is masked in an encoder, and a decoder's layer has
+            one attention of each kind.
     """
-    tokens = {"full": context, "window": min(context, arch.window or context), "linear": arch.query_width}
+    window = min(context, arch.window or context)
+    full, window = (width - causal * width * (width - 1) / max(2 * context, 1) for width in (context, window))
+    tokens = {"full": full, "window": window, "linear": arch.query_width}
+    if len(arch.stacks) == 2:
+        encoder, decoder = arch.stacks
+        return [context] * encoder + [(full + context) / 2] * decoder
     return [tokens[kind] for kind in arch.attentions]
 
 

@@ -55,8 +55,16 @@ def parts_table(sheet):
     return "\n".join([
         terminal.table(rows), *_idle_router(sheet["parts"]),
         terminal.fill(f"FLOPs: of the forward pass of sequences of {sheet['context']:,} tokens, without drops and "
-                      "empty slots; training takes 3 times as many"),
+                      f"empty slots; training takes 3 times as many. {_scores_words(sheet)}"),
         terminal.fill("active: with its share of all active parameters")])
+
+
+def _scores_words(sheet):
+    """Which of the attention scores are counted, and what the other convention gives."""
+    causal, all_of_them = (quantities.short(sheet["forward_flops_by_scores"][words]) for words in ("causal", "all"))
+    if sheet["scores"] == "causal":
+        return f"Scores: those that a causal kernel computes; with the masked ones {all_of_them} per token"
+    return f"Scores: the masked ones too, as they run here; a causal kernel takes {causal} per token"
 
 
 def _idle_router(rows):

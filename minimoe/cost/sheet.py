@@ -9,7 +9,7 @@ MOST_RANKS = 8
 """Devices that the experts are spread over: as many of these as divide the experts."""
 
 
-def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True):
+def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True, causal=True):
     """The record of an Architecture.  Units: FLOPs, bytes, seconds.
 
     Args:
@@ -20,16 +20,19 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True)
         rest: format of the weights and the KV cache, see `memory.FORMATS`.
         experts: format of the experts' matrices; None: the same.
         decodes: whether it can generate token by token, else there is nothing on decoding.
+        causal: count the scores that a causal kernel computes; False: the masked ones too, as our attention does.
     """
     batches, experts = deployment.BATCHES if decodes else (), None if arch.dense else experts
-    counted, work = parts.parameters(arch), flops_of_parts(arch, context)
+    counted, work = parts.parameters(arch), flops_of_parts(arch, context, causal)
     resident = arch.n_routed_experts if arch.dense else arch.n_routed_experts // 2
     cache = [memory.FORMATS[rest].bytes(memory.kv_numbers(arch, tokens)) for tokens in (context, context + 1)]
     return {
         "name": name, "shape": shape(arch), "context": context, "parameters": counted.record(),
         "parts": part_rows(arch, work),
-        "forward_flops_per_token": sum(work.values()),
-        "dense_twin": dense_twin(arch, batches, context, machine, rest, experts),
+        "forward_flops_per_token": sum(work.values()), "scores": "causal" if causal else "all",
+        "forward_flops_by_scores": {words: sum(flops_of_parts(arch, context, skips).values())
+                                    for words, skips in (("causal", True), ("all", False))},
+        "dense_twin": dense_twin(arch, batches, context, machine, rest, experts, causal),
         "memory": {
             "weights": {form: memory.weight_bytes(arch, form) for form in memory.FORMATS},
             "weights_as_said": memory.weight_bytes(arch, rest, experts), "formats": [rest, experts or rest],
@@ -70,10 +73,13 @@ def shape(arch):
             f"{'; '.join(blocks)}; head {'tied to' if arch.tied_embeddings else 'beside'} the embedding")
 
 
-def flops_of_parts(arch, context):
-    """Forward FLOPs per token of each part, when sequences of `context` tokens are read at once."""
+def flops_of_parts(arch, context, causal=True):
+    """Forward FLOPs per token of each part, when sequences of `context` tokens are read at once.
+
+    causal: count the scores that a causal kernel computes; False: the masked ones too, as our attention does.
+    """
     work = Counter()
-    for place, flops in formula.flops(arch, 1, context).items():
+    for place, flops in formula.flops(arch, 1, context, causal=causal).items():
         work[place.part] += flops / context if place.way == "forward" else 0
     return by_shown_name(arch, {part: flops for part, flops in work.items() if flops})
 
@@ -138,7 +144,7 @@ def expert_parallelism(arch, machine, rest):
             "link_seconds": sent * vectors / machine.link, "expert_seconds": work / machine.flops}
 
 
-def dense_twin(arch, batches, context, machine, rest, experts):
+def dense_twin(arch, batches, context, machine, rest, experts, causal=True):
     """How many times as much a model costs in which every token uses every expert: a dense one of equal size.
 
     None for a model with no experts to leave out.  Arguments are those of `sheet`; batches: batch sizes.
@@ -152,7 +158,7 @@ def dense_twin(arch, batches, context, machine, rest, experts):
     if arch.n_routed_experts < 2:
         return None
     E, K = arch.n_routed_experts, arch.top_k
-    work = flops_of_parts(arch, context)
+    work = flops_of_parts(arch, context, causal)
     whole, of_experts = sum(work.values()), work["experts"]
     twin = whole - of_experts + of_experts * E / K
     extra = of_experts * (E / K - 1)

@@ -15,7 +15,7 @@ from minimoe.sparsity import matrices, savings, schedules
 
 def record(mask_of, config):
     """What the masks of a model save: `savings.record`, with the FLOPs that a token of a full context takes."""
-    work = sheet.flops_of_parts(ours.architecture(config), config.max_sequence)
+    work = sheet.flops_of_parts(ours.architecture(config), config.max_sequence, causal=False)
     return savings.record(mask_of, config, sum(work.values()))
 
 

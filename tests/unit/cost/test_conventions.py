@@ -58,6 +58,7 @@ def test_the_table_of_a_sparse_model_by_hand():
         "Chinchilla, layers alone": 3 * (2 * 424 + 2 * 2 * (4 * 3 + 3) * 6),
         "DeepSeekMoE": 6 * (424 - 16) + 12 * 2 * 6 * 6 + 6 * 40,
         "nanoGPT": 3 * (2 * (424 + 40) + 4 * 2 * 6 * 6),
+        "ours, causal": 3 * (2 * (424 + 40) + 4 * 2 * 2 * 3 * 3.5),  # (1 + 2 + 3 + 4 + 5 + 6) / 6
         "ours": 3 * (2 * (424 + 40) + 4 * 2 * 2 * 3 * 6),
     }
 
@@ -73,4 +74,5 @@ def test_latent_attention_of_two_stacks_by_hand():
         6 * (weights + rest), 6 * (weights + rest + 40) + 12 * 3 * 2 * 3 * 6,
         3 * (2 * weights + 3 * 2 * (4 * 3 + 3) * 6 + 4 * 40), 3 * (2 * weights + 3 * 2 * (4 * 3 + 3) * 6),
         6 * weights + 12 * 3 * 6 * 6 + 6 * 40, 3 * (2 * (weights + 40) + 4 * 3 * 6 * 6),
+        3 * (2 * (weights + 40) + 2 * 2 * (4 + 2) * (6 + 3.5 + 6)),  # the encoder, the decoder, and one to the other
         3 * (2 * (weights + 40) + 3 * 2 * 2 * (4 + 2) * 6)]

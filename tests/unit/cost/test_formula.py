@@ -52,14 +52,18 @@ def test_the_rows_of_each_layer_are_its_own():
     assert (1, "experts", "forward") not in found and (1, "router", "forward") in found
 
 
-@pytest.mark.parametrize("length, seen", [(3, 3), (4, 4), (5, 4), (9, 4)])
-def test_a_token_attends_to_no_more_than_its_window(length, seen):
+@pytest.mark.parametrize("length, seen, pairs", [(3, 3, 6), (4, 4, 10), (5, 4, 14), (9, 4, 30)])
+def test_a_token_attends_to_no_more_than_its_window_and_a_causal_kernel_skips_later_ones(length, seen, pairs):
     # 2 sequences; scores of 2 heads of width 2, the mix of width 1: 2 * 2 * 3 FLOPs per pair; linear: as for 2 tokens
     arch = Architecture(vocab=5, d_model=4, n_layers=3, n_heads=2, dense_ffn_hidden=7, v_head_dim=1, window=4,
                         attention=("window", "full", "linear"))
     found = formula.flops(arch, 2, length)
     assert [found[layer, "attention scores", "forward"] for layer in range(3)] == [
         2 * length * 12 * tokens for tokens in (seen, length, 2)]
+    # without masked ones 1 + 2 + 3 pairs of 3 tokens; 1 + 2 + 3 + 4 + 4 of 5 with a window of 4, 1 + ... + 5 without
+    found = formula.flops(arch, 2, length, causal=True)
+    assert [found[layer, "attention scores", "forward"] for layer in range(3)] == [
+        2 * 12 * n for n in (pairs, length * (length + 1) // 2, 2 * length)]
     attending = deployment.decode_flops(arch, length) - deployment.decode_flops(arch, 1)
     assert attending == 12 * (seen + length - 2)
     read, one = (deployment.bytes_read(arch, 3, n, rest="float32", cache="bf16") for n in (length, 1))
@@ -70,5 +74,7 @@ def test_a_token_attends_to_no_more_than_its_window(length, seen):
 def test_of_two_stacks_the_decoder_attends_twice_by_hand():
     # 6 tokens in 2 sequences: scores and mix with 3 keys, 2 heads of width 2
     arch = Architecture(vocab=5, d_model=4, n_layers=2, n_heads=2, dense_ffn_hidden=7, encoder_decoder="1+1")
-    found = formula.flops(arch, 2, 3)
-    assert [found[layer, "attention scores", "forward"] for layer in (0, 1)] == [6 * 2 * 24, 6 * 4 * 24]
+    # and 6 of 9 pairs where later tokens are masked, which is in the decoder's own stack alone
+    for causal, pairs in ((False, (9, 18)), (True, (9, 6 + 9))):
+        found = formula.flops(arch, 2, 3, causal=causal)
+        assert [found[layer, "attention scores", "forward"] for layer in (0, 1)] == [2 * 16 * n for n in pairs]

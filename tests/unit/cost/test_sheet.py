@@ -26,12 +26,16 @@ def test_a_record_by_hand():
     assert (RECORD["name"], RECORD["context"], RECORD["machine"]) == ("tiny", 5, MACHINE._asdict())
     assert RECORD["parameters"] == {"total": 436, "active_incl_all_embeddings": 364,
                                     "active_excl_input_embedding": 344, "active_non_embedding": 324}
-    # forward FLOPs a token: two a weight that it uses; scores of 2 layers * 2 heads * (2 + 2) * 5 tokens
+    # forward FLOPs per token: two per weight that it uses; scores of 2 layers * 2 heads * (2 + 2) * 2 * 5 tokens, of
+    # which a causal kernel computes (1 + 2 + 3 + 4 + 5) / 5 = 3
     expected = {"embedding": (20, 20, 0), "norms": (20, 20, 0), "attention": (96, 96, 192), "router": (16, 16, 32),
                 "experts": (144, 72, 144), "shared experts": (36, 36, 72), "dense": (84, 84, 168), "head": (20, 20, 40),
-                "attention scores": (0, 0, 160)}
+                "attention scores": (0, 0, 96)}
     assert {row["part"]: tuple(row.values())[1:] for row in RECORD["parts"]} == expected
-    assert RECORD["forward_flops_per_token"] == 192 + 32 + 144 + 72 + 168 + 40 + 160
+    assert RECORD["forward_flops_per_token"] == 192 + 32 + 144 + 72 + 168 + 40 + 96 == 744
+    assert RECORD["forward_flops_by_scores"] == {"causal": 744, "all": 808} and RECORD["scores"] == "causal"
+    every = sheet.sheet("tiny", TINY, 5, MACHINE, causal=False)
+    assert (every["scores"], every["forward_flops_per_token"], every["dense_twin"]["flops"]) == ("all", 808, 952 / 808)
     # one sequence: norms 40, attention 192, dense 168, router 32, experts 2 * 72, shared 72, head 40, cache 5 * 16
     # 808 FLOPs take 0.808 s, 768 bytes 7.68 s
     assert RECORD["decode"][0] == {
@@ -66,8 +70,8 @@ def test_the_rows_of_decoding_are_steps():
     assert record["turning_batch"] == turn > 1
     # half of four experts, of 36 numbers of 4.25 bits, from a host of 5 bytes/s
     assert record["offload_half"] == [pytest.approx(4 * (1 - 0.5**n) / 2 * 36 * 4.25 / 8 / 5) for n in BATCHES]
-    assert record["conventions"][-1] == {"name": "ours", "source": "each matrix product",
-                                         "training_flops_per_token": 3 * record["forward_flops_per_token"]}
+    assert [row["training_flops_per_token"] for row in record["conventions"][-2:]] == [
+        3 * record["forward_flops_by_scores"][scores] for scores in ("causal", "all")]
 
 
 def test_what_a_token_sends_by_hand():
@@ -85,7 +89,7 @@ def test_what_a_token_sends_by_hand():
 def test_the_dense_twin_by_hand():
     # all four experts for each token: 2 * 72 FLOPs more than 808; 144 bytes more than 768 are read
     twin = RECORD["dense_twin"]
-    assert (twin["active_share"], twin["expert_flops"], twin["flops"]) == (364 / 436, 2, 952 / 808)
+    assert (twin["active_share"], twin["expert_flops"], twin["flops"]) == (364 / 436, 2, (744 + 144) / 744)
     assert twin["decode_seconds"][0] == pytest.approx(912 / 768)
     # where FLOPs are the slower: all sequences compute 144 more
     slow = sheet.dense_twin(TINY, BATCHES, 5, MACHINE._replace(flops=1.0), "bf16", None)

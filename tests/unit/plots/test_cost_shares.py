@@ -52,9 +52,9 @@ def test_the_pieces_of_mixtral_by_hand():
         0: 100 * experts / 46_702_792_704, 1: 100 * experts / 4 / 12_879_925_248,
         2: 100 * 2 * experts / 4 / record["forward_flops_per_token"],
         **{row: 100 * of_row["experts"] / sum(of_row.values()) for row, of_row in enumerate(read, 3)}})
-    # 46.7 G, 12.9 G, forward FLOPs 2 * (12,879,925,248 - 131,072,000 - 266,240) + 4 * 32 * 4096 * 1024 = 26.0 G;
+    # 46.7 G, 12.9 G, forward FLOPs 2 * (12,879,925,248 - 131,072,000 - 266,240) + 4 * 32 * 4096 * 512.5 = 25.8 G;
     # bytes: 2 * (12,748,853,248) and 1,024 * 131,072 of cache = 25.6 GB;  64 texts 93.1 + 8.59 = 102 GB
-    assert names(axis.child_axes[0]) == ["46.7 G", "12.9 G", "26 G", "25.6 GB", "102 GB"]
+    assert names(axis.child_axes[0]) == ["46.7 G", "12.9 G", "25.8 G", "25.6 GB", "102 GB"]
     wide = [(row, pytest.approx(left + width / 2), f"{width:.0f}", palette.ink_on(colour))
             for row, pieces in bars_of(axis).items() for left, width, colour in pieces if width > 7]
     assert [(*text.get_position()[::-1], text.get_text(), text.get_color()) for text in axis.texts] == wide
