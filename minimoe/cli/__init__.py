@@ -127,7 +127,7 @@ def _check_general_options(options):
     if options.threads is None:
         options.threads = arguments.DEFAULT_THREADS
     elif not options.in_groups:
-        raise ValueError("--threads belongs to the tour, `train`, `prune`, `routers`, `compare`, `sparsity`, `studies` "
+        raise ValueError("--threads belongs to the tour, `train`, `prune`, `routers`, `compare`, `studies` "
                          f"and `bench`: {options.command} has no groups to run at the same time")
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be 1 or more")

@@ -6,6 +6,8 @@ from minimoe import terminal
 from minimoe.cli import arguments
 
 TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS, STUDIES_SEEDS, SPARSITY_SEEDS = 1, 3, 3, 3, 3
+PROCESSES = 2
+"""As many runs at the same time as the smallest laptops have cores."""
 
 
 def run_tour(options):
@@ -61,15 +63,17 @@ def add_sparsity(subparsers):
     """The command `sparsity` and its options."""
     parser = arguments.command(subparsers, "sparsity", run_sparsity,
                                "train every way to be sparse for the same FLOPs, next to smaller dense models",
-                               in_groups=True, study=True)
+                               study=True)
     arguments.add_study(parser, "to see that all works: far too short to compare", SPARSITY_SEEDS,
                         default=argparse.SUPPRESS)  # what was given before the command stands
+    parser.add_argument("--processes", type=int, default=PROCESSES, metavar="N",
+                        help=f"runs that train at the same time; changes only times (default: {PROCESSES})")
 
 
 def run_sparsity(options):
     """Train every way to be sparse, and compare them with smaller dense models."""
     from minimoe.experiments import sparsity
-    sparsity.main(bool(options.quick), arguments.seeds(options, SPARSITY_SEEDS), bool(options.fresh), options.threads)
+    sparsity.main(bool(options.quick), arguments.seeds(options, SPARSITY_SEEDS), bool(options.fresh), options.processes)
 
 
 def add_figures(subparsers):

@@ -9,6 +9,9 @@ do not depend on where it runs: here, or in the threads or processes of any `con
 machine or many.
 """
 
+import contextlib
+import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, replace
@@ -157,6 +160,28 @@ class Here(futures.Executor):
         return future
 
 
+@contextlib.contextmanager
+def side_by_side(processes):
+    """A block's Executor: that many processes on this machine, which end with the block; None, for here, if it is one.
+
+    An interruption ends them at once; what a run had not saved is trained again by the same command.
+    Raises ValueError for fewer than 1.
+    """
+    if processes < 1:
+        raise ValueError(f"processes = {processes}: must be 1 or more")
+    if processes == 1:
+        yield None
+        return
+    with futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"),
+                                     signal.signal, (signal.SIGINT, signal.SIG_IGN)) as executor:
+        try:
+            yield executor
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+
+
 def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=None):
     """Train and measure the cells of an experiment that are missing, and return the Results of all.
 
@@ -188,8 +213,9 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
                 else:
                     running.add(future)
             ended, running = futures.wait(running, return_when=futures.FIRST_COMPLETED) if running else ((), running)
-            for future in ended:
-                _report(future, cell_of[future], say, "finished")
+            for i, future in enumerate(ended, 1):
+                left = len(waiting) + len(running) + len(ended) - i
+                _report(future, cell_of[future], say, f"finished, {left} to go" if left else "finished")
         return _gathered(experiment, cell_of)
     finally:
         for future in cell_of:

@@ -73,18 +73,19 @@ class Entry(NamedTuple):
         return SMALLER if self.label == DENSE else self.label.partition(",")[0]
 
 
-def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
+def main(quick=False, seeds=3, fresh=False, processes=1, say=terminal.say):
     """Train what is not trained yet, print the table and the verdict, draw the two pictures.
 
-    quick: the small version.  seeds: runs of each.  fresh: train again what is there.  threads: see `loop.train`.
-    say: prints.
+    quick: the small version.  seeds: runs of each.  fresh: train again what is there.  processes: runs that train at
+    the same time.   say: prints.
     """
     corpus = data.embedded_corpus()
     comparison, planned = experiment(quick, seeds, len(corpus.tokenizer))
     say(terminal.fill(f"Training {len(planned.variants)} models, each for {quantities.short(planned.budget)} FLOPs, "
                       "counted by the papers' formulas for a machine that skips zeros.\n"
                       "Interrupt when you like: the same command resumes.\n"))
-    found = engine.run(comparison, corpus, fresh, threads, say)
+    with engine.side_by_side(processes) as executor:
+        found = engine.run(comparison, corpus, fresh, say=say, executor=executor)
     entries = [Entry(label, **measured) for label, measured in found.measured.items()]
     if len(entries) == len(planned.variants):
         say("\n" + table(entries))
@@ -122,8 +123,9 @@ def _draw(folder, entries, remark=""):
     shown = [entry for entry in entries if entry.label != SOURCE]
     for path, (field, words) in zip(pictures(folder), COSTS.items(), strict=True):
         ahead = sum((gap(entry, entries, field) < 0).all() for entry in shown if entry.family != SMALLER)
-        title = (f"{remark}At equal {words.split(' per ')[0].split(' of ')[0]} {ahead} of "
-                 f"{sum(entry.family != SMALLER for entry in shown)} sparse models are below a smaller dense one")
+        compared = sum(entry.family != SMALLER for entry in shown)
+        title = (f"{remark}At equal {words.split(' per ')[0].split(' of ')[0]}, {ahead} of {compared} sparse models "
+                 "beat a smaller dense one in every seed")
         families = {}
         for entry in shown:
             families.setdefault(entry.family, []).append((getattr(entry, field).mean(), entry.ce))

@@ -50,7 +50,7 @@ REFUSED = {  # a command -> what its one line names: one of each kind; what fiel
     "--quick train --clusters": ["--quick", "belongs to the tour", "`routers`, `compare`, `sparsity` and"],
     "--seeds 0": ["--seeds 0", "1 or more"], "--seeds -1 compare": ["--seeds -1", "1 or more"],
     "--threads 0 train --clusters": ["--threads 0", "1 or more"],
-    "--threads 2 cost": ["--threads", "cost", "`prune`, `routers`, `compare`, `sparsity`, `studies` and `bench`"],
+    "--threads 2 cost": ["--threads", "cost", "`prune`, `routers`, `compare`, `studies` and `bench`"],
     "causality --trials 0": ["--trials 0", "1 or more"], "bench --steps 0": ["steps = 0", "1 or more"],
     "bench --figure words.txt": ["words.txt", ".png"], "cost --ranks 2": ["--ranks", "--run"],
     "cost --run runs/done --top-k 1": ["--top-k", "no use with --run"], "dance": ["dance", *COMMANDS],
@@ -125,20 +125,21 @@ def test_help_fits_80_columns_and_explains_the_options(run, command):
             words = told[option(field.name).strip()]
             assert field.metadata["help"] in words and words.endswith(f"(default: {str(value).lower()})")
     if command in ("routers", "compare", "sparsity", "studies"):
-        assert {"--quick", "--seeds", "--fresh", "--threads"} <= told.keys()
+        assert {"--quick", "--seeds", "--fresh", "--processes" if command == "sparsity" else "--threads"} <= told.keys()
         assert "far too short" in told["--quick"] and "(default: 3)" in told["--seeds"]
     if command == "":
         assert all(re.search(rf"^ +{name} ", run("--help")[1], re.MULTILINE) for name in COMMANDS)
 
 
-EXPERIMENTS = {  # a line -> the module whose `main` it calls, and with what: quick, seeds, fresh, threads
+EXPERIMENTS = {  # a line -> the module whose `main` it calls, with what: quick, seeds, fresh, threads or processes
     "": (tour, False, 1, False, 2), "--quick --seeds 2 --fresh": (tour, True, 2, True, 2),
     "--threads 3": (tour, False, 1, False, 3), "routers": (routers, False, 3, False, 2),
     "compare --quick --seeds 2 --fresh --threads 1": (compare, True, 2, True, 1),
     "--quick --seeds 2 --fresh --threads 1 studies": (studies, True, 2, True, 1),
     "--quick --seeds 5 compare --seeds 4": (compare, True, 4, False, 2),
     "--fresh routers --threads 3": (routers, False, 3, True, 3),
-    "sparsity --quick": (sparsity, True, 3, False, 2), "lessons 03 04 --check": (lessons, ["03", "04"], True),
+    "sparsity --quick --processes 3": (sparsity, True, 3, False, 3),
+    "lessons 03 04 --check": (lessons, ["03", "04"], True),
 }
 
 

@@ -1,9 +1,9 @@
 """The machine that runs experiments: what is missing is run, what is there is taken, on any executor."""
 
-import functools
 import multiprocessing
 import pickle
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -98,17 +98,27 @@ def test_labels_with_one_folder_share_their_runs(experiment, monkeypatch):
     assert_same({"x": results.measured["steps"]}, {"x": results.measured["FLOPs"]})
 
 
-SPAWNED = functools.partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
-"""Processes that inherit nothing, as on Windows and on a cluster."""
-
-
 def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment, tmp_path):
     here, _ = run(experiment)
-    for name, pool in (("threads", ThreadPoolExecutor), ("processes", SPAWNED)):
+    for name, pool in (("threads", ThreadPoolExecutor), ("processes", engine.side_by_side)):
         with pool(2) as executor:
             there, lines = run(replace(experiment, folder=tmp_path / name), executor=executor)
         assert_same(there.measured, here.measured)
-        assert sorted(lines) == sorted(f"{label}, seed {n}: finished" for label in experiment.variants for n in (0, 1))
+        assert sorted(line.rpartition(", seed ")[0] for line in lines) == sorted([*experiment.variants] * 2)
+        assert [line.rpartition(": ")[2] for line in lines] == [
+            *(f"finished, {n} to go" for n in range(len(lines) - 1, 0, -1)), "finished"]
+
+
+def test_an_interruption_ends_the_processes_at_once(experiment):
+    with pytest.raises(KeyboardInterrupt), engine.side_by_side(2) as executor:
+        slow = [executor.submit(time.sleep, 60) for _ in range(2)]
+        executor.submit(abs, 0)
+        while not all(future.running() for future in slow):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert not multiprocessing.active_children() and all(future.exception() for future in slow)
+    with pytest.raises(ValueError, match="processes = 0: must be 1 or more"), engine.side_by_side(0):
+        pass
 
 
 def test_what_every_experiment_measures_can_travel_to_other_processes():
