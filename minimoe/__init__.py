@@ -34,7 +34,7 @@ The rooms, each importing only from those above it:
     sparsity      the other ways to be sparse: pruning, dynamic sparse training
     generation    text from a trained model
     gradcheck     is a hand-written gradient right?
-    training      corpus, optimiser, loop, evaluation, checkpoints, runs
+    training      corpus, optimizer, loop, evaluation, checkpoints, runs
     cost          parameters, FLOPs and bytes, counted and in closed form
     plots         pictures of plain arrays
     analysis      what a router did: doctor, causality, explorer, benchmark

@@ -90,7 +90,7 @@ def init_params(config, seed=0, dtype=np.float32):
 
 
 def block_forward(x_TD, weights, config, kind, tokens, rope, past=None, **routing_options):
-    """One block: attention, then a feed-forward network, each on a normalised copy and added to the stream.
+    """One block: attention, then a feed-forward network, each on a normalized copy and added to the stream.
 
     weights: name -> array, "attention.*" and those of the kind, "moe.*" or "dense.*" or "soft.*".
     tokens: Tokens.  rope, past, routing_options: see `attention_forward`, `moe_forward`.
@@ -230,7 +230,7 @@ def objective_backward(dtotal, cache):
 
 
 def after_step(params, count_LE, config):
-    """The parameters that change after an optimiser step without a gradient, such as a router's bias; often none.
+    """The parameters that change after an optimizer step without a gradient, such as a router's bias; often none.
 
     count_LE: the step's assignments to each expert, before capacity, of each layer that has a router.
     Returns a dict with new arrays for some keys of params.

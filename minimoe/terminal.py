@@ -126,7 +126,7 @@ def _draw(rows, left):
 def colour_system(when="auto"):
     """The colours that standard output can show, by rich's name for them: "truecolor", "256", ...; None for none.
 
-    when: "always", "never", or "auto", which asks the terminal; NO_COLOR and FORCE_COLOR are honoured.
+    when: "always", "never", or "auto", which asks the terminal; NO_COLOR and FORCE_COLOR are honored.
     """
     if when != "auto":
         return "truecolor" if when == "always" else None

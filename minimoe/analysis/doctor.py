@@ -51,7 +51,7 @@ MODES = (
     Mode("entropy collapse", symptoms.certainty,
          "The router gives nearly all weight to one expert, for nearly every token. Second choices count for nothing.",
          "a larger --z-coef; an --entropy-coef, which rewards doubt; a lower --learning-rate; --router noisy_topk."),
-    Mode("unspecialised", symptoms.aimless,
+    Mode("unspecialized", symptoms.aimless,
          "The load is even, but the expert carries no information about the token: it is chosen at random, by position "
          "or by noise.",
          "a router that looks at the token (not random or uniform); a smaller --balance-coef, if it drowns the task; "

@@ -109,7 +109,7 @@ def certainty(state):
 
 
 def aimless(state):
-    """Balanced but unspecialised: the load is even, but an expert's tokens have nothing in common.
+    """Balanced but unspecialized: the load is even, but an expert's tokens have nothing in common.
 
     The expert of an assignment carries I nats of information about its token, at most H(load) - log K.  I is about 0
     for experts at random or by position, and for scores that are noise.  Knowing the domain counts as well.  Collapsed

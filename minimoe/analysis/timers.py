@@ -19,7 +19,7 @@ PARTS = {
     "router": ((capacity, "keep"),),
     "dispatch, combine": ((dispatch, "dispatch"), (dispatch, "combine"), (soft, "soft")),
     "experts": ((experts, "experts"), (dense, "dense")),
-    "optimiser": ((optimizer, "global_norm"), (optimizer, "adamw_update"), (model, "after_step")),
+    "optimizer": ((optimizer, "global_norm"), (optimizer, "adamw_update"), (model, "after_step")),
     REST: (places.BLOCK, (loop, "step_once")),
 }
 """Part of a step -> (module, function, or what a forward and its backward are both called).

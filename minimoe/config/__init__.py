@@ -4,7 +4,7 @@ Both records are frozen and check themselves, so a configuration that exists is 
 The command line makes its options from their fields, so a default or an explanation is written only once.
 
     model      ModelConfig: the shape of a transformer and its experts
-    train      TrainConfig: steps, data, optimiser, and when to evaluate and to save
+    train      TrainConfig: steps, data, optimizer, and when to evaluate and to save
     presets    configurations that have a name
     limits     which models are impossible, and why
     fields     what a field says for itself, and the checks of its values

@@ -155,5 +155,5 @@ class ModelConfig:
 
     @property
     def gates_sum_to_one(self):
-        """Whether gates are renormalised, with the default filled in: yes for two or more experts per token."""
+        """Whether gates are renormalized, with the default filled in: yes for two or more experts per token."""
         return self.top_k >= 2 if self.renormalize is None else self.renormalize

@@ -24,12 +24,12 @@ DENSITIES = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run: how long, how much data a step, how the optimiser steps, when to look and to save.
+    """One training run: how long, how much data a step, how the optimizer steps, when to look and to save.
 
     Raises ValueError with the field, its value and the reason for any value that cannot work.
     """
 
-    n_steps: int = fields.option(1000, "optimiser steps", "steps")
+    n_steps: int = fields.option(1000, "optimizer steps", "steps")
     batch: int = fields.option(12, "sequences in a micro-batch", "sequences")
     sequence: int = fields.option(64, "length of a training sequence", "tokens")
     groups: int = fields.option(

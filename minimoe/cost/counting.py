@@ -151,7 +151,7 @@ class Cost(NamedTuple):
 
 
 def count(config, batch=1, sequence=None, groups=1, seed=0):
-    """Cost of a training step's forward and backward pass, counted on random tokens and a freshly initialised model.
+    """Cost of a training step's forward and backward pass, counted on random tokens and a freshly initialized model.
 
     Args:
         config: ModelConfig.

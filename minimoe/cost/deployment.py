@@ -23,7 +23,7 @@ class Machine(NamedTuple):
     bandwidth: of its memory, bytes/s.
     flops: of dense matrix products, FLOP/s.
     memory: bytes.
-    link: to its neighbours, each way, bytes/s.
+    link: to its neighbors, each way, bytes/s.
     host: from the host's memory, bytes/s.
     """
 

@@ -95,7 +95,7 @@ def activation_numbers(config, batch, sequence, rows=None):
         rows: layer -> rows that its experts compute; None is dropless, K per token.
     """
     D, H, G, P, S, T = (config.d_model, config.n_heads, config.kv_heads, config.head_width, sequence, batch * sequence)
-    norm = 2 * T * D + T  # what was normalised, before the gain and after, and its scale
+    norm = 2 * T * D + T  # what was normalized, before the gain and after, and its scale
     attention = T * (3 * H + 2 * G) * P + batch * H * S * S  # q, k, v, the mix twice; the weights of all pairs
     total = norm + T * config.vocab_size  # of the head; the probabilities
     for layer, kind in enumerate(config.layer_kinds):

@@ -1,4 +1,4 @@
-"""A Mixture-of-Experts transformer on one page: forward, backward, loss and optimiser, in NumPy alone.
+"""A Mixture-of-Experts transformer on one page: forward, backward, loss and optimizer, in NumPy alone.
 
     embed -> [ attention -> route -> keep -> dispatch -> experts -> combine ] x L -> head -> loss -> step
 

@@ -54,7 +54,7 @@ def _met(log_size, losses, loss):
 
 
 def falling_losses(losses):
-    """The falling sequence that is nearest by least squares: neighbours that rise are pooled into their mean.
+    """The falling sequence that is nearest by least squares: neighbors that rise are pooled into their mean.
 
                                                         [isotonic regression; Ayer et al. 1955, Ann. Math. Stat. 26(4)]
     """

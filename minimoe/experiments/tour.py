@@ -151,7 +151,7 @@ def verdict(results):
     return wording.bullets("What the numbers show", [
         f"The MoE uses {moe.parameters.active / moe.parameters.total:.0%} of its parameters for a token. Its forward "
         f"pass takes {total.forward_flops / moe.forward_flops:.1f}x fewer FLOPs than that of the dense model of equal "
-        f"size; its step takes {moe.seconds / total.seconds:.2f}x the time. Routing, gathering rows and the optimiser, "
+        f"size; its step takes {moe.seconds / total.seconds:.2f}x the time. Routing, gathering rows and the optimizer, "
         f"which steps all parameters, cost time that FLOPs do not count.",
         f"Against the dense model that does the same work per token, it has "
         f"{moe.parameters.total / active.parameters.total:.1f}x the parameters, its step takes "

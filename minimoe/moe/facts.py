@@ -15,7 +15,7 @@ class Rule(NamedTuple):
     numbers: function of (Routing, the layer's weights) for the arrays that the page needs besides logits and
     probabilities: choice_TE, by which experts are chosen, tie_TE, which decides where they are equal, gate_TE, from
     which gates come, and any that `shares` names.
-    shares: the array of logarithms of which renormalised gates are a softmax; None: they are shares of gate_TE.
+    shares: the array of logarithms of which renormalized gates are a softmax; None: they are shares of gate_TE.
     equal_gates: whether all gates are 1/K.   least_share: what a token's second expert must exceed; None is nothing.
     chosen_by, gate: in words, what choice_TE is (None: the page has no column for it) and what a gate comes from.
     """

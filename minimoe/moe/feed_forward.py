@@ -56,7 +56,7 @@ def kind_forward(x_TD, weights, config, kind, tokens, **routing_options):
     """The feed-forward network of one block.
 
     Args:
-        x_TD: the normalised tokens.
+        x_TD: the normalized tokens.
         weights: name -> array, those of `weights` for this kind.
         config: ModelConfig.
         kind: a name of KINDS.

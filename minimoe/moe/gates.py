@@ -68,7 +68,7 @@ def gates_forward(score_TE, expert_TK, sent, renormalize):
     """The assignments of tokens to their K chosen experts, with their gates.
 
         raw: g = s                                              [OLMoE, arXiv:2409.02060, sec. 2]
-        renormalised: g = s / sum over the K chosen of s        [Mixtral, arXiv:2401.04088, sec. 2.1]
+        renormalized: g = s / sum over the K chosen of s        [Mixtral, arXiv:2401.04088, sec. 2.1]
 
     Args:
         score_TE: from which the gates come.
@@ -76,7 +76,7 @@ def gates_forward(score_TE, expert_TK, sent, renormalize):
         sent: which choices become assignments, [T, K]; or mask_T, for all choices of real tokens.  One that is not sent
             still counts in the sum.
         renormalize: whether gates are shares.
-    Returns (token_A, expert_A, rank_A, gate_A), cache.  Raises ValueError if scores to renormalise sum to 0.
+    Returns (token_A, expert_A, rank_A, gate_A), cache.  Raises ValueError if scores to renormalize sum to 0.
     """
     score_TE = ops.floats("score_TE", score_TE)
     token_A, expert_A, rank_A = assignments_by_token(expert_TK, sent)
@@ -117,7 +117,7 @@ class SharesCache(NamedTuple):
 
 
 def shares_forward(log_TE, expert_TK, sent):
-    """Renormalised gates, from the logarithms of the scores.
+    """Renormalized gates, from the logarithms of the scores.
 
         g = s / sum over the K chosen of s = softmax over the K chosen of log s
 

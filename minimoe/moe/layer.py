@@ -38,7 +38,7 @@ def moe_forward(x_TD, weights, config, tokens, training=False, rng=None, replay=
         y_t = sum over the kept experts e of t of gate_te * SwiGLU_e(x_t)       [Shazeer 2017, arXiv:1701.06538, eq. 1]
 
     Args:
-        x_TD: the normalised tokens.
+        x_TD: the normalized tokens.
         weights: name -> array, those of `weights`.
         config: ModelConfig.
         tokens: Tokens, which tokens they are.

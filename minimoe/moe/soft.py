@@ -55,7 +55,7 @@ def soft_forward(x_TD, weights, tokens):
 
                                                         [Puigcerver 2023, arXiv:2308.00951, sec. 2.1 and 2.3]
     Args:
-        x_TD: the normalised tokens.
+        x_TD: the normalized tokens.
         weights: name -> array, those of `weights`.
         tokens: Tokens, which tokens they are; padding is in no slot.
     Returns y_TD, cache.

@@ -47,7 +47,7 @@ def attention_forward(x_BSD, weights, rope, past=None):
     """Mix each token with the tokens before it.
 
     Args:
-        x_BSD: the normalised tokens.
+        x_BSD: the normalized tokens.
         weights: name -> array, those of `weights`.
         rope: `rope_table` of the positions.
         past: (k_BGMP, v_BGMP) of an earlier call whose tokens come before these; None at the start of a text.

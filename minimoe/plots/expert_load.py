@@ -17,7 +17,7 @@ def load_over_time(steps, load, title):
     for layer, axis in enumerate(axes):
         stack_shares(axis, steps, load[:, layer], 1.005, 0.03)
         axis.set_ylabel(f"layer {layer}\nshare of assignments")
-    axes[-1].set_xlabel(f"optimiser steps (at the right: numbers of the experts; an even share is {1 / n_experts:.1%})")
+    axes[-1].set_xlabel(f"optimizer steps (at the right: numbers of the experts; an even share is {1 / n_experts:.1%})")
     return figure
 
 

@@ -21,7 +21,7 @@ ROUNDS = 20
 def upcycle(params, config, n_experts, top_k, seed, noise=0.0, dropped=0.0):
     """An MoE whose experts are copies of a dense model's network, with a new router.
 
-                                                        [Komatsuzaki 2022, arXiv:2212.05055; renormalised gates]
+                                                        [Komatsuzaki 2022, arXiv:2212.05055; renormalized gates]
     The gates of a token sum to 1, so its experts, which are equal, put out what the dense network did: the logits are
     the dense model's.  They are whatever the gates are, so the task's gradient of the router is exactly 0 until the
     experts differ.  What makes them differ is that each gets other tokens, already in the first step, and so other

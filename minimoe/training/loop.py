@@ -107,7 +107,7 @@ def check_text(state, corpus):
 
 
 def step_once(state, corpus, each=map, extra=None):
-    """One optimiser step on freshly drawn data; adds one entry to the history.
+    """One optimizer step on freshly drawn data; adds one entry to the history.
 
     each: see `workers`.  extra: see `train`.
     """

@@ -22,7 +22,7 @@ STEPS, WARM_UP, RATE = 2000, 100, 1e-3
 
 
 class Block(nn.Module):
-    """Attention, then a GELU layer four times as wide, each on a normalised copy and added to the stream; no biases."""
+    """Attention, then a GELU layer four times as wide, each on a normalized copy and added to the stream; no biases."""
 
     def __init__(self, width, heads):
         super().__init__()

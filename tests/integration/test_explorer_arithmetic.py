@@ -117,7 +117,7 @@ def test_every_router_is_routed_as_the_library_does_and_choices_that_were_record
     given, routings = zip(*(case(router, rng) for _ in range(CASES)), strict=True)
     results = route(page, given)
     for (_, rule, _, settings), result, routing in zip(given, results, routings, strict=True):
-        assert_same(result, routing, settings["topK"], exact=not (rule["shares"] and rule["renormalise"]))
+        assert_same(result, routing, settings["topK"], exact=not (rule["shares"] and rule["renormalize"]))
     assert any(not routing.kept_A.all() for routing in routings)
 
 
@@ -138,7 +138,7 @@ def test_a_routing_by_hand(page):
     """Four tokens, two experts, K = 1, room for ceil(1 * 4 / 2) = 2: the third token of expert 1 has no room."""
     layer = {"logit_TE": [[0, 1], [2, 2], [0, 3], [1, 4]],
              "prob_TE": [[0.25, 0.75], [0.5, 0.5], [0.125, 0.875], [0, 1]]}
-    rule = {"choice": "best", "equal_gates": False, "least_share": None, "renormalise": True, "scale": 1,
+    rule = {"choice": "best", "equal_gates": False, "least_share": None, "renormalize": True, "scale": 1,
             "shares": None, "n_groups": 1, "top_groups": 1, "group_score": "top2"}
     settings = {"topK": 1, "factor": "1", "order": "position"}
     [result] = route(page, [[layer, rule, "float64", settings]])

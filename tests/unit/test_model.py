@@ -87,7 +87,7 @@ def slow_feed_forward(x_D, w, config):
 def flat_params(config):
     """A model whose stream is (1, 0, 0, 0) everywhere: the embedding alone, since no block adds anything to it.
 
-    Its mean square is 1/4, so (with no eps to speak of) every normalised token is (2, 0, 0, 0).
+    Its mean square is 1/4, so (with no eps to speak of) every normalized token is (2, 0, 0, 0).
     """
     params = {name: np.zeros(weight.shape) for name, weight in model.weights(config).items()}
     params |= {name: np.ones_like(array) for name, array in params.items() if name.endswith("gain_D")}

@@ -38,7 +38,7 @@ def test_the_width_is_that_of_the_terminal_and_80_in_a_pipe(monkeypatch):
 
 
 @pytest.mark.parametrize(("columns", "width"), [("90", 90), ("7", terminal.NARROW), ("0", 80), ("wide", 80)])
-def test_columns_is_honoured_if_it_is_a_width(monkeypatch, columns, width):
+def test_columns_is_honored_if_it_is_a_width(monkeypatch, columns, width):
     monkeypatch.setenv("COLUMNS", columns)
     assert terminal.width() == width
 

@@ -92,7 +92,7 @@ const CHOICES = {
 function gated(chosen, layer, rule, topK, round) {
   if (rule.choice === "recorded") return chosen.map((assignment) => ({ ...assignment, gate: round(assignment.gate) }));
   if (rule.equal_gates) return chosen.map((assignment) => ({ ...assignment, gate: round(1 / topK) }));
-  const shares = rule.renormalise && topK > 1;
+  const shares = rule.renormalize && topK > 1;
   const score_E = (shares && layer[rule.shares] || layer.gate_TE || layer.prob_TE)[chosen[0].token];
   let scores = chosen.map(({ expert }) => round(score_E[expert]));
   if (shares && rule.shares) {

@@ -101,7 +101,7 @@ function gateWords(hidden) {
   const { rule } = data, K = state.topK;
   const more = hidden > 0 ? `${count(hidden, "more expert")} scored less. ` : "";
   if (rule.equal_gates) return `${more}A gate is the weight of an expert's answer: here 1 / ${K}, whoever it is.`;
-  const shares = rule.renormalise && K > 1 ? ", as a share of the sum over the chosen experts" : "";
+  const shares = rule.renormalize && K > 1 ? ", as a share of the sum over the chosen experts" : "";
   const times = rule.scale === 1 ? "" : `, times ${rule.scale}`;
   return `${more}A gate is the weight of an expert's answer: ${rule.gate}${shares}${times}.`;
 }

@@ -9,7 +9,7 @@ def as_data(config):
     rule = facts.explorer
     return {"choice": rule.choice, "equal_gates": rule.equal_gates, "least_share": rule.least_share,
             "shares": rule.shares, "chosen_by": rule.chosen_by, "gate": rule.gate,
-            "renormalise": "renormalize" in facts.options and config.renormalize is not False,
+            "renormalize": "renormalize" in facts.options and config.renormalize is not False,
             "scale": config.gate_scale, "n_groups": config.n_groups, "top_groups": config.top_groups,
             "group_score": config.group_score}
 

@@ -50,7 +50,7 @@ function markTokens() {
 }
 
 /** The token to which a key leads from another; undefined for other keys, and where the text ends. */
-function neighbour(key, from) {
+function neighbor(key, from) {
   const all = buttons(), { left, top } = all[from].getBoundingClientRect();
   const steps = { ArrowLeft: from - 1, ArrowRight: from + 1, Home: 0, End: all.length - 1 };
   if (key in steps) return all[steps[key]];
@@ -72,7 +72,7 @@ function setUpTokens() {
     lookAt(token);
   }));
   tokens.addEventListener("keydown", ifToken((token, event) => {
-    const next = neighbour(event.key, token);
+    const next = neighbor(event.key, token);
     if (next === undefined) return;
     event.preventDefault();
     next.focus();

@@ -4,7 +4,7 @@
     weights(config, std)                    the parameters that it owns
     forward(x_TD, weights, config, tokens, training, rng, replay)  -> Routing, cache
     backward(grad, cache)                   -> dx_TD, dweights
-    after_step(weights, count_E, config)    -> the weights that change after an optimiser step; most have none
+    after_step(weights, count_E, config)    -> the weights that change after an optimizer step; most have none
 
 `grad` is a RoutingGrad: the pull of the experts on the gates, and of the auxiliary losses on all that they read.
 

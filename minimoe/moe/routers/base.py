@@ -37,7 +37,7 @@ class BaseCache(NamedTuple):
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
     """One expert per token: in training by balanced assignment, else the best.
 
-        maximise the sum of x_t . w_e(t), every expert having T / E tokens;  g = sigmoid(x . w_e)
+        maximize the sum of x_t . w_e(t), every expert having T / E tokens;  g = sigmoid(x . w_e)
 
                                                         [BASE, arXiv:2103.16716, sec. 3]
     The paper writes y = g F(x) + (1 - g) x, where F(x) = x + E(x) has the residual inside; that is x + g E(x), and the

@@ -43,7 +43,7 @@ def backward(grad, cache):
 def mixed(key_T, n_experts):
     """A well mixed number in [0, 1) for each key and expert, the same on every machine: whole-number arithmetic alone.
 
-                                                        [SplitMix64's finaliser: Steele et al. 2014, OOPSLA]
+                                                        [SplitMix64's finalizer: Steele et al. 2014, OOPSLA]
     """
     z_TE = np.asarray(key_T, np.uint64)[:, None] * np.uint64(n_experts) + np.arange(1, n_experts + 1, dtype=np.uint64)
     z_TE = z_TE * np.uint64(0x9E3779B97F4A7C15)

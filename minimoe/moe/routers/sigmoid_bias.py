@@ -52,7 +52,7 @@ def weights(config, std):
 class SigmoidBiasCache(NamedTuple):
     """Of the scores and their logarithms, of the gates, and how logarithms became probabilities.
 
-    logit_TE: of the log-sigmoid.   softmax: prob_TE.   gates: GatesCache of raw gates, SharesCache of renormalised.
+    logit_TE: of the log-sigmoid.   softmax: prob_TE.   gates: GatesCache of raw gates, SharesCache of renormalized.
     """
 
     linear: ops.ProductCache
@@ -101,7 +101,7 @@ def backward(grad, cache):
 
 
 def after_step(weights, count_E, config):
-    """The weights that change after an optimiser step: biases go down for experts above the mean load, up below it.
+    """The weights that change after an optimizer step: biases go down for experts above the mean load, up below it.
 
         b_e -/+ rate                                            [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2]
 

@@ -1,4 +1,4 @@
-"""Softmax over all experts, then the K best: the router of Mixtral (renormalised gates) and OLMoE (raw gates)."""
+"""Softmax over all experts, then the K best: the router of Mixtral (renormalized gates) and OLMoE (raw gates)."""
 
 from typing import NamedTuple
 

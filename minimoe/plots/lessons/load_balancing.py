@@ -29,7 +29,7 @@ def load_bands(steps, rows, title):
             axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         row[0].set_ylabel(label, fontsize=9)
     for axis in axes[-1]:
-        axis.set_xlabel("optimiser steps", fontsize=9)
+        axis.set_xlabel("optimizer steps", fontsize=9)
     return figure
 
 

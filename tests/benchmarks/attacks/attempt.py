@@ -1,4 +1,4 @@
-"""One attempt: a command or a call in a process of its own, with little time and memory, and a judgement of its end."""
+"""One attempt: a command or a call in a process of its own, with little time and memory, and a judgment of its end."""
 
 import contextlib
 import ctypes

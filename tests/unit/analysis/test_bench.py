@@ -47,7 +47,7 @@ def test_the_time_of_a_function_is_without_that_of_the_functions_that_it_calls(m
     space = SimpleNamespace(attend_forward=lasting(2), attend_backward=lasting(4), clip=lasting(5))
     space.block_forward = lasting(1, lambda: space.attend_forward(), 3)
     space.block_backward = lasting(2, lambda: space.attend_backward(), 6)
-    monkeypatch.setattr(timers, "PARTS", {"attention": ((space, "attend"),), "optimiser": ((space, "clip"),),
+    monkeypatch.setattr(timers, "PARTS", {"attention": ((space, "attend"),), "optimizer": ((space, "clip"),),
                                          "rest": ((space, "block"),)})
     with timers.timers(TINY, lambda: now[0]) as spent:
         for _ in range(2):
@@ -63,7 +63,7 @@ def test_the_time_of_a_function_is_without_that_of_the_functions_that_it_calls(m
     once = {(0, "rest", "forward"): 4, (0, "attention", "forward"): 2, (1, "rest", "forward"): 4,
             (1, "attention", "forward"): 2, (1, "rest", "backward"): 8, (0, "rest", "backward"): 8}
     assert spent == {place: 2 * seconds for place, seconds in once.items()} | {
-        (1, "attention", "backward"): 4, (None, "optimiser", "update"): 5}
+        (1, "attention", "backward"): 4, (None, "optimizer", "update"): 5}
     space.attend_forward = lasting(7, lambda: 1 / 0)
     before = dict(vars(space))
     with pytest.raises(ZeroDivisionError), timers.timers(TINY, lambda: now[0]) as spent:
@@ -96,7 +96,7 @@ def test_every_part_of_every_layer_is_timed_and_the_times_add_up(fields):
     inside = {(i, part, way) for i, of_layer in enumerate(config.layer_kinds) for part in OF_A_KIND[of_layer]
               for way in both}
     outside = {(None, part, way) for part in ("embedding, head, loss", "norms") for way in both}
-    assert spent.keys() == inside | outside | {(None, "optimiser", "update"), (None, "rest", "update")}
+    assert spent.keys() == inside | outside | {(None, "optimizer", "update"), (None, "rest", "update")}
     assert before == [getattr(module, name) for _, module, name, _ in places.functions(config, timers.PARTS)]
     assert len(set(before)) == len(before)  # none is timed twice
     for _ in range(2):
@@ -221,7 +221,7 @@ def test_the_report_leads_with_how_fast_a_step_is():
                   "takes 100.0 ms on 2. The timers change the time by +10.0%.", "rest - - 30.00 30.00 30.0%",
                   "layer 1 25.00 5.00 - 30.00 30.0% outside of the layers - - 30.00 30.00 30.0%"):
         assert words in report
-    assert "optimiser" not in report  # takes no time here
+    assert "optimizer" not in report  # takes no time here
     assert max(map(len, lines)) <= 80
     assert bench.title({Place(0, "norms", "update"): 1.0, Place(0, "rest", "update"): 3.0}) == (
         "75% of a training step goes into the rest")

@@ -124,7 +124,7 @@ MADE_UP = {  # mode -> cases: history, what else the run has, alarm, the evidenc
         (records("entropy", 0.13), {}, True,
          "the router's entropy is 9.4% of the largest possible, 1.39 nats, in layer 1 (alarm below 10%)"),
         (records("entropy", 0.15), {}, False, "")],
-    "unspecialised": [
+    "unspecialized": [
         # an even load of 4 experts and 2 per token: log 4 - log 2 = 0.693, of which 0.035 is just above 5 %
         (informed(0.034, 0.5, 0.01), {}, True, "the expert carries 4.9% of the information that it could about the "
          "token in layer 1 (alarm below 5%): 0.03 nats about the token, 0.01 about the domain, 0.50 about the "
@@ -195,7 +195,7 @@ def test_what_an_older_version_did_not_record_is_not_judged(healthy):
     known = ("router_step", "router_load", "router_drop", "router_entropy", "eval_step", "eval_load")
     older = replace(healthy, history={name: healthy.history[name] for name in known})
     unknown = [name for name, finding in found(older).items() if finding.alarm is None]
-    assert unknown == ["starved router", "unspecialised", "late churn", "logit growth"]
+    assert unknown == ["starved router", "unspecialized", "late churn", "logit growth"]
     assert " ".join(doctor.report(older).split()).startswith(
         f"No alarm: the routers of this run look healthy; nothing to judge {', '.join(unknown)} by.")
     new = found(loop.new_state(replace(HEALTHY, capacity_factor=1.0), TRAINING, TEXT))

@@ -53,7 +53,7 @@ def test_numbers_are_the_same_and_compare_the_same(values):
     [written] = json.loads(json.dumps(recording.numbers(array)))
     assert np.array_equal(np.array(written, np.float32), array[0])
     assert np.array_equal(np.sign(np.diff(written)), np.sign(np.diff(array[0].astype(np.float64))))
-    # the float32 nearest to 0.1 is 0.100000001490116..., but no shorter decimal than 0.1 tells it from its neighbours
+    # the float32 nearest to 0.1 is 0.100000001490116..., but no shorter decimal than 0.1 tells it from its neighbors
     assert recording.numbers(np.array([[0.1, -2]], np.float32)) == [[0.1, -2.0]]
 
 
@@ -118,8 +118,8 @@ def test_the_page_starts_with_the_settings_of_evaluation(fields, factor, order, 
     assert data["settings"] == {"topK": config.top_k, "factor": factor, "order": order}
     k = data["top_k"]
     assert (k["least"], k["most"]) == (least, most) and why in k["why"] and bool(why) == bool(k["why"])
-    renormalises = config.router not in ("switch", "hash") and config.renormalize is not False
-    assert data["rule"]["renormalise"] == renormalises
+    renormalizes = config.router not in ("switch", "hash") and config.renormalize is not False
+    assert data["rule"]["renormalize"] == renormalizes
 
 
 def test_every_character_is_escaped_and_comes_back():

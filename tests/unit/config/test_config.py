@@ -152,7 +152,7 @@ def test_a_configuration_is_frozen_and_a_changed_copy_is_checked_again(cls):
 
 def test_a_help_text_ends_with_the_unit_if_there_is_one():
     text = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainConfig)}
-    assert text["n_steps"] == "optimiser steps [steps]"
+    assert text["n_steps"] == "optimizer steps [steps]"
     assert text["seed"] == "seed of the initial weights and of the order of the data"
 
 

@@ -45,7 +45,7 @@ EFFECTS = [
     ({"qkv_bias": True}, 2 * 8 * 3, 48), ({"sinks": "1 per head"}, 2 * 4, 8),
     ({"n_routed_experts": 6}, 2 * (6 + 126), 12), ({"top_k": 3}, 0, 2 * 126),
     ({"expert_hidden": 8}, 2 * 5 * 18, 2 * 2 * 18), ({"router": "noisy top-k, softmax over top-k"}, 2 * 30, 60),
-    ({"router": "hash"}, -2 * 30, -60), ({"router": "sigmoid + bias, normalised"}, 0, 0),
+    ({"router": "hash"}, -2 * 30, -60), ({"router": "sigmoid + bias, normalized"}, 0, 0),
     ({"soft_slots": 3}, 2 * (3 * 6 + 1 - 30), -22),  # and its scale
     ({"n_shared_experts": 2}, 2 * 72, 144), ({"n_shared_experts": 0, "shared_hidden": None}, -144, -144),
     ({"shared_hidden": 5}, 2 * 18, 36), ({"shared_hidden": None}, 2 * 54, 108), ({"shared_gate": "sigmoid"}, 12, 12),

@@ -33,7 +33,7 @@ def made_up():
     space.attend_forward, space.attend_backward = lambda: look("attend_forward"), lambda: look("attend_backward")
     space.block_forward, space.block_backward = lambda: block("forward"), lambda: block("backward")
     space.clip = lambda *numbers, last=0: (space.here(), sum(numbers) - last)
-    space.parts = {"attention": ((space, "attend"),), "optimiser": ((space, "clip"),), "rest": ((space, "block"),)}
+    space.parts = {"attention": ((space, "attend"),), "optimizer": ((space, "clip"),), "rest": ((space, "block"),)}
     return space
 
 
@@ -43,7 +43,7 @@ def test_the_innermost_function_is_the_place(made_up):
         made_up.block_forward()
         made_up.block_backward()
         made_up.attend_forward()
-        assert made_up.clip(3, 4, last=2) == (Place(None, "optimiser", "update"), 5) and made_up.here() is None
+        assert made_up.clip(3, 4, last=2) == (Place(None, "optimizer", "update"), 5) and made_up.here() is None
     forward, backward = Place(0, "rest", "forward"), Place(2, "rest", "backward")
     assert made_up.seen == [
         ("block_forward", forward), ("attend_forward", (0, "attention", "forward")), ("block_forward again", forward),
@@ -53,7 +53,7 @@ def test_the_innermost_function_is_the_place(made_up):
 
 def test_leave_gets_the_place_each_time_that_it_is_about_to_change_also_after_an_error(made_up):
     before, left = {name: made_up.__dict__[name] for name in ("attend_forward", "block_forward", "clip")}, []
-    rest, attend, clip = (0, "rest", "forward"), (0, "attention", "forward"), (None, "optimiser", "update")
+    rest, attend, clip = (0, "rest", "forward"), (0, "attention", "forward"), (None, "optimizer", "update")
     with places.watched(CONFIG, made_up.parts, left.append) as made_up.here:
         made_up.block_forward()
         made_up.clip()

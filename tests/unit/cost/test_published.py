@@ -39,7 +39,7 @@ KEPT_BY_OTHERS = {"conventions": "active = total - (E-k)/E * routed-expert param
         "vocab": 50304, "d_model": 2048, "n_layers": 16, "dense_first_layers": 0, "moe_every_n": 1, "n_heads": 16,
         "n_kv_heads": 16, "head_dim": 128, "expert_hidden": 1024, "n_routed_experts": 64, "top_k": 8,
         "n_shared_experts": 0, "dense_ffn_hidden": None, "ffn_type": "swiglu", "tied_embeddings": False, "ctx": 4096,
-        "mla": None, "qk_norm": True, "router": "softmax over all then top-k, not renormalised", "lb_coef": 0.01,
+        "mla": None, "qk_norm": True, "router": "softmax over all then top-k, not renormalized", "lb_coef": 0.01,
         "z_coef": 0.001}, "published": {"total": "6.9B"}, "counted": {"total": 6_919_161_856}, "notes": ""},
     {"name": "makeMoE (AviSoori1x)", "arch": {
         "vocab": 65, "d_model": 128, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "head_dim": 16, "norm": "LayerNorm",

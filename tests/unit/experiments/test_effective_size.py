@@ -26,7 +26,7 @@ def moe(*ces):
     (4.0, 1e3, 1e9), (1.0, 1e6, 128e9),
     (4.1, 1e3, 1e9), (0.0, 1e6, 128e9)])  # outside of the family: cut to its ends
 def test_in_a_family_on_a_line_a_loss_is_worth_exactly_its_place(loss, size, flops):
-    """loss = 4 - p at 10^(3 + p) parameters.  FLOPs lie on no line: they are taken between neighbours."""
+    """loss = 4 - p at 10^(3 + p) parameters.  FLOPs lie on no line: they are taken between neighbors."""
     models = family(4.0, 3.0, 2.0, 1.0)
     found = effective_size.worth(moe(loss), [models[i] for i in (2, 0, 3, 1)])  # in any order
     np.testing.assert_allclose(found, [size, size, size, 1e3, 1e6, flops], rtol=1e-12)
@@ -37,7 +37,7 @@ def test_in_a_family_on_a_line_a_loss_is_worth_exactly_its_place(loss, size, flo
     ((2.0, 2.3, 1.0), 1.6, 1 + (2.15 - 1.6) / 1.15),  # the first two are pooled to 2.15
     ((3.0, 1.0, 1.5, 2.0), 1.6, 1.4 / 1.5), ((3.0, 1.0, 1.5, 2.0), 1.2, 3.0),  # the last three to 1.5
     ((1.0, 2.0, 3.0), 1.9, 2.0), ((1.0, 2.0, 3.0), 2.1, 0.0)])  # all to 2: better is the largest, worse the smallest
-def test_losses_that_rise_on_the_way_are_pooled_with_their_neighbours(losses, loss, place):
+def test_losses_that_rise_on_the_way_are_pooled_with_their_neighbors(losses, loss, place):
     found = effective_size.worth(moe(loss), family(*losses))
     np.testing.assert_allclose(found.size, 10 ** (3 + place), rtol=1e-12)
 

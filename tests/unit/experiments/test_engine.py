@@ -197,7 +197,7 @@ class Later(Executor):
         return self.futures[-1]
 
 
-def test_what_waits_in_a_pool_is_cancelled_when_interrupted(experiment):
+def test_what_waits_in_a_pool_is_canceled_when_interrupted(experiment):
     pool = Later()
     with pytest.raises(KeyboardInterrupt):
         run(experiment, executor=pool)

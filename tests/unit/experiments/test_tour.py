@@ -33,7 +33,7 @@ def test_the_dense_models_have_the_active_experts_of_the_moe_or_all_of_them(quic
 
 
 @pytest.fixture
-def travelled(here, monkeypatch):
+def traveled(here, monkeypatch):
     """A quick tour of two seeds in its folder: what it said, what each plot was given, and all training batches."""
     drawn, batches, sample = {}, [], data.sample  # evaluations take one domain
 
@@ -50,8 +50,8 @@ def travelled(here, monkeypatch):
     return small.printed(tour.main, quick=True, seeds=2), drawn, batches
 
 
-def test_a_tour_from_training_on_the_same_batches_to_pictures(travelled, monkeypatch):
-    said, drawn, batches = travelled
+def test_a_tour_from_training_on_the_same_batches_to_pictures(traveled, monkeypatch):
+    said, drawn, batches = traveled
     states = {name: [runs.load(f"runs/quick/{folder}/seed{seed}") for seed in range(2)]
               for name, folder in FOLDERS.items()}
     assert all(path.read_bytes().startswith(b"\x89PNG\r\n") and str(path) in said for path in PICTURES)

@@ -62,9 +62,9 @@ def test_each_step_is_that_of_the_full_forward_pass(config):
 def test_two_tokens_by_hand():
     """One layer, head and expert; embeddings (3, 4) and (4, 3), both of root mean square 5 / sqrt 2.
 
-    Keys of 0 give both tokens the weight 1/2.  Values are the normalised tokens, sqrt 2 (3, 4) / 5 and
+    Keys of 0 give both tokens the weight 1/2.  Values are the normalized tokens, sqrt 2 (3, 4) / 5 and
     sqrt 2 (4, 3) / 5, so the mean is sqrt 2 (0.7, 0.7); it is written to the stream 10 / sqrt 2 times: (4 + 7, 3 + 7).
-    The expert writes 0.  The head reads the normalised stream: (11, 10) / sqrt((121 + 100) / 2).
+    The expert writes 0.  The head reads the normalized stream: (11, 10) / sqrt((121 + 100) / 2).
     """
     config = ModelConfig(vocab_size=2, d_model=2, n_layers=1, n_heads=1, d_hidden=1, n_experts=1, top_k=1,
                          max_sequence=2, norm_eps=1e-300)

@@ -1,4 +1,4 @@
-"""Choices and their gates: the K best, ties, replays; raw and renormalised gates, and both of their Jacobians."""
+"""Choices and their gates: the K best, ties, replays; raw and renormalized gates, and both of their Jacobians."""
 
 from dataclasses import replace
 
@@ -86,7 +86,7 @@ def test_gates_equal_a_loop_over_tokens_and_ranks(renormalize):
 
 
 def test_the_gradients_of_both_gates_by_hand():
-    """Renormalised, g = a / (a + b) with a = 5, b = 1: dg/da = b / (a + b)^2 = 1/36, dg/db = -a / (a + b)^2 = -5/36."""
+    """Renormalized, g = a / (a + b) with a = 5, b = 1: dg/da = b / (a + b)^2 = 1/36, dg/db = -a / (a + b)^2 = -5/36."""
     _, cache = gates.gates_forward(SCORE_TE, EXPERT_TK, SENT_TK, renormalize=True)
     dscore_TE = gates.gates_backward(np.array([1.0, 0.0, 0.0]), cache)
     np.testing.assert_allclose(dscore_TE, [[-5 / 36, 0, 1 / 36], [0, 0, 0]], rtol=1e-14)

@@ -122,7 +122,7 @@ def test_coactivation_by_hand():
 
 @pytest.mark.parametrize("top_k", [1, 3, 5])
 def test_an_expert_meets_k_minus_1_others_with_each_of_its_tokens(top_k):
-    """All pairs of a token count, not those of neighbouring ranks alone."""
+    """All pairs of a token count, not those of neighboring ranks alone."""
     r = cases.routed(PROB_TE, top_k, MASK_T)
     np.testing.assert_array_equal(telemetry.coactivation(r).sum(axis=1), (top_k - 1) * r.count_E)
 

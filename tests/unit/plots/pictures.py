@@ -97,9 +97,9 @@ WAYS = {"dense": [(400, np.array([2.0, 2.2])), (100, np.array([3.0, 3.2]))], "Ri
 NATS, SHARE, FLOPS = "loss (nats per token)", "share of assignments", "training FLOPs (matrix products"
 
 TITLED = {
-    "losses": (lambda t: loss_curves.losses(CURVES, t), ("optimiser steps", NATS, FLOPS), [STEPS, 6e10, CE, 1.5, 2.5]),
+    "losses": (lambda t: loss_curves.losses(CURVES, t), ("optimizer steps", NATS, FLOPS), [STEPS, 6e10, CE, 1.5, 2.5]),
     "load over time": (lambda t: expert_load.load_over_time(STEPS, shares(3, 2, 3), t),
-                       ("optimiser steps", SHARE), STEPS),
+                       ("optimizer steps", SHARE), STEPS),
     "load by domain": (lambda t: expert_load.load_by_domain(shares(2, 2, 3), ("english", "python"), t),
                        ("expert (dotted: an even split)", SHARE), [shares(2, 2, 3), 1 / 3]),
     "coloured text": (lambda t: coloured_text.coloured_text([("english", "a\nb", np.arange(3))], 3, t), (), []),
@@ -127,7 +127,7 @@ TITLED = {
     "training curves": (lambda t: gradients.training_curves({"distance": DISTANCE, "loss": DISTANCE + 10}, "ab", t),
                         ("training steps", "distance", "loss"), [DISTANCE, DISTANCE + 10]),
     "load bands": (lambda t: load_balancing.load_bands(STEPS, {"one": LOAD, "two": LOAD[::-1]}, t),
-                   ("optimiser steps",), LOAD[:, :, 0]),
+                   ("optimizer steps",), LOAD[:, :, 0]),
     "load against loss": (lambda t: load_balancing.load_against_loss(BUSIEST, t, even=1.5),
                           ("multiples of an even load", NATS), [*BUSIEST.values(), 3.1, 1.2, 2.1, 1.5]),
     "text by expert": (lambda t: load_balancing.text_by_expert({"local": LOAD, "global": LOAD[::-1]}, "abc", t),

@@ -20,7 +20,7 @@ def handler():
     signal.signal(signal.SIGINT, before)
 
 
-def signalled(*steps):
+def signaled(*steps):
     """An `on_step` that presses Ctrl-C after each of the steps, as often as it stands there."""
     def on_step(state):
         for _ in range(steps.count(state.step)):
@@ -122,17 +122,17 @@ def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path, handler):
     path, state = tmp_path / "checkpoint.npz", small.new()
     for where in (None, path):
         with pytest.raises(loop.Interrupted, match=f"stopped after step {state.step + 2}"):
-            loop.train(state, small.CORPUS, where, signalled(state.step + 2))
+            loop.train(state, small.CORPUS, where, signaled(state.step + 2))
         assert signal.getsignal(signal.SIGINT) is handler
     assert state.step == 4 and small.numbers(checkpoint.load(path)) == small.numbers(state)
-    finished = loop.train(checkpoint.load(path), small.CORPUS, path, signalled(6))
+    finished = loop.train(checkpoint.load(path), small.CORPUS, path, signaled(6))
     assert small.numbers(finished) == small.numbers(small.trained())
     assert checkpoint.load(path).finished  # the last step was the last anyway
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, handler):
     with pytest.raises(KeyboardInterrupt) as caught:
-        loop.train(small.new(), small.CORPUS, tmp_path / "checkpoint.npz", signalled(1, 1))
+        loop.train(small.new(), small.CORPUS, tmp_path / "checkpoint.npz", signaled(1, 1))
     assert caught.type is KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is handler
@@ -140,7 +140,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, handler):
 
 def test_where_ctrl_c_is_ignored_or_another_thread_trains_it_is_left_alone(handler):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    assert loop.train(small.new(), small.CORPUS, on_step=signalled(2, 2)).finished
+    assert loop.train(small.new(), small.CORPUS, on_step=signaled(2, 2)).finished
     state = small.new()
     thread = threading.Thread(target=loop.train, args=(state, small.CORPUS))
     thread.start()

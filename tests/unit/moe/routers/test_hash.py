@@ -57,11 +57,11 @@ def test_experts_are_pinned_wherever_a_token_stands_and_its_gates_are_equal(n_ex
     np.testing.assert_array_equal(r.prob_TE, (r.one_hot()[0].sum(axis=2) > 0) / top_k)
 
 
-def test_a_large_vocabulary_is_spread_about_evenly_and_neighbours_have_nothing_to_do_with_each_other():
+def test_a_large_vocabulary_is_spread_about_evenly_and_neighbors_have_nothing_to_do_with_each_other():
     """20,000 tokens over 56 ordered pairs of 8 experts: by chance the sum of (n - mean)^2 / mean is about as large as
     the number of cells less 1, with a spread of the root of twice that.
 
-    Of 20,000 neighbours an eighth agrees, 2500, with a spread of sqrt(20,000 * 7) / 8 = 47.
+    Of 20,000 neighbors an eighth agrees, 2500, with a spread of sqrt(20,000 * 7) / 8 = 47.
     """
     expert_TK = route_ids([np.arange(20_001)]).expert_A.reshape(-1, 2)
     cells = np.bincount(expert_TK @ [1, 8])
