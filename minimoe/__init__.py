@@ -13,30 +13,30 @@ Names of arrays end in their shape, one letter per axis:
 
     B batch   S sequence   T = B*S tokens   D model width   H heads   G key and value heads   P head width
     M attended keys   Q = H/G * S queries of one key head   V vocabulary   L layers   E experts
-    K choices per token   F expert hidden width   J hidden width of what every token uses
+    K choices per token   F expert hidden width   J hidden width of the part that every token uses
     C capacity (slots of an expert)   Z = E*C slots of all experts   A assignments (token, expert)
     N kept assignments   R ranks (devices)   1 one
 
 so x_TD @ w_DF is [tokens, hidden].  A gradient is d + the name of its array: dx_TD, dw_DF.
 
-The rooms, each importing only from those above it:
+The parts, each importing only from those above it:
 
-    parameters    a flat dict of name -> array, and how it starts
+    parameters    a flat dict of name -> array, and its initial values
     interrupts    Ctrl-C, at any moment
-    require       what an argument has to be, in errors that name it
-    files         a file that is complete or not there
+    require       checks of arguments, whose errors name the argument
+    files         files that are either complete or absent
     terminal      tables and paragraphs as wide as the terminal
     nn            what every transformer has: operations, attention
     moe           what makes it sparse: routers, capacity, experts, losses
     config        ModelConfig and TrainConfig, which validate themselves; presets
     model         blocks, head and objective
     batches       a batch in groups, and its gradients
-    sparsity      the other ways to be sparse: pruning, dynamic sparse training
+    sparsity      other kinds of sparsity: pruning, dynamic sparse training
     generation    text from a trained model
     gradcheck     is a hand-written gradient right?
     training      corpus, optimizer, loop, evaluation, checkpoints, runs
     cost          parameters, FLOPs and bytes, counted and in closed form
-    plots         pictures of plain arrays
+    plots         figures of plain arrays
     analysis      what a router did: doctor, causality, explorer, benchmark
     experiments   tables of variants that are trained and compared
     course        one page with the whole model; the lessons

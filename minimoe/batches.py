@@ -1,10 +1,10 @@
-"""A batch in groups: each has capacity and balance of its own, and groups can run at the same time.
+"""A batch in groups: each has its own capacity and balance loss, and groups can run at the same time.
 
     L = ce + mean over groups of sum of coef * auxiliary loss            [GShard, arXiv:2006.16668, sec. 2.2]
 
-ce, z and entropy are means over tokens, and divided by the mean number of tokens of a group: wherever a batch with
-padding is cut, their mean over groups is that of the batch.  So it is with the balance loss if `global_balance` is set.
-One group is the whole batch.  The micro-batches of a step are groups too, whether cut from one batch or drawn apart.
+ce, z and entropy are means over tokens, divided by the mean number of tokens per group.  So wherever a batch with
+padding is split, their mean over groups is that of the batch; with `global_balance` this holds for the balance loss
+too.  A single group is the whole batch.  The micro-batches of a step are groups too, however they were drawn.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from minimoe.moe.losses import Step, balance
 class Group(NamedTuple):
     """Sequences that compete for the same slots.
 
-    n_real: real tokens by which means over tokens are divided: the mean over the groups of their batch; None: its own.
+    n_real: divisor of means over tokens, the mean number of real tokens over the groups of the batch; None: its own.
     """
 
     tokens_BS: np.ndarray
@@ -29,7 +29,7 @@ class Group(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of a list of groups: the Losses and the routings of each, what `look` made of each, and the mean gradients."""
+    """For a list of groups: the Losses, the routings and the result of `look` for each, and the mean gradients."""
 
     losses: list
     routings: list
@@ -38,9 +38,9 @@ class Gradients(NamedTuple):
 
 
 def cut(tokens_BS, targets_BS, groups, mask_BS=None):
-    """A list of Groups with as many sequences each, in order.
+    """A list of Groups with equally many sequences each, in order.
 
-    Raises ValueError unless there are that many for each.
+    Raises ValueError if the sequences cannot be divided evenly.
     """
     tokens_BS, targets_BS = (require.array(name, value, "iu", 2) for name, value in
                              (("tokens_BS", tokens_BS), ("targets_BS", targets_BS)))
@@ -67,15 +67,15 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
         params: name -> array.
         groups: list of Group.
         config: ModelConfig.
-        rng: for what training leaves to chance; each group gets a stream of its own from it.
+        rng: for the random choices of training; each group gets its own stream from it.
         look: called with the Losses and the ObjectiveCache of each group before its backward.
-        training: whether noise, capacity and drop order of training apply.
-        each: `map`, or that of `workers`, to run groups at the same time.
-        extra: function of a Group and its logit_TV, for another loss and its gradient, which join the objective.
+        training: whether the noise, capacity and drop order of training apply.
+        each: `map`, or the one of `workers`, to run groups at the same time.
+        extra: function of a Group and its logit_TV that returns an additional loss and its gradient.
 
-    With `global_balance` the balance loss multiplies each group's probabilities with the load of all, which has to be
-    known first, so that all forward passes are held at once; else those that run, and gradients that wait to be added.
-    Returns Gradients.
+    With `global_balance` the balance loss multiplies each group's probabilities by the load of all groups, which has
+    to be known first.  So all forward passes are in memory at once; otherwise only the running ones are, and gradients
+    that wait to be added.  Returns Gradients.
     """
     def forward(group, rng):
         return model.model_forward(params, group.tokens_BS, config, group.mask_BS, training=training, rng=rng)
@@ -103,7 +103,7 @@ def gradients(params, groups, config, rng=None, look=None, training=True, each=m
 
 
 def _backward(share, cache, dmore_TV):
-    """Gradients of a group's part in the objective.  dmore_TV: gradient of another loss of its logits, or None."""
+    """Gradients of a group's part of the objective.  dmore_TV: gradient of an extra loss of its logits, or None."""
     if dmore_TV is None:
         return model.objective_backward(share, cache)
     dlogit_TV, pulls = model.losses_backward(share, cache.losses)
@@ -117,7 +117,7 @@ def _mean(results):
             collected.append(part)
         if not total.grads:
             total.grads.update(grads)
-        while grads:  # taken out one by one, so that none is held while the next group's are made
+        while grads:  # popped one by one, so that none stays in memory while the next group's are made
             name, grad = grads.popitem()
             if total.grads[name] is not grad:
                 total.grads[name] += grad
@@ -125,7 +125,7 @@ def _mean(results):
 
 
 def streams(rng, n):
-    """n random streams that are made from numbers of this one; n times None from None."""
+    """n random streams seeded from this one; n times None if it is None."""
     return [None] * n if rng is None else [np.random.default_rng(seed) for seed in rng.integers(2**63, size=n)]
 
 
@@ -144,10 +144,10 @@ def loss_and_grads(params, tokens_BS, targets_BS, config, mask_BS=None, training
         targets_BS: the token that follows each token.
         config: ModelConfig.
         mask_BS: False for padding after the text; None is no padding.
-        training: whether noise, capacity and drop order of training apply.
-        rng: numpy.random.Generator, for what is left to chance in training: jitter, noise, random drops.
-        groups: how many groups of sequences have a capacity and a balance of their own.  Here they run one after
-            another; `gradients` runs them at the same time with the `each` of `workers`.
+        training: whether the noise, capacity and drop order of training apply.
+        rng: numpy.random.Generator, for the random choices of training: jitter, noise, random drops.
+        groups: how many groups of sequences have their own capacity and balance.  Here they run one after another;
+            `gradients` runs them at the same time with the `each` of `workers`.
     Returns Losses and a dict with the keys of params.
     Raises ValueError if params, tokens, targets, mask or groups do not fit the config or each other.
     """

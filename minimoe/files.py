@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed; and what may be read as a file."""
+"""Files that are complete or absent: written under a temporary name, then renamed; and which paths may be read."""
 
 import contextlib
 import errno
@@ -10,11 +10,11 @@ from pathlib import Path
 from minimoe import interrupts
 
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
-"""What a name can stand for that is neither a file nor a folder, in words."""
+"""In words, what a path can be that is neither a file nor a folder."""
 
 
 class ShortError(ValueError):
-    """A ValueError whose message is short, whatever is named in it."""
+    """A ValueError whose message stays short, whatever names it contains."""
 
     def __init__(self, message):
         super().__init__(message if len(message) <= 600 else f"{message[:400]} ... {message[-150:]}")
@@ -26,17 +26,17 @@ class NotWritten(ShortError):
 
 @contextlib.contextmanager
 def written(path, what="the file", before_rename=lambda: None):
-    """The temporary Path to write to; at the end of the block it becomes `path`, and after an error it is gone.
+    """The temporary Path to write to.  It becomes `path` at the end of the block, and is removed after an error.
 
-    Makes the folder.  The temporary name is of this process and this call alone, so that two that write one file do
-    not write into each other's.  The content is forced to disk before it gets its name.
+    Makes the folder.  The temporary name is unique to this process and call, so that two writers of the same file do
+    not interfere.  The content is forced to disk before the file gets its name.
 
     Args:
-        path: of the file.
-        what: the file is called in messages.
-        before_rename: called when all is written; what it raises leaves the old file in place.
-    Raises NotWritten, a ValueError, if the folder or the disk does not allow it; KeyboardInterrupt whatever an
-    interruption has led to.
+        path: path of the file.
+        what: what messages call the file.
+        before_rename: called when everything is written; if it raises, the old file stays in place.
+    Raises NotWritten, a ValueError, if the folder or the disk does not allow it, and KeyboardInterrupt after an
+    interruption, whatever other error that caused.
     """
     path = as_path(path)
     temporary = path.parent / (f"{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -56,12 +56,12 @@ def written(path, what="the file", before_rename=lambda: None):
         interrupts.raise_hidden(error)
         raise
     finally:
-        with contextlib.suppress(OSError, ValueError):  # what could not be written may not be there to remove
+        with contextlib.suppress(OSError, ValueError):  # it may never have been created
             temporary.unlink()
 
 
 def remove_temporary(path):
-    """Remove what processes that were killed have left of `path`; only while no other process can be writing it."""
+    """Remove temporary files of `path` that killed processes left; only while no other process can be writing it."""
     for left in Path(path).parent.glob("*.tmp"):
         if left.name.startswith(Path(path).name[:100] + "."):
             with contextlib.suppress(OSError):
@@ -69,7 +69,7 @@ def remove_temporary(path):
 
 
 def sync_folder(folder):
-    """Make a rename in it last through a power cut, where the system allows a folder to be opened."""
+    """Make a rename in a folder survive a power cut, where the system allows folders to be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -79,14 +79,14 @@ def sync_folder(folder):
 
 
 def as_path(path):
-    """A Path.  Raises ValueError for what is neither text nor a path."""
+    """Return a Path.  Raises ValueError for a value that is neither a string nor a path."""
     if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"path = {str(path):.100}: must be text or a Path")
+        raise ValueError(f"path = {str(path):.100}: must be a string or a Path")
     return Path(path)
 
 
 def check_name(path):
-    """Raise OSError for a name that no file can have, for which Python raises several kinds of ValueError."""
+    """Raise OSError for a name that no file can have; Python raises several kinds of ValueError."""
     path = as_path(path)
     try:
         possible = b"\0" not in os.fsencode(path)
@@ -99,7 +99,7 @@ def check_name(path):
 def check_regular(path, largest=None):
     """Raise OSError unless the path is that of a regular file, of at most `largest` bytes.
 
-    A pipe would wait for ever, a device may never end, and what opening it does is not known: so it is not opened.
+    It is not opened otherwise: a pipe would wait forever, and a device may never end or may react to being opened.
     """
     check_name(path)
     found = os.stat(path)
@@ -112,6 +112,6 @@ def check_regular(path, largest=None):
 
 
 def check_ending(path, what, ending):
-    """Raise ValueError unless the path has this ending, such as ".png".  what: the file is called in the message."""
+    """Raise ValueError unless the path has this ending, such as ".png".  what: what the message calls the file."""
     if Path(path).suffix.lower() != ending:
         raise ValueError(f"{what} {path}: must end in {ending}, since it is written as {ending[1:].upper()}")

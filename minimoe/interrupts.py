@@ -1,7 +1,7 @@
 """Ctrl-C: one line and status 130, whenever it comes.
 
-This is the first that a program imports: from `_signal`, which `signal` wraps, since that and `contextlib` take ten
-milliseconds in which Ctrl-C would still end in a traceback.
+A program imports this module first.  It uses `_signal`, which `signal` wraps, since importing `signal` and `contextlib`
+takes ten milliseconds in which Ctrl-C would still end in a traceback.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 from _signal import SIG_IGN, SIGINT, default_int_handler, getsignal, signal
 
 STATUS = 130
-"""Exit status after Ctrl-C: 128 and the number of the signal, as shells have it."""
+"""Exit status after Ctrl-C: 128 plus the number of the signal, as in shells."""
 
 
 def is_program():
@@ -18,9 +18,9 @@ def is_program():
 
 
 def end_at_once():
-    """Let Ctrl-C end this process without more ado: while a program is imported there is nothing to save.
+    """Let Ctrl-C end this process at once: while a program is being imported there is nothing to save.
 
-    Leaves the signal alone where it is ignored, as in the background, or has a handler already.
+    Leaves the signal alone if it is ignored, as in background jobs, or already has a handler.
     """
     if getsignal(SIGINT) is default_int_handler:
         signal(SIGINT, _end)
@@ -40,8 +40,7 @@ def _end(signum, frame):
 def hidden(error):
     """The KeyboardInterrupt during which an exception was raised, or None.
 
-    What is interrupted half-way can fail in its own ways while it is tidied up: a zip archive that still has an open
-    entry raises ValueError.
+    Interrupted code can fail in its own ways while it cleans up: a zip archive with an open entry raises ValueError.
     """
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
@@ -49,25 +48,25 @@ def hidden(error):
 
 
 def raise_hidden(error):
-    """Raise KeyboardInterrupt if there is one behind the exception."""
+    """Raise KeyboardInterrupt if one caused the exception."""
     if hidden(error) is not None:
         raise KeyboardInterrupt(*hidden(error).args) from error
 
 
 class NeverHidden:
-    """A block: an exception that ends it is a KeyboardInterrupt if there is one behind it."""
+    """A block that turns an exception into KeyboardInterrupt if one caused it."""
 
     def __enter__(self):
         """Nothing happens yet."""
 
     def __exit__(self, kind, error, trace):
-        """Raise what is hidden."""
+        """Raise the hidden KeyboardInterrupt, if any."""
         if isinstance(error, Exception):
             raise_hidden(error)
 
 
 class Ignored:
-    """A block in which Ctrl-C does nothing, in the main thread; others have no say in it."""
+    """A block in which Ctrl-C does nothing, if it runs in the main thread; only that can handle signals."""
 
     def __enter__(self):
         """Take the handler away."""

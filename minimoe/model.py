@@ -1,12 +1,12 @@
-"""The transformer: embed, L blocks of attention and MoE, norm, head; and the objective that training lowers.
+"""The transformer: embedding, L blocks of attention and MoE, norm, head; and the objective that training minimizes.
 
     x = embed(tokens)
     x = x + attention(rmsnorm(x))        } L times
     x = x + moe(rmsnorm(x))              }
     logits = rmsnorm(x) W_head
 
-The block is that of today's open MoE models (RMSNorm before, rotary grouped-query attention, SwiGLU experts).  Instead
-of the MoE a layer can have one dense feed-forward network, or a Soft MoE; neither has a Routing.
+The block is that of today's open MoE models (pre-RMSNorm, grouped-query attention with rotary embeddings, SwiGLU
+experts).  Instead of the MoE a layer can have one dense feed-forward network or a Soft MoE; neither has a Routing.
 """
 
 import math
@@ -25,8 +25,8 @@ from minimoe.parameters import Weight
 class Losses(NamedTuple):
     """The objective and its parts.  total = ce + sum of coef * auxiliary loss; report ce.
 
-    ce: cross-entropy, nats per token.   auxiliary: name -> mean over layers, of each loss that has a weight, and of
-    "balance" (1 when uniform) and "z" (nats^2) always; empty without routers.
+    ce: cross-entropy, nats per token.   auxiliary: name -> mean over layers, of each loss that has a weight, and
+    always of "balance" (1 when uniform) and "z" (nats^2); empty without routers.
     """
 
     ce: float
@@ -45,7 +45,7 @@ class Losses(NamedTuple):
 
 
 class BlockCache(NamedTuple):
-    """What one block keeps for its backward."""
+    """What the backward of one block needs."""
 
     attention_norm: ops.RMSNormCache
     attention: attention.AttentionCache
@@ -54,7 +54,7 @@ class BlockCache(NamedTuple):
 
 
 class ModelCache(NamedTuple):
-    """What the whole model keeps for its backward; `blocks[i].attention` also holds generation's KV cache."""
+    """What the backward of the model needs; `blocks[i].attention` also holds the KV cache of generation."""
 
     embed: ops.EmbeddingCache
     blocks: list
@@ -67,8 +67,8 @@ class ModelCache(NamedTuple):
 def weights(config):
     """Every parameter of the model: name -> Weight.
 
-    The first weights have a spread of 1/sqrt(D), which keeps a product as large as its input; those that write to the
-    residual stream 1/sqrt(2L) of that, since 2L of them add up there [GPT-2].
+    Weights start with a spread of 1/sqrt(D), so that a product is about as large as its input.  Those that write to the
+    residual stream start with 1/sqrt(2L) of that, since 2L of them add up there [GPT-2].
     """
     std = 1 / math.sqrt(config.d_model)
     out_std = std / math.sqrt(2 * config.n_layers)
@@ -90,7 +90,7 @@ def init_params(config, seed=0, dtype=np.float32):
 
 
 def block_forward(x_TD, weights, config, kind, tokens, rope, past=None, **routing_options):
-    """One block: attention, then a feed-forward network, each on a normalized copy and added to the stream.
+    """One block: attention, then a feed-forward network, each applied to a normalized copy and added to the stream.
 
     weights: name -> array, "attention.*" and those of the kind, "moe.*" or "dense.*" or "soft.*".
     tokens: Tokens.  rope, past, routing_options: see `attention_forward`, `moe_forward`.
@@ -109,7 +109,7 @@ def block_forward(x_TD, weights, config, kind, tokens, rope, past=None, **routin
 
 
 def block_backward(dx_TD, grad, cache, batch):
-    """Gradients of x_TD and, as a dict, of the weights.  What was added to the stream passes its gradient on.
+    """Gradients of x_TD and, as a dict, of the weights.  A residual connection also passes its gradient on unchanged.
 
     grad: RoutingGrad of the auxiliary losses; None in a block without a router.  batch: number of sequences.
     """
@@ -128,7 +128,7 @@ def model_forward(params, tokens_BS, config, mask_BS=None, pasts=None, replays=N
     """Logits of the next token after each token.
 
     mask_BS: False for padding, which must come after the text.  pasts: one per layer, see `attention_forward`.
-    replays: one per layer that has a router, see `moe_forward`, as for the other routing_options.
+    replays: one per layer that has a router; for these and the other routing_options see `moe_forward`.
     Returns (logit_TV, list of one Routing per layer that has a router), cache.
     """
     n_past = 0 if pasts is None else pasts[0][0].shape[2]
@@ -167,7 +167,7 @@ def model_backward(dlogit_TV, grads_of_routings, cache):
 
 
 class LossesCache(NamedTuple):
-    """The configuration, and what the losses keep: of the cross-entropy, and of each layer that has a router."""
+    """The configuration, and the caches of the cross-entropy and of each router layer's auxiliary losses."""
 
     config: ModelConfig
     ce: ops.CrossEntropyCache
@@ -175,22 +175,22 @@ class LossesCache(NamedTuple):
 
 
 class ObjectiveCache(NamedTuple):
-    """What the model keeps for its backward, and what the losses of its output keep."""
+    """The caches of the model and of its losses."""
 
     model: ModelCache
     losses: LossesCache
 
 
 def losses_forward(logit_TV, routings, targets_BS, config, mask_BS=None, step=None):
-    """What training lowers, from the model's logits: total = ce + sum over losses of coef * mean over layers of loss.
+    """What training minimizes: total = ce + sum over losses of coef * mean over layers of loss.
 
     Args:
-        logit_TV: of the model.
+        logit_TV: the model's output.
         routings: one Routing per layer that has a router.
         targets_BS: the token that follows each token.
         config: ModelConfig, for the weights of the losses.
         mask_BS: False for padding; None is no padding.
-        step: `losses.Step`, if these are one group of several: ce, z and entropy are divided by its number of tokens,
+        step: `losses.Step`, if this is one of several groups: ce, z and entropy are divided by its number of tokens,
             and for `global_balance` it has the loads of all layers.
     Returns Losses, cache.
     """
@@ -233,7 +233,7 @@ def after_step(params, count_LE, config):
     """The parameters that change after an optimizer step without a gradient, such as a router's bias; often none.
 
     count_LE: the step's assignments to each expert, before capacity, of each layer that has a router.
-    Returns a dict with new arrays for some keys of params.
+    Returns a dict with new arrays for these keys of params.
     """
     policy = routers.POLICIES.get(config.router)
     changed = {}
@@ -247,7 +247,7 @@ def after_step(params, count_LE, config):
 def forward(params, tokens_BS, config, mask_BS=None):
     """Evaluate the model: logits of the next token, and what each layer's router decided.
 
-    params: name -> array, of `init_params` or a checkpoint.  tokens_BS: whole numbers in [0, V).
+    params: name -> array, from `init_params` or a checkpoint.  tokens_BS: whole numbers in [0, V).
     mask_BS: False for padding after the text.  Raises ValueError if they do not fit the config.
     Returns logits_BSV and a list of one Routing per layer that has a router.
     """
@@ -268,7 +268,7 @@ def check_params(params, config):
             kind = getattr(array, "dtype", type(array).__name__)
             raise ValueError(f"params[{name!r}] is {kind}: must be an array of floating point numbers")
         if array.shape != weight.shape:
-            raise ValueError(f"params[{name!r}] has shape {array.shape}, the config wants {weight.shape}")
+            raise ValueError(f"params[{name!r}] has shape {array.shape}, the config needs {weight.shape}")
 
 
 def check_tokens(tokens_BS, config, name="tokens_BS"):

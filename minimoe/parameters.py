@@ -10,7 +10,7 @@ from minimoe import require
 
 
 class Weight(NamedTuple):
-    """A parameter that a module owns: its shape and the standard deviation of its start; std None is a gain of 1."""
+    """A parameter of a module: its shape and the standard deviation of its initial values; std None is a gain of 1."""
 
     shape: tuple[int, ...]
     std: float | None
@@ -19,8 +19,8 @@ class Weight(NamedTuple):
 def init(weights, seed, dtype=np.float32):
     """Draw every parameter from the normal distribution that its Weight describes.
 
-    weights: dict of name -> Weight.  seed: whole number.  Each tensor has a random stream of its own, made from
-    the seed and its name, so two models that differ in their experts alone start with the same attention.
+    weights: dict of name -> Weight.  seed: whole number.  Each tensor has its own random stream, made from the seed
+    and its name, so two models that differ only in their experts start with the same attention.
     Raises ValueError for a seed that is not a whole number, or a dtype that is not floating point.
     """
     require.whole("seed", seed)
@@ -46,12 +46,12 @@ def _draw(name, weight, seed, dtype):
 
 
 def scope(params, prefix):
-    """The part of a flat dict under a prefix, with the prefix taken off: the weights of one module."""
+    """The part of a flat dict under a prefix, with the prefix removed: the weights of one module."""
     return {name.removeprefix(prefix): array for name, array in params.items() if name.startswith(prefix)}
 
 
 def unscope(params, prefix):
-    """The way back: a module's dict with the prefix put on."""
+    """The inverse of `scope`: a module's dict with the prefix added."""
     return {prefix + name: array for name, array in params.items()}
 
 
@@ -61,7 +61,7 @@ def count(params):
 
 
 def flatten(params):
-    """All parameters end to end in one vector, in the dict's order."""
+    """All parameters concatenated into one vector, in the dict's order."""
     return np.concatenate([array.ravel() for array in _arrays(params, "params").values()])
 
 
@@ -73,11 +73,11 @@ def _arrays(params, name):
 
 
 def unflatten(vector, like):
-    """The way back from `flatten`: views of the vector, with the names and shapes of `like`.
+    """The inverse of `flatten`: views of the vector, with the names and shapes of `like`.
 
     Raises ValueError if the lengths differ.
     """
-    vector = require.array("vector", vector, kinds="bfciu", ndim=1)  # masks are cut up too
+    vector = require.array("vector", vector, kinds="bfciu", ndim=1)  # masks are split up too
     if vector.size != count(_arrays(like, "like")):
         raise ValueError(f"vector has {vector.size} numbers, the parameters have {count(like)}")
     params, start = {}, 0
@@ -98,4 +98,4 @@ def arrays_in(tree):
         for part in tree:
             yield from arrays_in(part)
     elif is_dataclass(tree) and not isinstance(tree, type):
-        yield from arrays_in(vars(tree))  # with what a record has worked out and kept
+        yield from arrays_in(vars(tree))  # including cached properties

@@ -1,4 +1,4 @@
-"""What an argument has to be: each check raises ValueError with its name, its value and what would be right."""
+"""Checks of arguments: each raises ValueError with the name, the value and what would be right."""
 
 import math
 import reprlib
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def fail(name, value, right):
-    """Raise the ValueError.  The value is shortened, as a whole array would be no help."""
+    """Raise the ValueError.  The value is shortened, since a whole array would be of no help."""
     raise ValueError(f"{name} = {reprlib.repr(value)}: must be {right}")
 
 
 def whole(name, value, least=0, most=None):
-    """A whole number within limits; not True or False.  Returns it."""
+    """Require a whole number within limits, not True or False.  Returns it."""
     fits = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
     if not fits or value < least or most is not None and value > most:
         fail(name, value, f"a whole number, {least} or more" if most is None else
@@ -23,7 +23,7 @@ def whole(name, value, least=0, most=None):
 
 
 def number(name, value, right="a finite number of 0 or more", least=0, most=math.inf):
-    """A finite real number within limits.  right: what it has to be, in words.  Returns it."""
+    """Require a finite real number within limits.  right: what it has to be, in words.  Returns it."""
     fits = isinstance(value, (Real, np.floating)) and not isinstance(value, (bool, np.bool_))
     if not fits or not (math.isfinite(value) and least <= value <= most):
         fail(name, value, right)
@@ -31,42 +31,42 @@ def number(name, value, right="a finite number of 0 or more", least=0, most=math
 
 
 def one_of(name, value, known):
-    """A key of a dict.  Returns it."""
+    """Require a key of a dict.  Returns it."""
     if not isinstance(value, str) or value not in known:
         fail(name, value, f"one of {', '.join(map(str, known))}")
     return value
 
 
 def record(name, value, kind):
-    """An instance of a class, such as ModelConfig.  Returns it."""
+    """Require an instance of a class, such as ModelConfig.  Returns it."""
     if not isinstance(value, kind):
         fail(name, value, f"a {kind.__name__}")
     return value
 
 
 def mapping(name, value):
-    """A dict of arrays by name.  Returns it."""
+    """Require a dict of arrays by name.  Returns it."""
     if not isinstance(value, Mapping):
         fail(name, value, "a dict, name -> array")
     return value
 
 
 def function(name, value):
-    """Something that can be called.  Returns it."""
+    """Require a callable.  Returns it."""
     if not callable(value):
         fail(name, value, "a function")
     return value
 
 
 def sequence(name, value):
-    """A list, a tuple or a row of an array.  Returns it as a list."""
+    """Require a list, a tuple or an array.  Returns it as a list."""
     if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__") or np.ndim(value) == 0:
         fail(name, value, "a list")
     return list(value)
 
 
 def generator(name, value, optional=True):
-    """A numpy.random.Generator or what draws as it does, or None if it is optional.  Returns it."""
+    """Require a numpy.random.Generator or an object with its methods, or None if it is optional.  Returns it."""
     if not (optional and value is None or callable(getattr(value, "random", None))):
         fail(name, value, f"a numpy.random.Generator{' or None' if optional else ''}")
     return value

@@ -2,7 +2,7 @@
 
 
 def describe_layers(config):
-    """What the layers of a model are: router, experts, room and auxiliary losses, in one line."""
+    """The layers of a model in one line: router, experts, capacity and auxiliary losses."""
     kinds = {kind: config.layer_kinds.count(kind) for kind in dict.fromkeys(config.layer_kinds)}
     layers = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
     if set(kinds) == {"dense"}:
@@ -10,9 +10,9 @@ def describe_layers(config):
     room = "dropless" if config.capacity_factor is None else f"capacity factor {config.capacity_factor:g}"
     shared = f" and {config.n_shared_experts} shared" if config.n_shared_experts else ""
     return (f"layers: {layers}; router {config.router}, {config.top_k} of {config.n_experts} experts of width "
-            f"{config.d_hidden} a token{shared}, {room}; auxiliary losses: {describe_losses(config)}")
+            f"{config.d_hidden} per token{shared}, {room}; auxiliary losses: {describe_losses(config)}")
 
 
 def describe_losses(config):
-    """The auxiliary losses that have a weight, with it."""
+    """The auxiliary losses that have a weight, with their weights."""
     return ", ".join(f"{name} {coef:g}" for name, coef in config.loss_coefs.items() if coef > 0) or "none"

@@ -1,11 +1,11 @@
-"""What a field of a configuration is: a default that explains itself; and the checks that refuse impossible values."""
+"""Fields of a configuration, each with a default and an explanation; and the checks that reject impossible values."""
 
 import sys
 from dataclasses import field
 
 
 def option(default, text, unit=""):
-    """A field with its default, what it means and its unit, from which the command line makes an option."""
+    """A field with its default, its meaning and its unit, from which the command line makes an option."""
     return field(default=default, metadata={"help": f"{text} [{unit}]" if unit else text})
 
 
@@ -16,23 +16,23 @@ def require(condition, name, value, reason):
 
 
 def shown(value, most=200):
-    """A value as messages name it: what Python prints of it, cut if it is long."""
+    """A value as it appears in messages: its repr, shortened if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python prints no number of more than 4300 digits
+    except ValueError:  # Python does not print numbers of more than 4300 digits
         return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def listed(names, most=3):
-    """Names as messages list them: the first ones, and how many more there are."""
+    """Names as they appear in messages: the first ones, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(name if len(name) <= 80 else f"{name[:80]}..." for name in names[:most]) + more
 
 
 def require_names(what, given, expected):
-    """Refuse a dict that has not exactly the keys that are expected."""
+    """Raise ValueError unless a dict has exactly the expected keys."""
     missing, unknown = expected.keys() - given.keys(), given.keys() - expected.keys()
     if missing or unknown:
         raise ValueError(f"{what} do not fit the config: missing [{listed(map(repr, missing))}], unknown "
@@ -40,12 +40,12 @@ def require_names(what, given, expected):
 
 
 def check(config, name, condition, reason):
-    """The same of a field of a configuration."""
+    """The same for a field of a configuration."""
     require(condition, name, getattr(config, name), reason)
 
 
 def require_whole(config, names, least=0):
-    """Refuse what is not a whole number of at least `least`."""
+    """Raise ValueError unless the fields are whole numbers of at least `least`."""
     for name in names:
         value = getattr(config, name)
         whole = isinstance(value, int) and not isinstance(value, bool)
@@ -53,7 +53,7 @@ def require_whole(config, names, least=0):
 
 
 def require_counts(config, names, least=1):
-    """Refuse what is not a whole number of at least `least`, or counts more than any machine can hold."""
+    """Raise ValueError unless the fields are whole numbers from `least` to what a machine can hold."""
     for name in names:
         require_whole(config, (name,), least)
         check(config, name, getattr(config, name) <= 10**9,
@@ -61,7 +61,7 @@ def require_counts(config, names, least=1):
 
 
 def require_numbers(config, names, positive):
-    """Refuse what is not a finite number: above 0 if `positive`, else 0 or more."""
+    """Raise ValueError unless the fields are finite numbers, above 0 if `positive`, else 0 or more."""
     for name in names:
         value = getattr(config, name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
@@ -72,11 +72,11 @@ def require_numbers(config, names, positive):
 
 
 def require_name(config, name, known):
-    """Refuse what is not one of the known names."""
+    """Raise ValueError unless the field is one of the known names."""
     value = getattr(config, name)
     check(config, name, isinstance(value, str) and value in known, f"must be one of {', '.join(known)}")
 
 
 def require_truth(config, name):
-    """Refuse what is neither True nor False."""
+    """Raise ValueError unless the field is True or False."""
     check(config, name, isinstance(getattr(config, name), bool), "must be True or False")

@@ -1,4 +1,4 @@
-"""Configurations that have a name."""
+"""Named configurations."""
 
 from minimoe.config import fields
 from minimoe.config.model import ModelConfig
@@ -41,7 +41,7 @@ PRESETS = {
 def preset(name, model=None, train=None):
     """The named preset's (ModelConfig, TrainConfig); `model` and `train` are dicts of fields that override it.
 
-    Fewer steps without a warm-up of their own have one of at most half of them.
+    If only n_steps is given, the warm-up is shortened to at most half of the steps.
     Raises ValueError if there is no preset of this name.
     """
     fields.require(isinstance(name, str) and name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
@@ -66,7 +66,7 @@ def _check_overrides(what, given, record):
 
 
 def _warm_up(train_fields, overrides):
-    """The overrides; of a number of steps alone, with a warm-up of at most half of them."""
+    """The overrides, with a warm-up of at most half of the steps if only n_steps is given."""
     n_steps = overrides.get("n_steps")
     if "warmup_steps" in overrides or not isinstance(n_steps, int):
         return overrides

@@ -1,4 +1,4 @@
-"""What a training run is, and which runs are impossible."""
+"""The configuration of a training run, and which runs are impossible."""
 
 import math
 from dataclasses import dataclass
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from minimoe.config import fields
 
 DYNAMICS = {
-    "static": "random ones that stay",
-    "set": "the smallest weights of each sign go, others grow at random (SET)",
-    "rigl": "the smallest go, others grow where the gradient is largest (RigL)",
-    "snfs": "as rigl, by the mean gradient, and weights move between matrices (SNFS)",
-    "gradual": "dense at first, then the smallest go, ever fewer at a time (Zhu & Gupta)",
-    "movement": "as gradual, but those go that training moves to 0",
+    "static": "random ones, which stay fixed",
+    "set": "the smallest weights of each sign are dropped, new ones grow at random (SET)",
+    "rigl": "the smallest are dropped, new ones grow where the gradient is largest (RigL)",
+    "snfs": "like rigl, with the mean gradient, and weights move between matrices (SNFS)",
+    "gradual": "dense at first, then the smallest are dropped, fewer each time (Zhu & Gupta)",
+    "movement": "like gradual, but the weights that training moves toward 0 are dropped",
 }
 """Value of `dynamic` -> how the masks of a sparse run change."""
 DENSITIES = {
     "uniform": "the same for each matrix",
-    "erdos_renyi": "denser the smaller a matrix is, an expert's matrix on its own",
-    "erdos_renyi_stack": "the same, but the matrices of all experts of a layer are one",
+    "erdos_renyi": "small matrices are denser; each expert's matrix counts on its own",
+    "erdos_renyi_stack": "the same, but the stacked matrices of a layer's experts count as one",
 }
 """Value of `density` -> how the weights of a sparse run are spread over the matrices."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run: how long, how much data a step, how the optimizer steps, when to look and to save.
+    """One training run: its length, the data per step, the optimizer, and when to evaluate and save.
 
     Raises ValueError with the field, its value and the reason for any value that cannot work.
     """
@@ -33,7 +33,7 @@ class TrainConfig:
     batch: int = fields.option(12, "sequences in a micro-batch", "sequences")
     sequence: int = fields.option(64, "length of a training sequence", "tokens")
     groups: int = fields.option(
-        1, "groups of a micro-batch, each with capacity and balance of its own; they run side by side", "groups")
+        1, "groups of a micro-batch, each with its own capacity and balance; they run in parallel", "groups")
     accumulate: int = fields.option(1, "micro-batches whose gradients are averaged into one step", "micro-batches")
     learning_rate: float = fields.option(3e-3, "peak learning rate", "1/step")
     min_learning_rate: float | None = fields.option(
@@ -41,25 +41,25 @@ class TrainConfig:
     warmup_steps: int | None = fields.option(
         None, "steps over which the learning rate rises from 0; none: 100, or half of a shorter run", "steps")
     weight_decay: float = fields.option(
-        0.1, "decoupled decay of matrices; gains are left alone", "1/step per learning rate")
-    beta1: float = fields.option(0.9, "memory of AdamW's mean gradient", "1")
-    beta2: float = fields.option(0.99, "memory of AdamW's mean squared gradient", "1")
+        0.1, "decoupled decay of matrices; gains do not decay", "1/step per learning rate")
+    beta1: float = fields.option(0.9, "decay rate of AdamW's mean gradient", "1")
+    beta2: float = fields.option(0.99, "decay rate of AdamW's mean squared gradient", "1")
     adam_eps: float = fields.option(1e-8, "added to the root mean square gradient", "nats per unit of the weight")
     clip_norm: float = fields.option(
-        1.0, "longest gradient, over all parameters together", "nats per unit of the weight")
+        1.0, "largest norm of the gradient of all parameters together", "nats per unit of the weight")
     eval_every: int = fields.option(100, "steps between evaluations on the held-out text", "steps")
     eval_batches: int = fields.option(40, "batches of one evaluation, the same ones every time", "batches")
-    record_every: int = fields.option(10, "steps between two records of what the router does", "steps")
+    record_every: int = fields.option(10, "steps between two records of the router's statistics", "steps")
     checkpoint_every: int = fields.option(100, "steps between checkpoints", "steps")
     seed: int = fields.option(0, "seed of the initial weights and of the order of the data")
     sparsity: float = fields.option(
-        0.0, "share of the weights of attention and feed-forward networks that is zero; 0 is a dense run", "1")
+        0.0, "share of the weights of attention and feed-forward networks that are zero; 0 is a dense run", "1")
     dynamic: str = fields.option("static", "which weights are zero in a sparse run")
-    density: str = fields.option("uniform", "share of weights that each matrix of a sparse run keeps")
+    density: str = fields.option("uniform", "how a sparse run spreads its weights over the matrices")
     sparsity_every: int = fields.option(100, "steps between two changes of the masks", "steps")
     drop_fraction: float = fields.option(
-        0.3, "share of its weights that a matrix exchanges at a change: at first, then along a cosine to 0", "1")
-    sparsity_end: float = fields.option(0.75, "share of the steps after which the masks stay as they are", "1")
+        0.3, "share of its weights that a matrix exchanges at the first change; falls along a cosine to 0", "1")
+    sparsity_end: float = fields.option(0.75, "share of the steps after which the masks stay fixed", "1")
 
     def __post_init__(self):
         fields.require_counts(self, ("n_steps", "batch", "sequence", "groups", "accumulate", "eval_every",
@@ -67,7 +67,7 @@ class TrainConfig:
         fields.check(self, "groups", self.batch % self.groups == 0,
                      f"must divide batch = {self.batch}; 1 is the whole batch")
         if self.warmup_steps is None:
-            object.__setattr__(self, "warmup_steps", min(100, self.n_steps // 2))  # a run is told apart by its number
+            object.__setattr__(self, "warmup_steps", min(100, self.n_steps // 2))  # runs are compared by it
         fields.require_numbers(self, ("learning_rate", "adam_eps", "clip_norm", "sparsity_end"), positive=True)
         fields.require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2", "sparsity", "drop_fraction"),
                                positive=False)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 MOE, DENSE_ACTIVE, DENSE_TOTAL = "MoE", "dense, same active", "dense, same total"
-"""Same active: as many parameters as the MoE uses for a token.  Same total: as many as it has in all."""
+"""Same active: as many parameters as the MoE uses per token.  Same total: as many as the MoE has in all."""
 
 
 def dense(config, d_hidden):
@@ -12,7 +12,7 @@ def dense(config, d_hidden):
 
 
 def active_width(config):
-    """Width of the dense layer that does as much work as the experts of one token."""
+    """Width of the dense layer that does as much work per token as the experts of the token."""
     return config.top_k * config.d_hidden
 
 

@@ -1,6 +1,6 @@
 """Teaching material.
 
-    one_page   the default model on one page: forward, backward, loss and optimizer, for reading in one sitting
-    lessons    runs the lessons in notebooks/ again, in place
-    kernel     runs one notebook
+    one_page   the default model on one page: forward, backward, loss and optimizer, to be read in one sitting
+    lessons    reruns the lessons in notebooks/ in place
+    kernel     reruns one notebook
 """

@@ -1,6 +1,6 @@
-"""One notebook, run again by a kernel of its own.
+"""Reruns one notebook in its own kernel.
 
-Jupyter writes into a notebook when and by whom it was run, and cuts printed text into pieces as it arrives.  None of
+Jupyter records in a notebook when and by what it was run, and splits printed text into pieces as it arrives.  None of
 that is kept.
 """
 
@@ -15,10 +15,10 @@ import nbformat
 from nbclient import NotebookClient
 
 LIMIT = 600
-"""Seconds after which a cell that has not ended is given up."""
+"""Time limit of a cell, in seconds."""
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""The matrices of lessons are too small to be worth sharing, and two threads that wait for one another are slower."""
+"""One thread: the lessons' matrices are too small to share, and threads that wait for each other are slower."""
 
 DESCRIBE = """get_ipython().display_formatter.mimebundle_formatter.for_type_by_name(
     "matplotlib.figure", "Figure", lambda figure: ({}, {"image/png": {"alt": __import__(
@@ -30,16 +30,16 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
 
 
 def run(text, folder):
-    """A notebook's text with the outputs of a new run in `folder`, and the seconds of each of its cells of code.
+    """A notebook's text with the outputs of a new run in `folder`, and the seconds of each code cell.
 
-    Pictures have matplotlib's own style, whatever a user's matplotlibrc says.
+    Figures use matplotlib's default style, whatever the user's matplotlibrc says.
     Raises nbclient's CellExecutionError at the first cell that fails, KeyboardInterrupt after Ctrl-C.
     """
     notebook, seconds = plain(nbformat.reads(text, as_version=4)), []
     started = {}
     client = Client(
         notebook, timeout=LIMIT, kernel_name="python3", record_timing=False,
-        extra_arguments=["--IPKernelApp.log_level=40",  # of a kernel that only we talk to
+        extra_arguments=["--IPKernelApp.log_level=40",  # a kernel that only this program uses
                          f"--IPKernelApp.exec_lines={DESCRIBE}"],
         resources={"metadata": {"path": str(folder)}},
         on_cell_execute=lambda cell, cell_index: started.update({cell_index: time.perf_counter()}),
@@ -48,35 +48,35 @@ def run(text, folder):
     try:
         client.execute(env=os.environ | ONE_THREAD | {"MATPLOTLIBRC": matplotlib.get_data_path()})
     except BaseException:
-        if client.interrupted:  # which nbclient reports in many ways, such as a kernel that has died
+        if client.interrupted:  # nbclient reports this in many ways, such as a kernel that has died
             raise KeyboardInterrupt from None
         raise
     return nbformat.writes(plain(notebook)) + "\n", seconds
 
 
 class Client(NotebookClient):
-    """What runs a notebook, and lets Ctrl-C end it; nbclient's own handler removes the kernel under the running cell.
+    """A notebook client that Ctrl-C can end; nbclient's own handler removes the kernel under the running cell.
 
-    interrupted: whether it was pressed.
+    interrupted: whether Ctrl-C was pressed.
     """
 
     interrupted = False
 
     async def async_start_new_kernel(self, **options):
-        """Start the kernel; from here on, Ctrl-C cancels what runs, and the kernel is removed as at its end."""
+        """Start the kernel; from here on, Ctrl-C cancels the run, and the kernel is removed as after a normal end."""
         running = asyncio.current_task()
 
         def stop():
             self.interrupted, self.shutdown_kernel = True, "immediate"
             running.cancel()
 
-        with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows; another thread than the main one
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows; not the main thread
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
         await super().async_start_new_kernel(**options)
 
 
 def plain(notebook):
-    """The notebook without what differs between runs of the same code.  Changes and returns it."""
+    """Remove from the notebook whatever differs between runs of the same code.  Changes and returns it."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for place, cell in enumerate(notebook.cells):
         cell.id = f"cell-{place}"
@@ -87,7 +87,7 @@ def plain(notebook):
 
 
 def _joined(outputs):
-    """Printed text that came in pieces as one piece."""
+    """Join printed text that came in pieces."""
     joined = []
     for output in outputs:
         last = joined[-1] if joined else {}

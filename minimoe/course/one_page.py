@@ -2,11 +2,11 @@
 
     embed -> [ attention -> route -> keep -> dispatch -> experts -> combine ] x L -> head -> loss -> step
 
-This is the library's default model, equal to it to rounding error, without the options and the checks.  Read it from
-top to bottom, then watch it learn with `python -m minimoe.course.one_page`.  A function returns its output and its
-backward, which turns the gradient of the output into the gradients of the inputs, last step first; comments there quote
-the forward line that is undone.  What a backward remembers of the forward is called the cache in the library.  The
-gradient of x is dx, and names end in their shape, one letter per axis:
+This is the library's default model without the options and the checks, equal to it up to rounding error.  Read it from
+top to bottom, then watch it learn with `python -m minimoe.course.one_page`.  Each function returns its output and its
+backward, which turns the gradient of the output into the gradients of the inputs, last step first.  Comments there
+quote the forward line that is differentiated.  What a backward remembers of the forward is the cache in the library.
+The gradient of x is dx, and names end in their shape, one letter per axis:
 
     B batch   S sequence   T = B*S tokens   D model width   H heads (G = H of keys and values)   P head width
     M = S attended keys   V vocabulary   L layers   E experts   K choices per token   F expert hidden width
@@ -26,13 +26,13 @@ def rmsnorm(x_TD, gain_D, eps=1e-5):
 
     def backward(dy_TD):
         dunit_TD = dy_TD * gain_D  # y = gain * unit
-        along_T1 = (dunit_TD * unit_TD).mean(axis=1, keepdims=True)  # the scale depends on all of a token
+        along_T1 = (dunit_TD * unit_TD).mean(axis=1, keepdims=True)  # the scale depends on the whole token
         return scale_T1 * (dunit_TD - along_T1 * unit_TD), (dy_TD * unit_TD).sum(axis=0)  # unit = x * scale(x)
     return gain_D * unit_TD, backward
 
 
 def logsumexp(x_TE):
-    """log(sum_e exp(x_e)) without overflow.  `.real` here and below lets complex numbers of gradient checks pass."""
+    """log(sum_e exp(x_e)) without overflow.  `.real` here and below lets complex numbers pass, for gradient checks."""
     top_T1 = x_TE.real.max(axis=-1, keepdims=True)
     return top_T1 + np.log(np.exp(x_TE - top_T1).sum(axis=-1, keepdims=True))
 
@@ -44,8 +44,8 @@ def softmax(x_TE):
 
 
 def rope(x_BHSP, theta=10_000.0, turn=1):
-    """Turn each pair (x_i, x_{i+P/2}) by position * theta^(-2i/P)              [RoFormer, arXiv:2104.09864, eq. 15]."""
-    S, P = x_BHSP.shape[2:]  # q.k then depends on the distance alone; turn = -1 is the backward: it turns back
+    """Rotate each pair (x_i, x_{i+P/2}) by position * theta^(-2i/P)              [RoFormer, arXiv:2104.09864, eq. 15]."""
+    S, P = x_BHSP.shape[2:]  # q.k then depends on the distance alone; turn = -1 is the backward: it rotates back
     angle = turn * np.outer(np.arange(S), theta ** (-np.arange(0, P, 2) / P))
     cos, sin = np.cos(angle).astype(x_BHSP.real.dtype), np.sin(angle).astype(x_BHSP.real.dtype)
     first, second = np.split(x_BHSP, 2, axis=-1)
@@ -67,7 +67,7 @@ def attention(x_TD, gain_D, w_q_DHP, w_k_DHP, w_v_DHP, w_o_HPD, S):
     mix_BHSP = np.einsum("bhsm,bhmp->bhsp", weight_BHSM, v_BHMP)
     y_BSD = np.einsum("bhsp,hpd->bsd", mix_BHSP, w_o_HPD)
 
-    def backward(dout_TD):  # the backward of an einsum is an einsum: its output and the wanted input trade places
+    def backward(dout_TD):  # the backward of an einsum is an einsum: output and wanted input trade places
         dy_BSD = dout_TD.reshape(y_BSD.shape)  # out = x + y: the gradient takes both paths
         dw_o_HPD = np.einsum("bhsp,bsd->hpd", mix_BHSP, dy_BSD)  # y = mix w_o
         dmix_BHSP = np.einsum("bsd,hpd->bhsp", dy_BSD, w_o_HPD)
@@ -92,11 +92,11 @@ def route(x_TD, w_router_DE, top_k):
     expert_TK = np.argsort(-logit_TE.real, axis=1, kind="stable")[:, :top_k]  # stable: ties go to the lowest index
     chosen_TK = np.take_along_axis(prob_TE, expert_TK, axis=1)
     sum_T1 = chosen_TK.sum(axis=1, keepdims=True)
-    gate_TK = chosen_TK / sum_T1  # with K = 1 always 1, whatever the router says: the task could not teach it
+    gate_TK = chosen_TK / sum_T1  # with K = 1 always 1, whatever the router computes: no gradient from the task
     balance, balance_backward = balance_loss(prob_TE, expert_TK)
     z, z_backward = z_loss(logit_TE)
 
-    def backward(dgate_TK, dbalance, dz):  # the choice itself passes no gradient: it is piecewise constant
+    def backward(dgate_TK, dbalance, dz):  # the choice itself is piecewise constant and passes no gradient
         dchosen_TK = (dgate_TK - (dgate_TK * gate_TK).sum(axis=1, keepdims=True)) / sum_T1  # gate = chosen / sum
         dprob_TE = balance_backward(dbalance)
         dprob_TE[np.arange(len(x_TD))[:, None], expert_TK] += dchosen_TK  # chosen = prob[expert], K different ones
@@ -106,7 +106,7 @@ def route(x_TD, w_router_DE, top_k):
 
 
 def balance_loss(prob_TE, expert_TK):
-    """How unevenly tokens are spread over the experts: 1 if the load, or the mean probability, is uniform.
+    """How unevenly the tokens are spread over the experts: 1 if the load, or the mean probability, is uniform.
 
         E * sum_e f_e P_e,   f_e = share of the assignments, P_e = mean_t p_te  [Switch, arXiv:2101.03961, eq. 4-6]
     """
@@ -126,7 +126,7 @@ def keep(expert_TK, E, capacity_factor):
 
         C = clip(ceil(capacity_factor * K * T / E), 1, T);  None is dropless    [Switch, arXiv:2101.03961, eq. 3]
     """
-    T, K = expert_TK.shape  # below, round() lets 1.1 * 200 / 4 be 55 slots, where rounding error would make it 56
+    T, K = expert_TK.shape  # below, round() makes 1.1 * 200 / 4 give 55 slots; rounding error would make it 56
     C = T if capacity_factor is None else int(np.clip(np.ceil(np.round(capacity_factor * K * T / E, 9)), 1, T))
     expert_A = expert_TK.ravel()  # token by token: no token waits behind a later one
     count_E = np.bincount(expert_A, minlength=E)
@@ -151,14 +151,14 @@ def swiglu(x_ND, w_gate_DF, w_up_DF, w_down_FD):
 
 
 def add_rows(rows_ND, index_N, n_rows):
-    """What undoes rows = x[index]: each row is added to the place that it came from.  Returns n_rows rows."""
+    """The backward of rows = x[index]: each row is added to the place that it came from.  Returns n_rows rows."""
     total = np.zeros((n_rows, rows_ND.shape[1]), rows_ND.dtype)
-    np.add.at(total, index_N, rows_ND)  # `total[index] += rows` would keep only one of the rows with an index
+    np.add.at(total, index_N, rows_ND)  # `total[index] += rows` would keep only one row per index
     return total
 
 
 def moe(x_TD, gain_D, w_router_DE, w_gate_EDF, w_up_EDF, w_down_EFD, top_k, capacity_factor):
-    """Send each token to K of E experts and add up what comes back, weighted by the gates.  What is dropped adds 0.
+    """Send each token to K of E experts and add up their outputs, weighted by the gates.  Dropped assignments add 0.
 
         x_t + sum over the kept experts e of t of gate_te * SwiGLU_e(norm(x_t))     [Shazeer 2017, arXiv:1701.06538]
     """
@@ -173,7 +173,7 @@ def moe(x_TD, gain_D, w_router_DE, w_gate_EDF, w_up_EDF, w_down_EFD, top_k, capa
 
     def backward(dout_TD, dbalance, dz):
         dy_ND = dout_TD[token_N]  # y[token] += gate * out
-        dgate_TK = np.zeros_like(gate_TK)  # what was dropped has no gradient
+        dgate_TK = np.zeros_like(gate_TK)  # dropped assignments have no gradient
         dgate_TK.flat[kept_N] = (dy_ND * out_ND).sum(axis=1)
         douts = np.split(gate_N1 * dy_ND, np.cumsum(count_E)[:-1])
         dexperts = [expert_backward(dout) for (_, expert_backward), dout in zip(experts, douts, strict=True)]
@@ -204,7 +204,7 @@ def objective(params, tokens_BS, targets_BS, top_k=2, capacity_factor=None, bala
     losses["total"] = losses["ce"] + balance_coef * losses["balance"] + z_coef * losses["z"]
 
     def backward():
-        dlogit_TV = np.exp(logit_TV - lse_T1)  # ce = mean(lse - logit[target]): what was predicted minus what came
+        dlogit_TV = np.exp(logit_TV - lse_T1)  # ce = mean(lse - logit[target]): prediction minus target
         dlogit_TV[rows_T, target_T] -= 1
         dlogit_TV /= len(target_T)
         dx_TD, dgain_D = norm_backward(dlogit_TV @ w_head_DV.T)  # logit = normed w_head
@@ -232,7 +232,7 @@ def adamw_step(params, grads, moments, step, lr=3e-3, decay=0.1, beta1=0.9, beta
         w -= lr * (update + (decay if w.ndim > 1 else 0) * w)
 
 
-if __name__ == "__main__":  # four experts, two per token, learn a rhyme by heart
+if __name__ == "__main__":  # four experts, two per token, memorize a rhyme
     text = "Peter Piper picked a peck of pickled peppers; a peck of pickled peppers Peter Piper picked."
     id_T, rng = np.unique(list(text), return_inverse=True)[1], np.random.default_rng(0)
     V, D, H, P, E, F = id_T.max() + 1, 32, 4, 8, 4, 32

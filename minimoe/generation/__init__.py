@@ -1,5 +1,5 @@
 """Text from a trained model.
 
-    sampling   which token comes next, and which models can be asked
-    decoding   one token at a time, with the keys and values of earlier tokens cached
+    sampling   which token comes next, and which models can generate at all
+    decoding   prefill and decode: one token at a time, with a KV cache
 """

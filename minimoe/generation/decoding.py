@@ -1,11 +1,11 @@
-"""One token at a time: how a text goes on once its beginning has been read.
+"""Prefill and decode: read the prompt in one pass, then continue one token at a time with a KV cache.
 
-    logit_V, decoder = start(params, config, prompt_S, room)
-    logit_V = step(decoder, token, position)                    for each token after the prompt
+    logit_V, decoder = start(params, config, prompt_S, room)    prefill
+    logit_V = step(decoder, token, position)                    decode, for each token after the prompt
 
-A token alone always finds room, so its experts are called as they are, without queues; and its key and value go to the
-next free place of arrays with room for the whole text.  So what a token costs depends on the text before it in
-attention alone, which reads each earlier key and value once.  The router is the one of `moe_forward`.
+A single token always finds room, so its experts are called directly, without queues.  Its key and value go to the next
+free place in arrays with room for the whole sequence.  So the cost of a token depends on the earlier tokens only in
+attention, which reads each cached key and value once.  The router is that of `moe_forward`.
 """
 
 import math
@@ -21,10 +21,10 @@ from minimoe.nn import attention, ops
 
 
 class Layer(NamedTuple):
-    """The weights of one block, looked up once a text, and the keys and values of the text so far.
+    """The weights of one block, looked up once per sequence, and the KV cache of the sequence so far.
 
-    w_qkv: those of queries, keys and values side by side, [D, (H + 2G) P].  w_out: [H P, D].
-    k_GMP, v_GMP: M is the room.  kind: of `ModelConfig.layer_kinds`.  shared: of the shared experts; often none.
+    w_qkv: weights of queries, keys and values side by side, [D, (H + 2G) P].  w_out: [H P, D].
+    k_GMP, v_GMP: M is the room.  kind: from `ModelConfig.layer_kinds`.  shared: of the shared experts; often none.
     """
 
     attention_gain_D: np.ndarray
@@ -39,9 +39,9 @@ class Layer(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """A model that reads one text.
+    """A model that reads one sequence.
 
-    rope: `rope_table` of every position that there is room for.  read_M: whether there has been a token at it.
+    rope: `rope_table` of every position that there is room for.  read_M: which positions have been read.
     """
 
     config: ModelConfig
@@ -54,17 +54,17 @@ class Decoder(NamedTuple):
 
 
 def start(params, config, tokens_S, room):
-    """Read the beginning of a text.
+    """Prefill: read the beginning of a sequence.
 
-    tokens_S: at least one token.  room: the most tokens that the text will have, these included.
-    Returns logit_V of the token after them, and the Decoder, which owns its keys and values.
+    tokens_S: at least one token.  room: the largest number of tokens that the sequence will have, including these.
+    Returns logit_V of the token after them, and the Decoder, which owns its KV cache.
     Raises ValueError if there is no room for the tokens, or params or tokens do not fit the config.
     """
     model.check_params(params, config)
     tokens_S = model.check_tokens(require.array("tokens_S", tokens_S, "iu", 1)[None], config, "tokens_S")[0]
     require.whole("room", room, 1)
     if len(tokens_S) > room:
-        raise ValueError(f"room = {room}: tokens_S has {len(tokens_S)} tokens already")
+        raise ValueError(f"room = {room}: tokens_S already has {len(tokens_S)} tokens")
     (logit_TV, _), cache = model.model_forward(params, tokens_S[None], config)
     rope = attention.rope_table(np.arange(room), config.head_width, config.rope_theta, logit_TV.real.dtype)
     layers = [_layer(parameters.scope(params, f"layers.{i}."), kind, block.attention, room)
@@ -76,7 +76,7 @@ def start(params, config, tokens_S, room):
 
 
 def _layer(weights, kind, read, room):
-    """One block.  read: the cache of its attention to the beginning of the text."""
+    """One block.  read: the cache of its attention over the prompt."""
     mix, own = parameters.scope(weights, "attention."), parameters.scope(weights, f"{kind}.")
     D = len(mix["gain_D"])
     w_qkv = np.concatenate([mix[name].reshape(D, -1) for name in ("w_q_DHP", "w_k_DGP", "w_v_DGP")], axis=1)
@@ -93,17 +93,17 @@ def _with_room(kept_GSP, room):
 
 
 def step(decoder, token, position):
-    """Read one more token, the one at `position` of the text, counted from 0.  Returns logit_V of the next.
+    """Decode: read one more token, the one at `position` of the sequence, counted from 0.  Returns logit_V of the next.
 
-    Changes what the decoder keeps of that position, and nothing else.  What stands behind it is not looked at, so a
-    text may be taken up again from an earlier position.  Raises ValueError if there is no such place, or no token
-    before it, or no such token.
+    Changes the decoder's cache at that position and nothing else.  Later positions are ignored, so a sequence may
+    continue again from an earlier position.  Raises ValueError if there is no such position or token, or if an earlier
+    position has not been read.
     """
     config, room = decoder.config, len(decoder.read_M)
     if not 0 <= position < room:
-        raise ValueError(f"position = {position}: must be in [0, {room}), the room that the text was started with")
+        raise ValueError(f"position = {position}: must be in [0, {room}), the room that the sequence was started with")
     if not decoder.read_M[:position].all():
-        raise ValueError(f"position = {position}: no token has been read at {decoder.read_M.argmin()}")
+        raise ValueError(f"position = {position}: none has been read at {decoder.read_M.argmin()}")
     if not 0 <= token < config.vocab_size:
         raise ValueError(f"token = {token}: must be in [0, {config.vocab_size})")
     decoder.read_M[position] = True
@@ -117,13 +117,13 @@ def step(decoder, token, position):
 
 
 def _norm(x_1D, gain_D, eps):
-    """`ops.rmsnorm_forward` of one token, in a third of its time: with one number to divide by, the gain takes it."""
+    """`ops.rmsnorm_forward` of one token, in a third of the time: the only divisor is folded into the gain."""
     x_D = x_1D[0]
     return x_1D * (gain_D / np.sqrt(x_D @ x_D / len(x_D) + eps))
 
 
 def _attend(x_1D, layer, config, rope, position):
-    """Attention of the one query there is: it may look at every key, since the future is not there yet."""
+    """Attention of a single query.  It may read every key, since no later token exists yet."""
     H, G, P = config.n_heads, config.kv_heads, config.head_width
     heads = (x_1D @ layer.w_qkv).reshape(1, H + 2 * G, 1, P)
     turned, _ = attention.rope_forward(heads[:, :H + G], *rope)
@@ -135,7 +135,7 @@ def _attend(x_1D, layer, config, rope, position):
 
 
 def _feed(x_1D, layer, config, tokens):
-    """What the token's experts say, weighted by their gates, and the shared ones; or a layer without a router."""
+    """The outputs of the token's experts, weighted by their gates, plus the shared ones; or of a router-less layer."""
     if layer.kind != "moe":
         (y_1D, _), _ = feed_forward.kind_forward(x_1D, layer.weights, config, layer.kind, tokens)
         return y_1D

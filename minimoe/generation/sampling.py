@@ -1,8 +1,8 @@
-"""Sampling text, one token at a time, with the keys and values of earlier tokens kept.
+"""Sampling text, one token at a time, with a KV cache.
 
-A cached step sees one token, so it must get the routing that the full text would give it.  That holds for causal
-routers without a capacity, and everything else is refused: with a capacity, who is dropped depends on who else is in
-the batch, and a router that compares tokens (expert choice) would look into a future that does not exist yet.
+A cached step sees one token, which must get the routing that the full sequence would give it.  That holds for causal
+routers without a capacity; everything else is refused.  With a capacity, which tokens are dropped depends on the other
+tokens in the batch.  A router that compares tokens (expert choice) would look into a future that does not exist yet.
 """
 
 import math
@@ -18,8 +18,9 @@ from minimoe.moe import routers
 def generate(params, config, prompt_S, n_tokens, temperature=1.0, top_k=None, top_p=None, seed=0):
     """The prompt and n_tokens more.
 
-    prompt_S: at least one token.  temperature: divides the logits (1); 0 takes the likeliest.  top_k: sample among the
-    k likeliest only.  top_p: among the fewest that have probability p together.  Returns an array of tokens.
+    prompt_S: at least one token.  temperature: divides the logits (1); 0 always takes the likeliest token.
+    top_k: sample among the k likeliest tokens only.  top_p: among the fewest tokens whose probabilities reach p
+    together.  Returns an array of tokens.
     Raises ValueError for a value out of range, or a config that cannot generate, with the reason.
     """
     check_config(config)
@@ -31,8 +32,8 @@ def generate(params, config, prompt_S, n_tokens, temperature=1.0, top_k=None, to
 def stream(params, config, prompt_S, n_tokens, temperature=1.0, top_k=None, top_p=None, seed=0):
     """Iterate over the new tokens of `generate` as they are made.
 
-    When the context is full, the older half of it is forgotten and the rest read again, so each logit is exactly that
-    of a forward pass over the tokens in view.
+    When the context is full, its older half is dropped and the rest is read again, so the logits are exactly those of
+    a forward pass over the tokens in the context.
     """
     check_config(config)
     check_options(n_tokens, temperature, top_k, top_p, seed)
@@ -58,17 +59,17 @@ def sample(logit_V, temperature, top_k, top_p, rng):
     """One token, drawn from softmax(logit / temperature) among those that top_k and top_p leave.
 
     top_p keeps the fewest likeliest tokens whose probabilities reach p.          [arXiv:1904.09751, sec. 3.1]
-    Raises ValueError if the logits are no numbers, before anything is chosen, or an option is out of range.
+    Raises ValueError if the logits are not numbers, before anything is chosen, or an option is out of range.
     """
     check_options(0, temperature, top_k, top_p, 0)
     require.generator("rng", rng, optional=False)
     logit_V = require.array("logit_V", logit_V, "fiu", 1)
-    if not logit_V.size or not np.isfinite(logit_V.max()):  # NaN is the largest of all
-        raise ValueError("logit_V is not finite: the parameters cannot be used, perhaps since training diverged")
+    if not logit_V.size or not np.isfinite(logit_V.max()):  # max() returns NaN if there is any
+        raise ValueError("logit_V is not finite: the parameters are unusable, perhaps because training diverged")
     order_V = np.argsort(-logit_V, kind="stable")[:top_k]
     if temperature == 0:
         return int(order_V[0])
-    with np.errstate(over="ignore"):  # a temperature next to 0 gives -inf, which is a probability of 0
+    with np.errstate(over="ignore"):  # a temperature close to 0 gives -inf, a probability of 0
         scaled_V = (logit_V[order_V] - logit_V[order_V[0]]).astype(float) / temperature
     reached_V = np.exp(scaled_V).cumsum()
     reached_V /= reached_V[-1]
@@ -77,7 +78,7 @@ def sample(logit_V, temperature, top_k, top_p, rng):
 
 
 def causal(config):
-    """Whether what becomes of a token in evaluation depends on itself and earlier tokens alone, experts' room aside."""
+    """Whether a token's output in evaluation depends only on itself and earlier tokens, apart from capacity."""
     return set(config.layer_kinds) == {"dense"} or routers.ROUTERS[config.router].FACTS.causal_in_evaluation
 
 
@@ -85,12 +86,12 @@ def check_config(config):
     """Raise ValueError unless a cached step of this model equals the full forward pass."""
     require.record("config", config, ModelConfig)
     if not causal(config):
-        raise ValueError(f"router = {config.router!r} cannot generate: it is not causal, so the tokens to come would "
-                         "decide what becomes of earlier tokens")
+        raise ValueError(f"router = {config.router!r} cannot generate: it is not causal, so the routing of a token "
+                         "would depend on tokens that do not exist yet")
     if config.eval_capacity_factor is not None and config.moe_layers:
-        raise ValueError(f"eval_capacity_factor = {config.eval_capacity_factor} cannot generate: the room in an expert "
-                         "depends on how many tokens are routed together, so a token alone would be routed otherwise; "
-                         "use eval_capacity_factor=None (--dropless)")
+        raise ValueError(f"eval_capacity_factor = {config.eval_capacity_factor} cannot generate: the capacity of an "
+                         "expert depends on how many tokens are routed together, so a single token would be routed "
+                         "differently; use eval_capacity_factor=None (--dropless)")
 
 
 def check_options(n_tokens, temperature, top_k, top_p, seed):

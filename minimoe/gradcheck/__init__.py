@@ -1,17 +1,18 @@
-"""Is a hand-written gradient right?  Three ways to ask, and a report to read.
+"""Is a hand-written gradient right?  There are three ways to check it, and a report of the result.
 
 complex step        f(x + ih).imag / h: exact to rounding error, since nothing is subtracted; h = 1e-30, routing live
-central difference  (f(x + h) - f(x - h)) / 2h: what a student has at hand; good to 1e-7 while no token changes experts
-random direction    one number for a whole model: <gradient, u> against the slope along a random u
+central difference  (f(x + h) - f(x - h)) / 2h: the textbook method; accurate to 1e-7 while no token changes experts
+random direction    one number for a whole model: <gradient, u> compared with the slope along a random u
 
     numeric      numeric derivatives, and the report of how far a hand-written gradient is from them
-    arguments    what a caller hands in, looked at before it is believed
+    arguments    validation of a caller's arrays, gradients and function
     checks       every operation, and the layer in every setting
     models       whole models: every parameter, one direction, flips
-    everything   all of it in one go
+    everything   all checks in one go
 
-A router's choice jumps.  If x + h and x - h choose different experts, the difference measures the jump and not the
-gradient: a routing flip, not a wrong gradient.  The complex step never flips, since h does not touch the real part.
+A router's choice is discontinuous.  If x + h and x - h choose different experts, the difference measures the jump and
+not the gradient: a routing flip, not a wrong gradient.  The complex step never flips, since h leaves the real part as
+it is.
 """
 
 from minimoe.gradcheck.checks import (

@@ -1,4 +1,4 @@
-"""What a caller hands to the checker, looked at before it is believed: arrays, gradients, and the function itself."""
+"""Validation of what a caller gives to the checker: arrays, gradients, and the function itself."""
 
 import traceback
 import warnings
@@ -11,18 +11,18 @@ from minimoe import require
 LOST = "function loses the imaginary part of its arrays, which carries the slope in a complex step"
 
 ANY = "?bBiufcmMOSUV"
-"""Letters of every kind of dtype."""
+"""The letters of all kinds of dtype."""
 
 
 class LostImaginaryPartError(ValueError):
-    """A function that drops the imaginary part of its arrays, in which the complex step carries the slope."""
+    """The function drops the imaginary part of its arrays, which carries the slope in a complex step."""
 
 
 def real_arrays(arrays, checked):
-    """A copy of a dict of arrays, floating point and those to be checked as float64.  Others stay as they are.
+    """A copy of a dict of arrays.  Floating point arrays, and those to be checked, become float64; others stay.
 
-    Whole numbers to be checked become float64 too: a step of 1e-5 would be rounded off.  Raises ValueError if there is
-    no array, no array of a name in `checked`, or one of them has another dtype.
+    Whole numbers to be checked become float64 too, since a step of 1e-5 would be rounded off.  Raises ValueError if
+    there is no array, no array of a name in `checked`, or an array to be checked that is not of real numbers.
     """
     if not isinstance(arrays, Mapping) or not arrays:
         require.fail("arrays", arrays, "a dict, name -> array, of at least one")
@@ -33,7 +33,7 @@ def real_arrays(arrays, checked):
 
 
 def without_slope(arrays):
-    """Names of the arrays of whole numbers or masks, if there are others beside them."""
+    """Names of the arrays of whole numbers or masks, if there are other arrays too."""
     arrays = require.mapping("arrays", arrays)
     found = [name for name, array in arrays.items()
              if require.array(f"arrays[{name!r}]", array, ANY).dtype.kind in "iub"]
@@ -52,7 +52,7 @@ def _float64(name, array, checked):
 
 
 def gradients_by_name(grads, names):
-    """The gradients that a backward returned, as a dict.  None stands for one that is missing.
+    """The gradients that a backward returned, as a dict.  None marks a missing one.
 
     grads: a tuple or list in the order of the names, one array if there is one name, or a dict.
     Raises ValueError for a generator.
@@ -69,9 +69,9 @@ def gradients_by_name(grads, names):
 
 
 def problem_of(grad, array, arrays):
-    """Why a gradient is wrong at sight, in words; "" if it has to be measured.  array: None if there is none."""
+    """Why a gradient is obviously wrong, in words; "" if it has to be measured.  array: None if there is none."""
     if array is None:
-        return f"no array has this name; there are {', '.join(map(str, arrays))}"
+        return f"no array has this name; the names are {', '.join(map(str, arrays))}"
     if grad is None:
         return "it has no gradient"
     try:
@@ -88,13 +88,13 @@ def problem_of(grad, array, arrays):
 
 
 class Watched:
-    """A function of a dict of arrays that works on copies.  changed: names of arrays that it wrote to."""
+    """A function of a dict of arrays that gets copies of them.  changed: names of arrays that it wrote to."""
 
     def __init__(self, function):
         self.function, self.changed = function, set()
 
     def __call__(self, arrays):
-        """Its value.  Raises ValueError unless that is one number, of as many digits as float64 has."""
+        """The function's value.  Raises ValueError unless it is a single number in float64."""
         given = {name: array.copy() if isinstance(array, np.ndarray) else array for name, array in arrays.items()}
         value = np.asarray(self.function(dict(given)))
         self.changed |= {name for name, array in given.items()
@@ -102,11 +102,11 @@ class Watched:
         if value.size != 1 or value.dtype.kind not in "fciu":
             raise ValueError(f"function returned shape {value.shape} and dtype {value.dtype}: must be one number")
         if value.dtype in (np.float16, np.float32, np.complex64):
-            raise ValueError(f"function returned {value.dtype} for float64 arrays: that rounds off what is measured")
+            raise ValueError(f"function returned {value.dtype} for float64 arrays: that rounds away what is measured")
         return value.reshape(())[()]
 
     def on_complex_numbers(self, arrays):
-        """The same of complex arrays.  Raises LostImaginaryPartError where the function drops their imaginary part."""
+        """The value for complex arrays.  Raises LostImaginaryPartError if the function drops their imaginary part."""
         with warnings.catch_warnings():
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
             try:
@@ -118,12 +118,12 @@ class Watched:
 
 
 def watched(function, arrays):
-    """The function, Watched.  Raises ValueError if it gives different values for the same arrays."""
+    """The function, wrapped in Watched.  Raises ValueError if it gives different values for the same arrays."""
     if isinstance(function, Watched):
         return function
     function = Watched(require.function("function", function))
     values = np.array([function(arrays) for _ in range(2)])
     if np.isfinite(values).all() and abs(values[1] - values[0]) > 1e-9 * abs(values).max():
         raise ValueError(f"function gave {values[0]:g} and {values[1]:g} for the same arrays: "
-                         "what it leaves to chance has to be the same in each call")
+                         "its random choices must be the same in each call")
     return function

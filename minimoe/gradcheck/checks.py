@@ -1,4 +1,4 @@
-"""The checks of this project's gradients: every operation, and the layer in every setting."""
+"""Checks of this project's gradients: every operation, and the layer in every setting."""
 
 import copy
 from dataclasses import replace
@@ -16,10 +16,10 @@ from minimoe.nn import attention, normal, ops
 def check_pair(title, forward, backward, arrays):
     """Check one forward/backward pair.
 
-    forward: called with the arrays in order, returns (y, cache).  backward: of its shape, returns gradients in order.
-    The objective is (R * y).sum() with random R: a plain sum would hide that the softmax sums to one.
-    Whole numbers and masks, such as the places of an embedding, may go without a gradient; then they stay as they are,
-    and a backward that returns one for each of the other arrays need not name them.
+    forward: called with the arrays in order, returns (y, cache).  backward: called with an array of the shape of y and
+    the cache, returns gradients in order.  The objective is (R * y).sum() with random R: a plain sum would hide errors,
+    since a softmax sums to one.  Whole numbers and masks, such as the indices of an embedding, may have no gradient;
+    then they are not checked, and the backward may return gradients of the other arrays only.
     Returns a Report.  Raises ValueError if there are no arrays, or forward does not return two things.
     """
     kept = arguments.without_slope(arrays)
@@ -27,17 +27,17 @@ def check_pair(title, forward, backward, arrays):
     require.function("forward", forward)
     require.function("backward", backward)
     weight, grads, notes = _one_pass(forward, backward, arrays, kept)
-    if any(name in grads for name in kept):  # they are numbers after all, which others may be made of
+    if any(name in grads for name in kept):  # the backward treats them as numbers
         arrays = arguments.real_arrays(arrays, grads.keys() & arrays.keys())
         weight, grads, notes = _one_pass(forward, backward, arrays, kept)
     return numeric.compare(title, lambda a: (weight * forward(*a.values())[0]).sum(), arrays, grads, notes=notes)
 
 
 def _one_pass(forward, backward, arrays, kept):
-    """The weights of the objective, the gradients by name, and notes on the backward.  kept: may have no gradient."""
+    """The weights of the objective, the gradients by name, and notes on the backward.  kept: may lack a gradient."""
     result = forward(*(array.copy() for array in arrays.values()))
     if not isinstance(result, (tuple, list)) or len(result) != 2:
-        raise ValueError(f"forward returned a {type(result).__name__}: must be two things, its output and the cache")
+        raise ValueError(f"forward returned a {type(result).__name__}: must be two things, the output and the cache")
     weight = np.random.default_rng(1).normal(size=require.array("the output of forward", result[0]).shape)
     given = copy.copy(weight)
     returned, others = backward(given, result[1]), [name for name in arrays if name not in kept]
@@ -45,7 +45,7 @@ def _one_pass(forward, backward, arrays, kept):
     if len(grads) > len(others):
         grads = arguments.gradients_by_name(returned, list(arrays))
     grads = {name: grad for name, grad in grads.items() if grad is not None or name not in kept}
-    notes = [] if np.array_equal(given, weight) else ["The backward changes the gradient that it is given in place."]
+    notes = [] if np.array_equal(given, weight) else ["The backward modifies its input gradient in place."]
     return weight, grads, notes
 
 
@@ -108,12 +108,12 @@ def _check_attention(rng):
 
 ROOM = {"dropless": dict(capacity_factor=None)} | {
     f"drop by {order}": dict(capacity_factor=0.6, drop_order=order) for order in capacity.ORDERS}
-"""Name -> fields of every way to limit the experts."""
+"""Name -> fields, for every kind of capacity limit."""
 
 
 def layer_cases():
-    """Name -> ModelConfig of every way that an MoE layer can be set up: router x gates and K x capacity and drop order;
-    and each option of a router or a layer."""
+    """Name -> ModelConfig for every setting of an MoE layer: router x gates and K x capacity and drop order; and each
+    option of a router or a layer."""
     base = dict(vocab_size=7, d_model=10, n_heads=1, n_layers=1, d_hidden=6, n_experts=4)
     cases = {}
     for name, page in routers.ROUTERS.items():
@@ -139,11 +139,11 @@ def layer_cases():
 
 OBJECTIVES = {"task": {"task": 1.0}} | {name: {name: 1.0} for name in losses.LOSSES} | {
     "all together": {"task": 1.0} | {name: 0.3 + 0.1 * i for i, name in enumerate(losses.LOSSES)}}
-"""Name -> weights of (R * y).sum(), the task, and of the auxiliary losses."""
+"""Name -> weights of the task, (R * y).sum(), and of the auxiliary losses."""
 
 
 def objectives_of(config):
-    """The names of the OBJECTIVES of a layer: no auxiliary loss without a router, no load loss without noise."""
+    """The names of the OBJECTIVES that a layer has: no auxiliary loss without a router, no load loss without noise."""
     if not config.moe_layers:
         return ["task"]
     noisy = routers.ROUTERS[config.router].FACTS.has_chances
@@ -153,9 +153,9 @@ def objectives_of(config):
 def check_layer(config, objective="all together", seed=0, n_tokens=11, one_by_one=False):
     """Check all parameters and the input of one layer, in training, with live routing.
 
-    objective: a name of OBJECTIVES; of its losses those that make sense.  one_by_one: step every number by itself; else
-    along random directions, which is much faster.  Two sequences, with padding at the end of the second.  Returns a
-    Report whose notes say how many assignments were dropped.
+    objective: a name of OBJECTIVES; losses that the layer does not have are left out.  one_by_one: step every number on
+    its own; otherwise along random directions, which is much faster.  The input is two sequences, with padding at the
+    end of the second.  Returns a Report whose notes give the number of dropped assignments.
     """
     require.one_of("objective", objective, OBJECTIVES)
     require.whole("n_tokens", n_tokens, 2)

@@ -1,4 +1,4 @@
-"""All checks in one go, and the report of them."""
+"""All checks in one go, and their report."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ from minimoe import terminal
 from minimoe.gradcheck import checks, models, numeric
 
 MOST_NAMES = 10
-"""Of wrong checks in the first line."""
+"""Number of wrong checks that the first line names."""
 
 
 def check_everything(config, say, rounds=range):
-    """Check all that there is and `say` it: operations, the layer in every setting, models of this config, flips.
+    """Check everything and `say` the results: operations, the layer in every setting, models of this config, flips.
 
-    rounds: counts the settings of the layer, as `range` does; a progress bar can.  Returns whether every gradient is
-    right.
+    rounds: iterates over the settings of the layer as `range` does, such as a progress bar.  Returns whether every
+    gradient is right.
     """
     ops, layers = checks.check_ops(), _check_layers(rounds)
     whole = [models.check_model(config), models.check_direction(config)] + [
@@ -25,13 +25,13 @@ def check_everything(config, say, rounds=range):
         f"{case}, objective {objective}": report for case, row in layers.items() for objective, report in row.items()}
     say("\n\n".join([
         terminal.fill(_verdict(named)), "Operations:", numeric.table(ops, titles=True),
-        terminal.fill("The MoE layer: the worst error of all its parameters and its input, for each objective:"),
+        terminal.fill("The MoE layer: the largest error over all its parameters and its input, for each objective:"),
         _layer_table(layers), *map(str, whole), terminal.fill(FLIPS), str(live), str(frozen)]))
     return all(report.ok for report in named.values())
 
 
-FLIPS = ("What central differences make of a token between two experts. With live routing they must come out WRONG, "
-         "since steps change the choice; that is why we use the complex step, which changes none:")
+FLIPS = ("Central differences for a token that is almost tied between two experts. With live routing they are WRONG, "
+         "since a step flips the choice; that is why we use the complex step, which never flips it:")
 
 
 def _check_layers(rounds):

@@ -1,4 +1,4 @@
-"""The checks of whole models: every parameter, also with the batch in groups; one direction; and flips."""
+"""Checks of whole models: every parameter, also with the batch in groups; one direction; and flips."""
 
 import math
 from dataclasses import replace
@@ -14,12 +14,12 @@ from minimoe.nn import ops
 
 SMALL = ModelConfig(vocab_size=7, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=5, n_experts=3, top_k=2,
                     max_sequence=9, balance_coef=0.5, z_coef=0.3)
-"""A model with all that a model has: two layers, grouped heads with two wavelengths each, coefficients large enough to
-see.  Small enough to check every number."""
+"""A model with every feature: two layers, grouped heads with two wavelengths each, and coefficients that are large
+enough to matter.  It is small enough to check every number."""
 
 
 def random_params(config, seed=0):
-    """float64 parameters that hide nothing: no gain is 1, and no two experts or tokens are alike."""
+    """float64 parameters that hide no error: no gain is 1, and no two experts or tokens are alike."""
     start = model.init_params(config, seed, np.float64)
     rng = np.random.default_rng(seed)
     return {name: array + 0.3 * rng.normal(size=array.shape) for name, array in start.items()}
@@ -28,8 +28,9 @@ def random_params(config, seed=0):
 def check_model(config=SMALL, seed=0, most=None, groups=1):
     """Check every parameter of a whole model, for the objective with all its losses, in training, routing live.
 
-    most: entries to check of each tensor; None checks all in a model of up to 5,000 parameters and else as many, in
-    total, drawn at random.  groups: of the two sequences, each with capacity and balance of its own.  Returns a Report.
+    most: entries to check of each tensor; None checks all in a model of up to 5,000 parameters, otherwise 5,000 in
+    total, drawn at random.  groups: splits the two sequences into groups, each with its own capacity and balance.
+    Returns a Report.
     """
     params, batch = random_params(config, seed), random_batch(config, seed)
     if most is None and parameters.count(params) > 5000:
@@ -44,7 +45,7 @@ def check_model(config=SMALL, seed=0, most=None, groups=1):
 def check_direction(config=SMALL, seed=0):
     """One random direction through all parameters at once: <gradient, u> against a central difference along u.
 
-    Returns a Report of one row.  Live routing: a flip, which the notes count, makes the difference meaningless.
+    Returns a Report of one row.  Routing is live: a flip makes the difference meaningless, so the notes count flips.
     """
     params, batch = random_params(config, seed), random_batch(config, seed)
     _, cache = model.objective_forward(params, *batch, config, training=True, rng=np.random.default_rng(seed))
@@ -60,11 +61,11 @@ def check_direction(config=SMALL, seed=0):
     slope = sum((grads[name] * direction[name]).sum() for name in params)
     report = numeric.compare("whole model, one random direction", along, {"step": np.zeros(1)},
                              {"step": np.array([slope])}, numeric.central_difference, numeric.DIRECTION_TOLERANCE)
-    return replace(report, notes=[f"{flips(*routings[-2:])} routing flips"])  # of the last two calls: the difference
+    return replace(report, notes=[f"{flips(*routings[-2:])} routing flips"])  # of the last two calls
 
 
 def check_flips(config=SMALL, seed=0):
-    """The student's check, central difference, on the router of the first layer: routing live, and routing frozen.
+    """The textbook check, a central difference, on the router of the first layer, with live and with frozen routing.
 
     The first token's last chosen expert is moved to within 1e-6 of the next best, as happens by chance in every large
     batch.  Returns two Reports; the notes of the live one count the entries whose steps changed a choice.
@@ -101,7 +102,7 @@ def flips(before, after):
     for routing in (*before, *after):
         require.record("routing", routing, Routing)
     if len(before) != len(after):
-        raise ValueError(f"before has {len(before)} Routings, after {len(after)}: must be as many")
+        raise ValueError(f"before has {len(before)} Routings, after {len(after)}: must have the same number")
     return sum(int(((a.expert_A != b.expert_A) | (a.kept_A != b.kept_A)).sum())
                for a, b in zip(before, after, strict=True))
 
@@ -125,7 +126,7 @@ def _objective(config, batch, seed, replays=None, seen=None):
 
 
 def _objective_in_groups(config, batch, seed, groups):
-    """params -> the cross-entropy of the whole batch + the mean over its groups of the weighted auxiliary losses."""
+    """params -> the cross-entropy of the whole batch plus the mean over its groups of the weighted auxiliary losses."""
     tokens_BS, targets_BS = batch
     weight_T = np.full(targets_BS.size, 1 / targets_BS.size)
 
@@ -147,7 +148,7 @@ def _objective_in_groups(config, batch, seed, groups):
 
 
 def _near_tie(params, batch, config, name):
-    """The parameters with the first token's K-th and next expert moved to almost the same score."""
+    """The parameters, changed so that the first token's K-th and next expert have almost the same score."""
     (_, routings), cache = model.objective_forward(params, *batch, config)
     logit_E = routings[0].logit_TE[0]
     x_D = cache.model.blocks[0].feed_forward_norm.unit_TD[0] * params["layers.0.moe.gain_D"]

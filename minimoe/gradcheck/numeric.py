@@ -13,15 +13,15 @@ COMPLEX_STEP, COMPLEX_TOLERANCE = 1e-30, 1e-12
 CENTRAL_STEP, CENTRAL_TOLERANCE = 1e-5, 1e-7
 DIRECTION_TOLERANCE = 1e-6
 ZERO = 1e-13
-"""Gradients of at most this length are rounding error of 0."""
+"""Gradients of at most this length count as 0 with rounding error."""
 START = {"step": np.zeros(1)}
-"""Where a line starts: see `_line`."""
+"""The starting point of a line: see `_line`."""
 
 
 class Row(NamedTuple):
-    """One tensor's check.  error: ||a - n|| / (||a|| + ||n||).  length: ||a||, the analytic gradient's.
+    """One tensor's check.  error: ||a - n|| / (||a|| + ||n||).  length: ||a||, the norm of the analytic gradient.
 
-    problem: why it is wrong at sight, in words; then error is NaN.
+    problem: why it is obviously wrong, in words; then error is NaN.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Report:
 
     @property
     def ok(self):
-        """Whether every gradient is right, and there is any."""
+        """Whether there are gradients and all of them are right."""
         return len(self.rows) > 0 and all(row.ok for row in self.rows)
 
     @property
     def worst(self):
-        """The largest error of all tensors; NaN if any is, or there are none."""
+        """The largest error of all tensors; NaN if any error is NaN, or there are no tensors."""
         return float(np.max([row.error for row in self.rows] or [np.nan]))
 
     def __str__(self):
@@ -63,7 +63,7 @@ class Report:
 
 
 def table(reports, titles=False):
-    """The rows of some Reports as text, one per tensor.  titles: whether the first column says which Report it is."""
+    """The rows of some Reports as text, one per tensor.  titles: whether the first column names the Report."""
     lines = [("check", "tensor", "shape", "checked", "error", "limit", "")]
     for report in reports:
         for i, row in enumerate(report.rows):
@@ -86,12 +86,12 @@ def error(analytic, numeric):
 
 
 def complex_step(function, arrays, name, entries):
-    """Derivative of function(arrays) by the listed entries (flat indices) of arrays[name], exact to rounding.
+    """Derivative of function(arrays) with respect to entries (flat indices) of arrays[name], exact to rounding error.
 
         df/dx = Im f(x + ih) / h                                [Squire & Trapp 1998, SIAM Review 40(1)]
 
-    function: dict of arrays -> number; must be analytic (no abs, no comparison but of real parts).
-    Raises ValueError as `complex_directions` does, and for an entry that there is not.
+    function: dict of arrays -> number; must be analytic (no abs; comparisons of real parts only).
+    Raises ValueError as `complex_directions` does, and for an entry that does not exist.
     """
     return complex_directions(function, arrays, name, _entries(arrays, name, entries))
 
@@ -101,8 +101,8 @@ def complex_directions(function, arrays, name, directions):
 
         <df/dx, u> = Im f(x + ihu) / h
 
-    As exact as entry by entry, and one call a direction: an error in any entry shows in almost every direction.
-    Raises ValueError if the arrays are not real numbers, or the function loses their imaginary part, or gives different
+    As exact as entry by entry, and only one call per direction: an error in any entry shows in almost every direction.
+    Raises ValueError if the arrays are not real numbers, or the function loses their imaginary part or gives different
     values for the same real parts.
     """
     arrays = arguments.real_arrays(arrays, [name])
@@ -115,7 +115,7 @@ def complex_directions(function, arrays, name, directions):
 
 
 def central_difference(function, arrays, name, entries):
-    """The same by (f(x + h) - f(x - h)) / 2h: no complex numbers needed, but h must be neither small nor large."""
+    """The same by (f(x + h) - f(x - h)) / 2h.  It needs no complex numbers, but h must be neither small nor large."""
     return central_directions(function, arrays, name, _entries(arrays, name, entries))
 
 
@@ -127,13 +127,13 @@ def central_directions(function, arrays, name, directions):
     for direction in directions:
         above, below = (function(arrays | {name: _stepped(arrays[name], step, direction)})
                         for step in (CENTRAL_STEP, -CENTRAL_STEP))
-        with np.errstate(invalid="ignore"):  # two infinities have no difference, and the report says so
+        with np.errstate(invalid="ignore"):  # the difference of two infinities is NaN, and the report says so
             slopes.append((above - below) / (2 * CENTRAL_STEP))
     return np.array(slopes)
 
 
 def _entries(arrays, name, entries):
-    """The entries as a list.  Raises ValueError for one that there is not."""
+    """The entries as a list.  Raises ValueError for one that does not exist."""
     size = arguments.real_arrays(arrays, [name])[name].size
     return [require.whole("entry", entry, 0, size - 1) for entry in require.sequence("entries", entries)]
 
@@ -150,7 +150,7 @@ def _stepped(array, step, direction):
 
 
 def compare_directions(title, function, arrays, grads, count=4, notes=()):
-    """Check analytic gradients tensor by tensor along `count` random directions each.  Returns a Report."""
+    """Check analytic gradients tensor by tensor, along `count` random directions each.  Returns a Report."""
     require.whole("count", count, 1)
     rng = np.random.default_rng(0)
     return _report(title, function, arrays, grads, lambda grad: rng.normal(size=(count, *grad.shape)),
@@ -161,16 +161,16 @@ def compare(title, function, arrays, grads, method=complex_step, tolerance=COMPL
     """Check analytic gradients against a numeric derivative, tensor by tensor.
 
     Args:
-        function: dict of arrays -> number.  It gets copies in float64, so that it cannot change what others read.
+        function: dict of arrays -> number.  It gets copies in float64, so that it cannot modify the originals.
         arrays: name -> array.
-        grads: name -> analytic gradient of each array to check; the report says which arrays have none.
+        grads: name -> analytic gradient of each array to check; the report names arrays without one.
         method: complex_step or central_difference.
         tolerance: largest error of a right gradient.
-        most: check at most so many entries of each tensor, drawn at random; None checks all.
+        most: largest number of entries to check per tensor, drawn at random; None checks all.
 
-    A gradient that does not have the shape of its array, or numbers that are not finite, is wrong at sight.  Where the
-    function loses the imaginary part of its arrays, central differences stand in for the complex step, with their
-    tolerance, and the report says so.  Returns a Report.
+    A gradient with a different shape than its array, or with numbers that are not finite, is wrong without a
+    measurement.  Where the function loses the imaginary part of its arrays, central differences with their tolerance
+    replace the complex step, and the report says so.  Returns a Report.
     Raises ValueError if there is nothing to check, or the function does not return a number.
     """
     if most is not None:
@@ -187,9 +187,9 @@ def compare(title, function, arrays, grads, method=complex_step, tolerance=COMPL
 
 
 def _report(title, function, arrays, grads, places, method, tolerance, notes):
-    """The Report of all gradients.  places: function of a gradient for the directions or entries to check.
+    """The Report of all gradients.  places: function of a gradient that returns the directions or entries to check.
 
-    method: function of (function, arrays, name, places) for the slopes there.
+    method: function of (function, arrays, name, places) that returns the slopes there.
     """
     if not isinstance(grads, dict) or not grads:
         require.fail("grads", grads, "a dict, name -> gradient, of at least one")
@@ -206,19 +206,19 @@ def _report(title, function, arrays, grads, places, method, tolerance, notes):
         how = (central_directions, CENTRAL_TOLERANCE) if name in losses else (method, tolerance)
         rows.append(_row(function, arrays, name, np.asarray(grad, float), places, *how))
         if not rows[-1].ok and np.asarray(grad).dtype in (np.float16, np.float32):
-            notes.append(f"{name}: the gradient is {np.asarray(grad).dtype}; only one in float64 has the digits that a "
-                         f"limit of {rows[-1].tolerance:.0e} asks for.")
+            notes.append(f"{name}: the gradient is {np.asarray(grad).dtype}; a tolerance of {rows[-1].tolerance:.0e} "
+                         "needs float64.")
     for words in dict.fromkeys(losses.values()):
         names = ", ".join(str(name) for name, found in losses.items() if found == words)
         notes.append(f"{names}: the {words}. So central differences check it, to fewer digits. Give buffers the dtype "
-                     "of what fills them; abs, float(), .real, np.var, np.std and np.linalg.norm drop the imaginary "
+                     "of their contents; abs, float(), .real, np.var, np.std and np.linalg.norm drop the imaginary "
                      "part.")
     unchecked = [str(name) for name in arrays if name not in grads]
     if unchecked:
-        notes.append(f"Not checked, since without a gradient: {', '.join(unchecked)}.")
+        notes.append(f"Not checked, since there is no gradient: {', '.join(unchecked)}.")
     if function.changed:
-        notes.append(f"The function changes its input in place: {', '.join(sorted(map(str, function.changed)))}. Here "
-                     "it was given copies; elsewhere, whatever reads that input later gets wrong numbers.")
+        notes.append(f"The function modifies its input in place: {', '.join(sorted(map(str, function.changed)))}. Here "
+                     "it got copies; elsewhere, code that reads the input later will get wrong numbers.")
     return Report(title, rows, notes)
 
 
@@ -226,7 +226,7 @@ def _row(function, arrays, name, grad, places, method, tolerance):
     """The Row of one gradient."""
     where = places(grad)
     slopes = method(function, arrays, name, where)
-    whole = where.dtype.kind == "f"  # a direction is one of all entries
+    whole = where.dtype.kind == "f"  # a direction covers all entries
     analytic = (where * grad).reshape(len(where), -1).sum(axis=1) if whole else grad.ravel()[where]
     problem = "" if np.isfinite(slopes).all() else "the slopes of the function are not finite"
     return Row(name, grad.shape, grad.size if whole else len(where), float(np.linalg.norm(grad)),
@@ -234,10 +234,10 @@ def _row(function, arrays, name, grad, places, method, tolerance):
 
 
 def _losses(function, arrays, names):
-    """Name -> in words, how the function loses the imaginary part of that array.  Without those that it keeps.
+    """Name -> in words, how the function loses the imaginary part of that array; only for arrays where it does.
 
-    Along a random direction the complex step must give what the central difference does: first one through all arrays,
-    as that is cheap; and if it does not, one in each.
+    Along a random direction the complex step must agree with the central difference.  One direction through all arrays
+    is tried first, since that is cheap; if they disagree, one direction in each array.
     """
     if _agree(_line(function, arrays, names)):
         return {}
@@ -257,7 +257,7 @@ def _line(function, arrays, names):
 def _agree(line):
     """Whether the complex step and the central difference find the same slope."""
     try:
-        with np.errstate(invalid="ignore"):  # two infinities do not
+        with np.errstate(invalid="ignore"):  # two infinities do not agree
             return error(*(method(line, START, "step", [0]) for method in (complex_step, central_difference))) \
                 < CENTRAL_TOLERANCE
     except arguments.LostImaginaryPartError:
@@ -267,8 +267,8 @@ def _agree(line):
 def _loss(line):
     """In words, how the function loses the imaginary part; "" if it does not.
 
-    From -h to h in four pieces: all have one slope where an imaginary part is lost, and not where the function jumps or
-    bends, within the step or where it stands.
+    The step from -h to h is divided into four pieces.  They have the same slope where an imaginary part is lost, but
+    not where the function jumps or bends within the step or at its start.
     """
     if _agree(line):
         return ""

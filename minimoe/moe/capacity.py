@@ -1,7 +1,7 @@
-"""Experts have room for C tokens; who queues first, and who is dropped.
+"""Each expert has room for C tokens: in which order tokens queue for it, and which are dropped.
 
-A dropped assignment adds exactly nothing to its token, and the token's other gates are not rescaled: a token that
-every expert drops passes by the layer on the residual stream alone.
+A dropped assignment adds exactly nothing to its token, and the token's other gates are not rescaled.  A token that
+all its experts drop passes the layer through the residual connection alone.
 """
 
 import math
@@ -19,9 +19,9 @@ from minimoe.moe.routing import require_rng
 def capacity(n_assignments, n_tokens, n_experts, factor):
     """Slots of an expert: C = clip(ceil(factor * K * T / E), 1, T), with K * T the number of assignments.
 
-    The factor is read as the decimal number that was typed, so 1.1 * 200 / 4 is 55 slots, not 56 by rounding error.
-    Switch and some ports leave K out; others round down.  factor None is dropless: returns None.
-    Raises ValueError for a count that is not one, or a factor that is not above 0.
+    The factor is read as the decimal number that was typed, so 1.1 * 200 / 4 gives 55 slots; rounding error would
+    make it 56.  Switch and some ports leave K out; others round down.  A factor of None is dropless: returns None.
+    Raises ValueError for a count that is not a whole number of 1 or more, or a factor that is not above 0.
     """
     for name, value, least in (("n_assignments", n_assignments, 0), ("n_tokens", n_tokens, 0),
                                ("n_experts", n_experts, 1)):
@@ -34,7 +34,7 @@ def capacity(n_assignments, n_tokens, n_experts, factor):
 
 
 def rules(config, training):
-    """The capacity factor and the drop order that apply.  Evaluation leaves nothing to chance."""
+    """The capacity factor and the drop order that apply.  Evaluation is deterministic."""
     if training:
         return config.capacity_factor, config.drop_order
     return config.eval_capacity_factor, "position" if config.drop_order == "random" else config.drop_order
@@ -44,15 +44,15 @@ def keep_forward(routing, top_k, factor, order, rng=None, replay=None):
     """Give every assignment a slot in its expert's queue, and keep those within the capacity.
 
     Args:
-        routing: of a router, with no queue formed yet.
-        top_k: K, which sets the capacity, even if a router sent some tokens to fewer experts.
+        routing: a router's output, in which no queue has been formed yet.
+        top_k: K, which sets the capacity, even if the router sent some tokens to fewer experts.
         factor: capacity factor; None keeps all.
         order: a name of ORDERS.
         rng: numpy.random.Generator, for order "random".
-        replay: a Routing whose slots are taken instead.
+        replay: a Routing whose slots are used instead.
     Returns a Routing, cache.  Raises ValueError for order "random" without rng.
     """
-    # without a limit every order keeps all, and only the rows of an expert change places
+    # without a limit every order keeps all assignments, and only permutes the rows of an expert
     n_tokens = int(routing.mask_T.sum())
     limit = capacity(top_k * n_tokens, n_tokens, routing.n_experts, factor)
     slot_A = queue(routing, order if limit is not None else "position", rng) if replay is None else replay.slot_A
@@ -62,7 +62,7 @@ def keep_forward(routing, top_k, factor, order, rng=None, replay=None):
 
 
 def keep_backward(dgate_N, cache):
-    """Gradient of gate_A from that of the N kept, which come in row order: a dropped assignment gets none."""
+    """Gradient of gate_A from that of the N kept gates, which come in row order; 0 for a dropped assignment."""
     routing = cache
     dgate_A = np.zeros(len(routing.kept_A), dgate_N.dtype)
     dgate_A[routing.kept_N] = dgate_N
@@ -70,7 +70,7 @@ def keep_backward(dgate_N, cache):
 
 
 def queue(routing, order, rng=None):
-    """How many assignments of the same expert stand before each.  order: a name of ORDERS.  Returns slot_A."""
+    """How many assignments to the same expert queue before each one.  order: a name of ORDERS.  Returns slot_A."""
     first_A = ORDERS[order].line_up(routing, rng)
     smallest = np.min_scalar_type(routing.n_experts)  # NumPy sorts small integers by radix, three times faster
     by_expert_A = first_A[np.argsort(routing.expert_A[first_A].astype(smallest), kind="stable")]
@@ -99,9 +99,9 @@ def _by_chance(routing, rng):
 
 
 class Order(NamedTuple):
-    """Who queues first for an expert whose capacity is too small.
+    """The order in which assignments queue for an expert.
 
-    summary: in one line.   line_up: function of (Routing, rng) for the assignments in the order in which they queue.
+    summary: in one line.   line_up: function of (Routing, rng) that returns the assignments in the order of the queue.
     causal: whether no assignment waits behind one of a later token.
     """
 

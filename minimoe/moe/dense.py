@@ -7,13 +7,13 @@ NAMES = ("w_gate_DJ", "w_up_DJ", "w_down_JD")
 
 
 def weights(config, std, out_std, width=None):
-    """The parameters of one SwiGLU block.  width: of its hidden layer; None is the configuration's dense width."""
+    """The parameters of one SwiGLU network.  width: of its hidden layer; None is the configuration's dense width."""
     D, J = config.d_model, width or config.dense_width
     return {"w_gate_DJ": Weight((D, J), std), "w_up_DJ": Weight((D, J), std), "w_down_JD": Weight((J, D), out_std)}
 
 
 def dense_forward(x_TD, weights):
-    """SwiGLU of every token.  Returns y_TD, cache."""
+    """Apply SwiGLU to every token.  Returns y_TD, cache."""
     return ops.swiglu_forward(x_TD, *(weights[name] for name in NAMES))
 
 

@@ -2,7 +2,7 @@
 
     rows_ND   [ expert 0's tokens | expert 1's tokens | ... ]        in the order of Routing.kept_N
 
-Both ways are gathers: a row copies its token, and a token reads its experts' rows, so nothing is lost by duplicates.
+Both directions are gathers: a row copies its token, and a token reads its experts' rows.  So duplicates lose nothing.
 """
 
 from typing import NamedTuple
@@ -18,13 +18,13 @@ def dispatch_forward(x_TD, routing):
 
 
 def dispatch_backward(drows_ND, cache):
-    """Gradient of x_TD: a token was copied to K rows, so their gradients add up."""
+    """Gradient of x_TD: a token was copied to K rows, so their gradients are summed."""
     routing = cache
     return _sum_rows(drows_ND, routing)
 
 
 class CombineCache(NamedTuple):
-    """What the experts put out, the gates by which it was weighed, both in row order, and whose rows they are."""
+    """The experts' outputs and their gates, both in row order, and the Routing that the rows belong to."""
 
     out_ND: np.ndarray
     gate_N: np.ndarray
@@ -46,7 +46,7 @@ def combine_backward(dy_TD, cache):
 
 
 def _sum_rows(rows_ND, routing):
-    """The sum of each token's rows.  Where it has fewer than K, a row of zeros at the index N stands for nothing."""
+    """The sum of each token's rows.  A token with fewer than K rows reads a row of zeros at index N instead."""
     padded = rows_ND
     if len(rows_ND) < routing.row_TK.size:
         padded = np.concatenate([rows_ND, np.zeros((1, rows_ND.shape[1]), rows_ND.dtype)])

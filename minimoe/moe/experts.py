@@ -1,8 +1,8 @@
-"""E experts, each the SwiGLU block of a dense model, over rows sorted by expert.
+"""E experts, each a SwiGLU network as in a dense model, applied to rows sorted by expert.
 
-The weights are stacked, [E, D, F]; expert e sees the rows from start_e to start_e + count_e and no others, so the
-cost is that of the rows and not of the number of experts.  (The gate in w_gate_EDF is SwiGLU's, inside an expert; the
-router's gates weigh whole experts.)
+The weights are stacked, [E, D, F].  Expert e sees the rows from start_e to start_e + count_e and no others, so the
+cost depends on the number of rows, not on the number of experts.  (The gate in w_gate_EDF is SwiGLU's, inside an
+expert; the router's gates weight whole experts.)
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ NAMES = ("w_gate_EDF", "w_up_EDF", "w_down_EFD")
 
 
 def weights(config, std, out_std):
-    """The parameters of the experts of one layer.  std, out_std: spread of the first values, and of the output's."""
+    """The parameters of the experts of one layer.  std, out_std: initial spread of the input and output weights."""
     E, D, F = config.n_experts, config.d_model, config.d_hidden
     return {
         "w_gate_EDF": Weight((E, D, F), std),
@@ -26,7 +26,7 @@ def weights(config, std, out_std):
 
 
 class ExpertsCache(NamedTuple):
-    """Expert -> its cache, of those that have rows; the weights; and how many rows each expert and its buffer has."""
+    """Expert -> cache, for experts that have rows; the weights; the number of rows of each expert and of its buffer."""
 
     swiglu: dict
     w_gate_EDF: np.ndarray
@@ -37,14 +37,15 @@ class ExpertsCache(NamedTuple):
 
 
 def experts_forward(rows_ND, weights, count_E, n_slots=None):
-    """Each expert works on its own rows.
+    """Apply each expert to its own rows.
 
     Args:
         rows_ND: the copied tokens, sorted by expert.
         weights: name -> array, those of `weights`.
-        count_E: rows of each expert.
-        n_slots: rows that each computes, zeros after its own, as systems with buffers of a fixed size do: the numbers
-            are the same, the work is that of E * n_slots rows [GShard, arXiv:2006.16668, sec. 3.2].  None: its own.
+        count_E: number of rows of each expert.
+        n_slots: number of rows that each expert computes, zeros after its own, as systems with fixed-size buffers do.
+            The results are the same; the work is that of E * n_slots rows [GShard, arXiv:2006.16668, sec. 3.2].
+            None: only its own rows.
     Returns out_ND, cache.
     """
     rows_ND = ops.floats("rows_ND", rows_ND)
@@ -59,7 +60,7 @@ def experts_forward(rows_ND, weights, count_E, n_slots=None):
 
 
 def experts_backward(dout_ND, cache):
-    """Gradients of rows_ND and, as a dict, of the weights.  An expert without rows has a gradient of zeros."""
+    """Gradients of rows_ND and, as a dict, of the weights.  An expert without rows gets a gradient of zeros."""
     dout_ND = ops.floats("dout_ND", dout_ND)
     drows_ND = np.empty_like(dout_ND)
     dweights = {name: np.empty_like(getattr(cache, name)) for name in NAMES}
@@ -73,14 +74,14 @@ def experts_backward(dout_ND, cache):
 
 
 def _padded(rows, n_slots):
-    """The rows of one expert, with zeros behind them if it has slots to fill."""
+    """The rows of one expert, followed by zeros if it has slots to fill."""
     if n_slots is None:
         return rows
     return np.concatenate([rows, np.zeros((n_slots - len(rows), rows.shape[1]), rows.dtype)])
 
 
 def _rows_of_each(count_E, n_slots=None):
-    """(expert, its rows) of the experts that have any, or slots without."""
+    """(expert, its rows) for each expert that has rows, or slots to compute."""
     stop = 0
     for e, count in enumerate(count_E.tolist()):
         if count > 0 or n_slots:

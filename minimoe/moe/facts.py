@@ -1,6 +1,6 @@
-"""What others may ask about a router.  Each page of `moe/routers`, and `moe/soft.py`, answers once, in its FACTS.
+"""What the rest of the program may ask about a router.  Each file in `moe/routers`, and `moe/soft.py`, has its FACTS.
 
-So no other file knows a router by name: help, configuration, gradient checks, costs and the explorer all read here.
+So no other file knows a router by name: help, configuration, gradient checks, costs and the explorer all read these.
 """
 
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """How the explorer's page decides again, in evaluation, what the router decided; in the few terms it can compute.
+    """How the explorer's page repeats the router's decisions in evaluation, in the few terms that it can compute.
 
-    choice: "best", a token takes the K experts with the highest numbers; "turn", experts round-robin; "experts", the
-    experts take tokens; "recorded", what the run did stands, since the page cannot do it again.
-    numbers: function of (Routing, the layer's weights) for the arrays that the page needs besides logits and
-    probabilities: choice_TE, by which experts are chosen, tie_TE, which decides where they are equal, gate_TE, from
-    which gates come, and any that `shares` names.
-    shares: the array of logarithms of which renormalized gates are a softmax; None: they are shares of gate_TE.
-    equal_gates: whether all gates are 1/K.   least_share: what a token's second expert must exceed; None is nothing.
-    chosen_by, gate: in words, what choice_TE is (None: the page has no column for it) and what a gate comes from.
+    choice: "best", a token uses the K experts with the highest numbers; "turn", experts round-robin; "experts", the
+    experts choose tokens; "recorded", the page shows the recorded choices, since it cannot repeat them.
+    numbers: function of (Routing, the layer's weights) that returns the arrays that the page needs besides logits and
+    probabilities: choice_TE, by which experts are chosen, tie_TE, which breaks ties, gate_TE, from which gates are
+    computed, and any array that `shares` names.
+    shares: name of an array of logarithms; renormalized gates are its softmax.  None: they are shares of gate_TE.
+    equal_gates: whether all gates are 1/K.   least_share: share that a token's second expert must exceed; None: any.
+    chosen_by, gate: in words, what choice_TE is (None: the page has no column for it) and what a gate is computed from.
     """
 
     choice: str = "best"
@@ -37,25 +37,25 @@ class Facts(NamedTuple):
 
     summary: what it does, in one line.
     losses: name -> weight of the auxiliary losses that it is trained with, unless the configuration sets them.
-    options: fields of the configuration that it reads and some other router does not.
-    first_choices: whether its balance loss counts first choices alone, unless the configuration says otherwise.
-    settings: name -> fields with which the gradient checks set it up once more.
-    top_k: the only K that it knows; None is any.   k_is_mean: whether a token may have 0 to E experts, K on average.
+    options: fields of the configuration that it reads and at least one other router does not.
+    first_choices: whether its balance loss counts only first choices, unless the configuration says otherwise.
+    settings: name -> fields of additional settings that the gradient checks cover.
+    top_k: the only K that it supports; None is any.   k_is_mean: whether a token may have 0 to E experts, K on average.
     soft: whether it mixes tokens instead of assigning them, so that there is no Routing.
 
-    causal: whether, in training, a token's experts depend on itself and earlier tokens alone.
-    causal_in_evaluation: the same of evaluation, and so whether text can be generated with it.
+    causal: whether a token's experts depend only on the token and earlier ones, in training.
+    causal_in_evaluation: the same in evaluation, and so whether the model can generate text.
     needs_token_ids: whether it reads the token's number in the vocabulary.
-    evaluation: in words, how evaluation differs from training; it is never left to chance.
+    evaluation: in words, how evaluation, which is always deterministic, differs from training.
     has_chances: whether its Routing has chance_TE, which the load loss needs.
 
-    matrices: how many matrices of D x E it learns.   has_bias: whether it keeps a bias for each expert.
-    kept_scores: numbers per token and expert that its forward keeps for its backward.
-    kept_more: function of (config, T): the other numbers that it keeps.
-    forward_scores: numbers per token and expert that its forward makes and drops again.
-    backward_scores: those that its backward holds at its fullest moment.
+    matrices: how many D x E matrices it learns.   has_bias: whether it keeps a bias for each expert.
+    kept_scores: numbers per token and expert that its forward stores for its backward.
+    kept_more: function of (config, T) that returns how many other numbers it stores.
+    forward_scores: numbers per token and expert that its forward needs temporarily.
+    backward_scores: the largest number of them that its backward holds at one time.
 
-    explorer: the Rule by which the explorer's page repeats it.
+    explorer: the Rule by which the explorer's page repeats its decisions.
     """
 
     summary: str

@@ -1,4 +1,4 @@
-"""What stands after attention in a block: a Mixture of Experts, one dense network, or a Soft MoE."""
+"""The feed-forward network (FFN) after attention in a block: a Mixture of Experts, one dense network, or a Soft MoE."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from minimoe.moe import dense, layer, soft
 
 
 class Kind(NamedTuple):
-    """A feed-forward network, called as every other kind is.
+    """A kind of feed-forward network.  All kinds are called in the same way:
 
     weights(config, std, out_std)  -> name -> Weight
     forward(x_TD, weights, config, tokens, **routing_options)  -> (y_TD, Routing or None), cache
@@ -41,7 +41,7 @@ KINDS = {
 
 
 class FeedForwardCache(NamedTuple):
-    """The kind of the layer, a name of KINDS, and what its forward kept."""
+    """The kind of the layer, a name of KINDS, and the cache of its forward."""
 
     kind: str
     cache: tuple
@@ -60,7 +60,7 @@ def kind_forward(x_TD, weights, config, kind, tokens, **routing_options):
         weights: name -> array, those of `weights` for this kind.
         config: ModelConfig.
         kind: a name of KINDS.
-        tokens: Tokens, which tokens they are.
+        tokens: Tokens, which describes the tokens.
         routing_options: training, rng and replay of `moe_forward`.
     Returns (y_TD, Routing or None), cache.
     """

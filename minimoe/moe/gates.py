@@ -1,6 +1,6 @@
-"""Choices and their gates: which K experts a token takes, and how much each counts.
+"""Choices and their gates: which K experts a token uses, and the weight of each.
 
-The gate of a chosen expert is its score, as it is or as a share of the token's choices.
+The gate of a chosen expert is its score, either unchanged or divided by the sum over the token's chosen experts.
 """
 
 from typing import NamedTuple
@@ -12,24 +12,24 @@ from minimoe.nn import ops
 
 
 def top_k_experts(score_TE, top_k, replay=None):
-    """The K experts of each token with the highest scores, best first; equal scores go to the lowest number.
+    """The K experts with the highest scores for each token, best first; ties go to the expert with the lowest number.
 
     No gradient flows through a choice.
 
     Args:
         score_TE: the larger, the better.
         top_k: K.
-        replay: a Routing whose choices are taken instead, where it has any.
+        replay: a Routing whose choices are used instead, where it has any.
     Returns expert_TK.  Raises ValueError unless K is from 1 to E.
     """
     score_TE = require.array("score_TE", ops.floats("score_TE", score_TE), ndim=2)
     require.whole("top_k", top_k, 1, score_TE.shape[1])
     lowest = np.finfo(score_TE.real.dtype).min
-    left_TE = np.where(score_TE.real > lowest, score_TE.real, lowest)  # so that -inf is: taken already
+    left_TE = np.where(score_TE.real > lowest, score_TE.real, lowest)  # -inf then means: already taken
     if replay is not None:
-        left_TE[replay.token_A, replay.expert_A] = np.inf  # before all others, so that no expert comes twice
+        left_TE[replay.token_A, replay.expert_A] = np.inf  # ahead of all others, so that no expert is chosen twice
     expert_TK, rows_T = np.empty((len(left_TE), top_k), int), np.arange(len(left_TE))
-    for k in range(top_k):  # K looks for the largest, where sorting all E costs more the more experts there are
+    for k in range(top_k):  # K searches for the maximum: cheaper than sorting all E
         expert_TK[:, k] = left_TE.argmax(axis=1)
         left_TE[rows_T, expert_TK[:, k]] = -np.inf
     if replay is not None:
@@ -38,9 +38,10 @@ def top_k_experts(score_TE, top_k, replay=None):
 
 
 def assignments_by_token(expert_TK, sent):
-    """Assignments of a router that gives a token K experts, token by token, best first.
+    """Assignments of a router that gives each token K experts, token by token, best first.
 
-    sent: which of them are meant, [T, K]; or mask_T, for all of a real token's.  Returns token_A, expert_A, rank_A.
+    sent: which choices become assignments, [T, K]; or mask_T, for all choices of real tokens.
+    Returns token_A, expert_A, rank_A.
     """
     expert_TK, sent = require.array("expert_TK", expert_TK, "iu", ndim=2), np.asarray(sent)
     sent_TK = np.empty(expert_TK.shape, bool)
@@ -50,9 +51,9 @@ def assignments_by_token(expert_TK, sent):
 
 
 class GatesCache(NamedTuple):
-    """The assignments that were made, and the gates and scores that they come from.
+    """The assignments, and the gates and scores that they come from.
 
-    sum_T1: what gates were divided by; None of raw gates.   rows_T1: the number of each row.
+    sum_T1: the divisor of the gates; None for raw gates.   rows_T1: the number of each row.
     """
 
     token_A: np.ndarray
@@ -71,11 +72,11 @@ def gates_forward(score_TE, expert_TK, sent, renormalize):
         renormalized: g = s / sum over the K chosen of s        [Mixtral, arXiv:2401.04088, sec. 2.1]
 
     Args:
-        score_TE: from which the gates come.
+        score_TE: the scores that the gates are computed from.
         expert_TK: the choices of each token, all different.
-        sent: which choices become assignments, [T, K]; or mask_T, for all choices of real tokens.  One that is not sent
-            still counts in the sum.
-        renormalize: whether gates are shares.
+        sent: which choices become assignments, [T, K]; or mask_T, for all choices of real tokens.  Choices that are
+            not sent still count in the sum.
+        renormalize: whether each token's gates are divided by their sum.
     Returns (token_A, expert_A, rank_A, gate_A), cache.  Raises ValueError if scores to renormalize sum to 0.
     """
     score_TE = ops.floats("score_TE", score_TE)
@@ -87,7 +88,7 @@ def gates_forward(score_TE, expert_TK, sent, renormalize):
         sum_T1 = gate_TK.sum(axis=1, keepdims=True)
         if not sum_T1.all():
             token = int((sum_T1[:, 0] == 0).argmax())
-            raise ValueError(f"score_TE: the scores of the experts of token {token} sum to 0: have no shares of it")
+            raise ValueError(f"score_TE: the scores of the experts of token {token} sum to 0: cannot be renormalized")
         gate_TK /= sum_T1
     cache = GatesCache(token_A, rank_A, gate_TK, sum_T1, rows_T1, expert_TK, score_TE)
     return (token_A, expert_A, rank_A, gate_TK[token_A, rank_A]), cache
@@ -97,7 +98,7 @@ def gates_backward(dgate_A, cache):
     """Gradient of score_TE: 0 for experts that were not chosen."""
     dgate_TK = np.zeros_like(cache.gate_TK)
     dgate_TK[cache.token_A, cache.rank_A] = dgate_A
-    if cache.sum_T1 is not None:  # gate = s / sum s: only the ratios of the chosen count
+    if cache.sum_T1 is not None:  # gate = s / sum s: depends on the ratios of the chosen scores alone
         dgate_TK -= (dgate_TK * cache.gate_TK).sum(axis=1, keepdims=True)
         dgate_TK /= cache.sum_T1
     dscore_TE = np.zeros_like(cache.score_TE)
@@ -106,7 +107,7 @@ def gates_backward(dgate_A, cache):
 
 
 class SharesCache(NamedTuple):
-    """The assignments that were made, the gates, and the number of each row; and how many experts there are."""
+    """The assignments, the gates, the number of each row, and the number of experts."""
 
     token_A: np.ndarray
     rank_A: np.ndarray
@@ -121,10 +122,10 @@ def shares_forward(log_TE, expert_TK, sent):
 
         g = s / sum over the K chosen of s = softmax over the K chosen of log s
 
-    So scores that are all too small for floating point still have their ratios: for a router whose chosen experts need
-    not be those with the highest scores.
-    log_TE: up to a constant per token.  Other arguments, and what is returned: see `gates_forward`.  Returns
-    (token_A, expert_A, rank_A, gate_A), cache.
+    The ratios survive even where all scores are too small for floating point.  This matters for a router whose chosen
+    experts need not be those with the highest scores.
+    log_TE: up to a constant per token.  Other arguments: see `gates_forward`.
+    Returns (token_A, expert_A, rank_A, gate_A), cache.
     """
     log_TE = ops.floats("log_TE", log_TE)
     token_A, expert_A, rank_A = assignments_by_token(expert_TK, sent)

@@ -1,4 +1,4 @@
-"""The Mixture-of-Experts layer: five steps, and the five of the way back.
+"""The Mixture-of-Experts layer: five steps forward, and the same five backward.
 
     x_TD -> route -> keep -> dispatch -> experts -> combine -> y_TD
 """
@@ -12,7 +12,7 @@ from minimoe.moe.routing import Routing
 
 
 def weights(config, std, out_std):
-    """The parameters of one layer: the router's, the experts', and those of the shared experts if there are any."""
+    """The parameters of one layer: of the router, of the experts, and of the shared experts if there are any."""
     own = routers.POLICIES[config.router].weights(config, std) | experts.weights(config, std, out_std)
     if config.n_shared_experts == 0:
         return own
@@ -21,7 +21,7 @@ def weights(config, std, out_std):
 
 
 class MoECache(NamedTuple):
-    """The router's page, and the cache of each step.  route: of the router.  shared: None without shared experts."""
+    """The router's module, and the cache of each step.  shared: None without shared experts."""
 
     policy: ModuleType
     route: tuple
@@ -41,10 +41,10 @@ def moe_forward(x_TD, weights, config, tokens, training=False, rng=None, replay=
         x_TD: the normalized tokens.
         weights: name -> array, those of `weights`.
         config: ModelConfig.
-        tokens: Tokens, which tokens they are.
-        training: whether noise, capacity and drop order of training apply.
+        tokens: Tokens, which describes the tokens.
+        training: whether the noise, capacity and drop order of training apply.
         rng: numpy.random.Generator, for routers with noise and drop_order "random", in training.
-        replay: only for checks, a Routing whose decisions (choices and slots) are taken over, so that they cannot flip.
+        replay: for checks only: a Routing whose decisions (choices and slots) are reused, so that they cannot flip.
     Returns (y_TD, Routing), cache.
     """
     factor, order = capacity.rules(config, training)
@@ -67,9 +67,9 @@ def moe_backward(dy_TD, grad, cache):
 
     Args:
         dy_TD: gradient of the output.
-        grad: RoutingGrad, the pull of the auxiliary losses on the router.
+        grad: RoutingGrad, the gradients of the auxiliary losses with respect to the Routing.
         cache: MoECache.
-    A token's gradient has two parts: through the experts that worked on it, and through the router that chose them.
+    A token's gradient has two parts: through the experts that processed it, and through the router that chose them.
     """
     dout_ND, dgate_N = dispatch.combine_backward(dy_TD, cache.combine)
     drows_ND, dexperts = experts.experts_backward(dout_ND, cache.experts)

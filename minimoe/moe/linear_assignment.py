@@ -1,4 +1,4 @@
-"""Balanced assignment: every expert the same number of tokens, and the sum of scores as large as that allows."""
+"""Balanced assignment: every expert gets the same number of tokens, and the sum of scores is the largest possible."""
 
 import numpy as np
 
@@ -8,16 +8,16 @@ PRICE_ROUNDS = 60
 
 
 def balanced_assignment(score_TE):
-    """The expert of each token in the assignment with the largest sum of scores, loads even to within one.
+    """The expert of each token in the assignment with the largest sum of scores, where loads differ by at most one.
 
-    Taking the best of score - price is the best assignment for the loads that it gives, whatever the prices.  So
-    prices first bring the loads as near to even as they can; what is left moves at the least loss.  Moving a token from
-    expert e to f loses score_te - score_tf; the least loss that takes a unit of load from e to f is a shortest path of
-    such moves.  After each the assignment is the best for its loads (successive shortest paths), so this is exact, but
-    for sums that differ by rounding error.  Returns expert_T.
+    Whatever the prices, choosing the expert with the best score - price gives the best assignment for the loads that
+    result.  So prices first make the loads as even as they can, and the remaining tokens move at the least loss.
+    Moving a token from expert e to f loses score_te - score_tf; the least loss of moving one unit of load from e to f
+    is a shortest path of such moves.  After each move the assignment is the best for its loads (successive shortest
+    paths).  So the method is exact, except for sums that differ by rounding error.  Returns expert_T.
     """
     score_TE = require.array("score_TE", score_TE, "fiu", 2)
-    score_TE = score_TE.astype(np.float64)  # else rounding error can look like a gain, for ever
+    score_TE = score_TE.astype(np.float64)  # otherwise rounding error can look like a gain forever
     n_tokens, n_experts = score_TE.shape
     if n_tokens == 0:
         return np.zeros(0, int)
@@ -39,7 +39,7 @@ def balanced_assignment(score_TE):
 
 
 def _best_move(loss_EE, count_E, low, tiny):
-    """The experts between which a unit of load should move: from where it must, at the least loss; None if nowhere."""
+    """The pair of experts between which a unit of load should move, at the least loss; None if the loads are right."""
     give_E, take_E = np.sign(low + 1 - count_E), np.sign(count_E - low)  # -1: must give, or take; 0: may; 1: must not
     need_EE = give_E[:, None] + take_E
     first = np.lexsort((loss_EE.ravel(), need_EE.ravel()))[0]  # by need, then by loss
@@ -49,7 +49,7 @@ def _best_move(loss_EE, count_E, low, tiny):
 
 
 def _prices(score_TE):
-    """Prices at which nearly as many tokens prefer each expert: up where too many do, by ever smaller steps."""
+    """Prices at which about as many tokens prefer each expert: raised where too many do, in shrinking steps."""
     price_E, step = np.zeros(score_TE.shape[1], score_TE.dtype), float(score_TE.std())
     for _ in range(PRICE_ROUNDS):
         count_E = np.bincount((score_TE - price_E).argmax(axis=1), minlength=len(price_E))
@@ -59,7 +59,7 @@ def _prices(score_TE):
 
 
 def _moves(score_TE, expert_T):
-    """The least loss of moving one token of expert e to f, and which token that is.  Returns loss_EE, token_EE."""
+    """The least loss of moving one token from expert e to f, and which token that is.  Returns loss_EE, token_EE."""
     n_experts = score_TE.shape[1]
     loss_EE, token_EE = np.full((n_experts, n_experts), np.inf), np.zeros((n_experts, n_experts), int)
     for e in range(n_experts):

@@ -19,10 +19,10 @@ from minimoe.moe import gates
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The T tokens that a layer sees, sequence by sequence: which are padding, where each stands, what it is.
+    """The T tokens that a layer sees, sequence by sequence: which are padding, their positions, and what they are.
 
     mask_T: False for padding.   sequence_T: the number of each token's sequence, from 0.
-    position_T: its place in the sequence, from 0.   id_T: its number in the vocabulary; None where it is unknown.
+    position_T: its position in the sequence, from 0.   id_T: its number in the vocabulary; None where it is unknown.
     """
 
     mask_T: np.ndarray
@@ -32,7 +32,7 @@ class Tokens:
 
     @classmethod
     def of_batch(cls, tokens_BS, mask_BS=None, start=0):
-        """Those of a batch.  mask_BS: False for padding; None is none.  start: tokens of each sequence seen before."""
+        """Those of a batch.  mask_BS: False for padding; None: no padding.  start: position of the first tokens."""
         n_sequences, length = tokens_BS.shape
         mask_T = np.ones(tokens_BS.size, bool) if mask_BS is None else mask_BS.ravel()
         return cls(mask_T, np.repeat(np.arange(n_sequences), length),
@@ -40,7 +40,7 @@ class Tokens:
 
     @classmethod
     def anonymous(cls, mask_T):
-        """Those of one sequence of vectors, of which no more is known than which are padding."""
+        """Those of one sequence of vectors, of which only the padding is known."""
         return cls(mask_T, np.zeros(len(mask_T), int), np.arange(len(mask_T)))
 
     @property
@@ -50,7 +50,7 @@ class Tokens:
 
     @property
     def weight_T(self):
-        """Weight of each token in a mean over the real tokens: 1/their number, and 0 for padding."""
+        """Weight of each token in a mean over the real tokens: 1 / their number, and 0 for padding."""
         return self.mask_T / max(self.mask_T.sum(), 1)
 
 
@@ -60,11 +60,11 @@ class Routing:
 
     token_A, expert_A: which token goes to which expert; the experts of a token are distinct.
     rank_A: 0 for a token's first choice, 1 for its second, ...; a token has each rank at most once.
-    gate_A: the weight of the expert's output in the token's.
+    gate_A: the weight of the expert's output in the token's output.
     slot_A: place in the expert's queue, from 0.   kept_A: whether that place is within the capacity.
-    logit_TE: the router's scores.   prob_TE: the distribution over all experts made from them.
-    tokens: which tokens they are; padding has no assignments.   capacity: slots an expert has; None is dropless.
-    chance_TE: probability that another draw of the router's noise would choose the expert; None without such noise.
+    logit_TE: the router's scores.   prob_TE: the distribution over all experts that they give.
+    tokens: describes the tokens; padding has no assignments.   capacity: slots per expert; None is dropless.
+    chance_TE: probability that a new draw of the router's noise would choose the expert; None without such noise.
     """
 
     token_A: np.ndarray
@@ -96,37 +96,37 @@ class Routing:
 
     @property
     def n_ranks(self):
-        """Most experts that any token has, at least 1: K for a router that gives every token K."""
+        """The largest number of experts that any token has, at least 1: K for a router that gives every token K."""
         return int(self.rank_A.max(initial=0)) + 1
 
     @property
     def count_E(self):
-        """Assignments of each expert, before capacity."""
+        """Assignments to each expert, before capacity."""
         return np.bincount(self.expert_A, minlength=self.n_experts)
 
     @property
     def first_count_E(self):
-        """First choices of each expert, before capacity."""
+        """Assignments to each expert that are first choices, before capacity."""
         return np.bincount(self.expert_A[self.rank_A == 0], minlength=self.n_experts)
 
     @property
     def kept_count_E(self):
-        """Assignments of each expert that it has room for: the rows that it computes."""
+        """Assignments that each expert has room for: the number of rows that it computes."""
         return np.bincount(self.expert_A[self.kept_A], minlength=self.n_experts)
 
     @property
     def n_slots(self):
-        """Slots of each expert's buffer, if it has one: the capacity, or without a limit what the busiest needs."""
+        """Slots in each expert's buffer, if it has one: the capacity, or as many as the busiest expert needs."""
         return int(self.kept_count_E.max(initial=0)) if self.capacity is None else self.capacity
 
     @property
     def load_E(self):
-        """Share of all assignments that each expert has, before capacity; sums to 1 (0 if there are none)."""
+        """Each expert's share of all assignments, before capacity; sums to 1 (0 if there are none)."""
         return self.count_E / max(len(self.expert_A), 1)
 
     @property
     def weight_T(self):
-        """Weight of each token in a mean over the real tokens: 1/their number, and 0 for padding."""
+        """Weight of each token in a mean over the real tokens: 1 / their number, and 0 for padding."""
         return self.tokens.weight_T.astype(self.prob_TE.real.dtype)
 
     @cached_property
@@ -139,10 +139,10 @@ class Routing:
 
     @cached_property
     def row_TK(self):
-        """The row of a token's k-th choice in `kept_N`; N, one past the last, where it has none or was dropped.
+        """The row of a token's k-th choice in `kept_N`; N, one past the last, if there is none or it was dropped.
 
         In the table at the top, with two more experts that are idle: kept_N = [1, 0] (expert 1's row, then expert 3's),
-        and row_TK = [[1, 0], [2, 2]]: the second token was dropped, and row 2 is the zeros that stand for nothing.
+        and row_TK = [[1, 0], [2, 2]]: the second token was dropped, so both its entries point to a row of zeros, row 2.
         """
         kept = np.flatnonzero(self.kept_A)
         row_TK = np.full((self.n_tokens, self.n_ranks), len(kept))
@@ -150,7 +150,7 @@ class Routing:
         return row_TK
 
     def _row(self, kept):
-        """Kept slots number an expert's queue from 0 without a gap: rows, counted from the expert's first."""
+        """The row of each kept assignment: its slot, counted from the expert's first row (slots have no gaps)."""
         count_E = self.kept_count_E
         start_E = np.cumsum(count_E) - count_E
         return start_E[self.expert_A[kept]] + self.slot_A[kept]
@@ -158,7 +158,7 @@ class Routing:
     def one_hot(self):
         """The same decisions as GShard's dense tensors, dispatch_TEC (0 or 1) and combine_TEC (gates).
 
-        For teaching and tests: T*E*C numbers, almost all 0.
+        For teaching and tests: T*E*C numbers, almost all of them 0.
         """
         slots = self.capacity or int(self.slot_A.max(initial=0)) + 1
         dispatch_TEC = np.zeros((self.n_tokens, self.n_experts, slots), self.gate_A.dtype)
@@ -171,14 +171,14 @@ class Routing:
 
 
 def dropless_routing(token_A, expert_A, rank_A, gate_A, logit_TE, prob_TE, tokens, chance_TE=None):
-    """What a router returns: every assignment kept, and no queue formed yet."""
+    """The Routing that a router returns: every assignment is kept, and no queue has been formed yet."""
     slot_A = np.zeros(len(expert_A), int)
     return Routing(token_A, expert_A, rank_A, gate_A, slot_A, np.ones(len(expert_A), bool), logit_TE, prob_TE, tokens,
                    chance_TE=chance_TE)
 
 
 def scoreless_routing(expert_TK, tokens, n_experts, dtype):
-    """The Routing of a policy that looks at no vector: gates of 1/K, the same probabilities, and scores of 0."""
+    """The Routing of a policy that ignores the vectors: gates of 1/K, equal probabilities, and scores of 0."""
     top_k = expert_TK.shape[1]
     token_A, expert_A, rank_A = gates.assignments_by_token(expert_TK, tokens.mask_T)
     prob_TE = np.zeros((len(expert_TK), n_experts), dtype)
@@ -188,7 +188,7 @@ def scoreless_routing(expert_TK, tokens, n_experts, dtype):
 
 
 class RoutingGrad(NamedTuple):
-    """Gradients of the numbers of a Routing: the way back from what reads it to the router that made it."""
+    """Gradients of the arrays of a Routing, passed back from whatever reads it to the router that made it."""
 
     dgate_A: np.ndarray
     dprob_TE: np.ndarray
@@ -197,13 +197,13 @@ class RoutingGrad(NamedTuple):
 
 
 def zero_gradient(routing):
-    """The RoutingGrad of a Routing at which nothing pulls."""
+    """The RoutingGrad of zeros for a Routing."""
     dgate_A, zeros_TE = np.zeros_like(routing.gate_A), np.zeros_like(routing.prob_TE)
     return RoutingGrad(dgate_A, zeros_TE, zeros_TE, zeros_TE)
 
 
 def require_rng(rng, who):
-    """The random generator.  Raises ValueError if there is none."""
+    """Return the random generator.  Raises ValueError if there is none."""
     if rng is None:
         raise ValueError(f"{who} needs rng, a numpy.random.Generator, in training")
     return rng

@@ -1,6 +1,7 @@
-"""Soft MoE: no token is sent anywhere.  Each expert works on slots, weighted means of all tokens of a sequence.
+"""Soft MoE: tokens are not routed.  Each expert works on slots, which are weighted means of all tokens of a sequence.
 
-Nothing is dropped, nothing jumps, every gradient is dense; but a slot mixes in later tokens, so it cannot write text.
+Nothing is dropped, nothing jumps, and every gradient is dense.  But a slot contains later tokens too, so the model
+cannot generate text.
 """
 
 from typing import NamedTuple
@@ -20,18 +21,18 @@ FACTS = Facts(
 )
 
 def slots_per_expert(config):
-    """C, so that the experts do as much work as with K of them per token, on the longest sequence."""
+    """C, such that the experts do as much work as K experts per token would, on the longest sequence."""
     return max(1, config.top_k * config.max_sequence // config.n_experts)
 
 
 def weights(config, std, out_std):
-    """A vector for each slot, a scale for all, and the experts."""
+    """The parameters: one vector per slot, one scale, and the experts."""
     shape = config.d_model, config.n_experts, slots_per_expert(config)
     return {"w_slot_DEC": Weight(shape, std), "scale_1": Weight((1,), None)} | experts.weights(config, std, out_std)
 
 
 class SoftCache(NamedTuple):
-    """What `soft_forward` made on its way, under its own names; slots: Z = E * C of them."""
+    """The intermediate results of `soft_forward`, under the same names; there are Z = E * C slots."""
 
     x_BSD: np.ndarray
     unit_BSD: np.ndarray
@@ -47,7 +48,7 @@ class SoftCache(NamedTuple):
 
 
 def soft_forward(x_TD, weights, tokens):
-    """Mix tokens to slots, let the experts work on the slots, mix slots to tokens.
+    """Mix tokens into slots, apply the experts to the slots, and mix the slots back into tokens.
 
         logit = unit(x) . (scale * unit(w_slot))
         slot = sum over tokens of dispatch * x,  dispatch = softmax of the logits over tokens
@@ -57,7 +58,7 @@ def soft_forward(x_TD, weights, tokens):
     Args:
         x_TD: the normalized tokens.
         weights: name -> array, those of `weights`.
-        tokens: Tokens, which tokens they are; padding is in no slot.
+        tokens: Tokens, which describes the tokens; padding is in no slot.
     Returns y_TD, cache.
     """
     (D, E, C), B = weights["w_slot_DEC"].shape, tokens.n_sequences
@@ -101,7 +102,7 @@ def soft_backward(dy_TD, cache):
 
 
 class UnitCache(NamedTuple):
-    """The vectors of length 1, and what they were scaled by."""
+    """The vectors of length 1, and their scale factors."""
 
     unit: np.ndarray
     scale: np.ndarray
@@ -110,7 +111,7 @@ class UnitCache(NamedTuple):
 def unit_forward(x_TD):
     """Scale each vector to length 1, however short or long it is; zeros stay zeros.  Any number of leading axes.
 
-    The largest number of a vector comes off first, since squares overflow or vanish.  Returns unit_TD, cache.
+    Each vector is first divided by its largest number, since squares could overflow or vanish.  Returns unit_TD, cache.
     """
     x_TD = ops.floats("x_TD", x_TD)
     top_T1, low_T1 = x_TD.real.max(axis=-1, keepdims=True), x_TD.real.min(axis=-1, keepdims=True)
@@ -125,12 +126,12 @@ def unit_forward(x_TD):
 
 
 def unit_backward(dunit_TD, cache):
-    """Gradient of x_TD: the part along the vector comes off, since the length does not change."""
+    """Gradient of x_TD: the part along the vector is subtracted, since the length does not change."""
     along_T1 = (dunit_TD * cache.unit).sum(axis=-1, keepdims=True)
     return cache.scale * (dunit_TD - cache.unit * along_T1)
 
 
 def _absent(tokens):
-    """Padding, but for sequences of padding alone, whose softmax over no tokens would not be a number."""
+    """Which tokens are padding; none in a sequence of padding alone, since a softmax over no tokens is not a number."""
     real_BS = tokens.mask_T.reshape(tokens.n_sequences, -1)
     return (~real_BS & real_BS.any(axis=1, keepdims=True))[:, :, None]

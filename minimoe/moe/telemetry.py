@@ -1,4 +1,4 @@
-"""What the router did, read from Routing alone."""
+"""Statistics of what the router did, computed from Routing alone."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ class Summary(NamedTuple):
     """One batch, layer by layer.
 
     load_LE: share of the assignments, before capacity (1).   drop_L: share of them dropped (1).
-    entropy_L: mean entropy of the router's distribution (nats); log E knows nothing, 0 is sure.
+    entropy_L: mean entropy of the router's distribution (nats): log E for a uniform one, 0 for a certain one.
     margin_L: mean gap in probability between the last chosen expert and the best one left out (1).
-    dead_L: experts without an assignment in this batch.
+    dead_L: number of experts without an assignment in this batch.
     logit_L: mean over tokens of the largest |logit| (nats).
     """
 
@@ -48,7 +48,7 @@ def entropy(routing):
 
 
 def margin(routing):
-    """Mean over tokens of the K-th largest probability minus the next: how far a choice is from a flip.
+    """Mean over tokens of the K-th largest probability minus the next one: how far a choice is from flipping.
 
     0 where every expert is chosen.
     """
@@ -60,17 +60,17 @@ def margin(routing):
 
 
 def logit_size(routing):
-    """Mean over tokens of max_e |logit|, in nats: 0 for a router that prefers nothing yet.
+    """Mean over tokens of max_e |logit|, in nats: 0 for a router that has no preference yet.
 
-    Not the spread max - min, which the softmax sees: a constant added to all logits changes no choice, but costs the
-    same digits (bfloat16 rounds numbers above 16 to multiples of 1/8).  Not the root of the z-loss: that is log E for
-    logits of 0, and says little of a sigmoid, each of whose scores saturates by itself.
+    It is not the spread max - min, which is all that the softmax sees: a constant added to all logits changes no
+    choice, but costs precision all the same (bfloat16 rounds numbers above 16 to multiples of 1/8).  Nor is it the
+    root of the z-loss, which is log E for logits of 0, and says little about sigmoids, which saturate one by one.
     """
     return float(routing.weight_T @ np.abs(routing.logit_TE.real).max(axis=1))
 
 
 def count_by_label(routing, label_T, n_labels):
-    """How many assignments of each label go to each expert: an array [labels, E].
+    """How many assignments with each label go to each expert: an array [labels, E].
 
     label_T: a whole number in [0, n_labels) for each token, such as its domain or its position.
     """
@@ -81,8 +81,8 @@ def count_by_label(routing, label_T, n_labels):
 def drop_by_label(routing, label_T, n_labels):
     """Share of each label's assignments that found no room, an array [labels]; 0 for a label without any.
 
-    With the position in the sequence as label, it tells whether late tokens are turned away; with the number of the
-    sequence, whether the last texts of a batch are.
+    With the position in the sequence as label, it shows whether late tokens are dropped more often; with the number of
+    the sequence, whether the last sequences of a batch are.
     """
     n_asked = np.bincount(label_T[routing.token_A], minlength=n_labels)
     n_dropped = np.bincount(label_T[routing.token_A[~routing.kept_A]], minlength=n_labels)
@@ -90,16 +90,16 @@ def drop_by_label(routing, label_T, n_labels):
 
 
 def mutual_information(counts):
-    """What the expert of an assignment tells of its label, in nats, and the label of the expert.
+    """The mutual information of an assignment's expert and its label, in nats.
 
         I = sum_xe p_xe log(p_xe / (p_x p_e)) - (X - 1)(E - 1) / (2n),   p_xe = counts / n
 
                                                         [Miller 1955, Note on the bias of information estimates]
-    counts: how often each label went with each expert, [labels, E], such as those of `count_by_label`; they can be
-    added up over batches.  X, E: labels and experts that occur at all.  The sum alone is never negative, and so too
-    large on average even if experts ignore the label: its mean is then about the second term (2n times the sum is the
-    G statistic of independence, whose mean is its degrees of freedom).  That term is subtracted; the result is about 0
-    without dependence, and can be a little below.  It errs to the low side where it is subtracted too often: for labels
+    counts: how often each label occurred with each expert, [labels, E], such as those of `count_by_label`; they can be
+    added up over batches.  X, E: numbers of labels and experts that occur at all.  The sum alone is never negative, so
+    it is too large on average: if experts ignore the label, its mean is about the second term (2n times the sum is the
+    G statistic of independence, whose mean is its degrees of freedom).  That term is subtracted, so the result is about
+    0 without dependence and can be slightly negative.  The correction is too large, and the result too low, for labels
     that occur less than about E times, and for K > 1, since a token's experts are distinct.  0 where n is 0.
     """
     n = counts.sum()
@@ -113,24 +113,24 @@ def mutual_information(counts):
 
 
 def chosen(routing):
-    """Which token goes where, before capacity: True where a token has an expert.  Returns chosen_TE."""
+    """Which experts each token chose, before capacity.  Returns chosen_TE, an array of bool."""
     chosen_TE = np.zeros((routing.n_tokens, routing.n_experts), bool)
     chosen_TE[routing.token_A, routing.expert_A] = True
     return chosen_TE
 
 
 def churn(before_TE, after_TE):
-    """Share of the assignments whose token did not have that expert before; ranks and gates do not count.
+    """Share of the assignments whose token did not use that expert before; ranks and gates do not matter.
 
                                         [1 - router saturation of OLMoE, arXiv:2409.02060, sec. 5.1]
     before_TE, after_TE: `chosen` of the same tokens at two times.  For K = 1 it is the share of tokens that have moved;
-    for more, unlike that share, it does not grow with K.  0 where no token has an expert.
+    unlike that share, it does not grow with K.  0 where no token has an expert.
     """
     return float((after_TE & ~before_TE).sum() / max(after_TE.sum(), 1))
 
 
 def coactivation(routing):
-    """Tokens that each pair of experts works on together, before capacity; 0 on the diagonal.
+    """Number of tokens that each pair of experts shares, before capacity; 0 on the diagonal.
 
     If every token has K experts, row a sums to (K - 1) times the tokens of expert a.  Returns pair_EE.
     """
@@ -154,7 +154,7 @@ class LedgerRow(NamedTuple):
 
 
 def first_choice(routing):
-    """The expert of each token's first choice; -1 for a token that no expert has.  An array of T whole numbers."""
+    """The expert of each token's first choice; -1 for a token without an expert.  An array of T whole numbers."""
     first = routing.rank_A == 0
     expert_T = np.full(routing.n_tokens, -1)
     expert_T[routing.token_A[first]] = routing.expert_A[first]
@@ -162,7 +162,7 @@ def first_choice(routing):
 
 
 def ledger(routings, layers=None):
-    """Every assignment of a batch as a row to print, token by token, layer by layer.
+    """Every assignment of a batch as one row to print, token by token, layer by layer.
 
     layers: the number of each Routing's layer; None counts them from 0.
     """

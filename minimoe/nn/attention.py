@@ -1,9 +1,9 @@
-"""Causal attention with rotary positions and grouped key heads; its cache is also the KV cache of generation.
+"""Causal attention with rotary position embeddings and grouped queries; its cache is also the KV cache of generation.
 
-    q, k, v = x W_q, x W_k, x W_v       rotate q and k by their position
+    q, k, v = x W_q, x W_k, x W_v       rotate q and k by their positions
     y = softmax(q k^T / sqrt(P), future = -inf) v W_o          [Vaswani 2017, arXiv:1706.03762, eq. 1]
 
-Every H/G query heads share one key and value head [GQA, arXiv:2305.13245].
+Each group of H/G query heads shares one key head and one value head [GQA, arXiv:2305.13245].
 """
 
 import math
@@ -16,7 +16,7 @@ from minimoe.parameters import Weight
 
 
 def weights(config, std, out_std):
-    """The parameters of one attention layer.  std, out_std: spread of the first values, and of the output's."""
+    """The parameters of one attention layer.  std, out_std: initial spread of the input and output weights."""
     D, H, G, P = config.d_model, config.n_heads, config.kv_heads, config.head_width
     return {
         "w_q_DHP": Weight((D, H, P), std),
@@ -29,7 +29,7 @@ def weights(config, std, out_std):
 class AttentionCache(NamedTuple):
     """What the backward needs, step by step.
 
-    k_BGMP, v_BGMP: also where generation resumes, as the KV cache of a `Decoder` or the `past` of a next call.
+    k_BGMP, v_BGMP: generation continues from them, as the KV cache of a `Decoder` or the `past` of the next call.
     """
 
     k_BGMP: np.ndarray
@@ -50,7 +50,7 @@ def attention_forward(x_BSD, weights, rope, past=None):
         x_BSD: the normalized tokens.
         weights: name -> array, those of `weights`.
         rope: `rope_table` of the positions.
-        past: (k_BGMP, v_BGMP) of an earlier call whose tokens come before these; None at the start of a text.
+        past: (k_BGMP, v_BGMP) of an earlier call whose tokens come before these; None at the start of a sequence.
     Returns y_BSD, cache.
     """
     q_BHSP, split_q = split_heads_forward(x_BSD, weights["w_q_DHP"])
@@ -71,7 +71,7 @@ def attention_backward(dy_BSD, cache):
     Raises ValueError after a forward with a past: the earlier tokens' gradients would be lost.
     """
     if cache.has_past:
-        raise ValueError("attention_backward: the forward had a past, which is for generation and has no gradient")
+        raise ValueError("attention_backward: the forward pass had a past, which is for generation and has no gradient")
     dmix_BHSP, dw_o_HPD = merge_heads_backward(dy_BSD, cache.merge)
     dq_BHSP, dk_BGMP, dv_BGMP = attend_backward(dmix_BHSP, cache.attend)
     dq_BHSP = rope_backward(dq_BHSP, cache.rope)
@@ -85,7 +85,7 @@ def attention_backward(dy_BSD, cache):
 
 
 class AttendCache(NamedTuple):
-    """Queries, keys, values, the weight of each value for each query, and the mix that they make."""
+    """Queries, keys, values, the weight of each value for each query, and the weighted means of the values."""
 
     q_BGQP: np.ndarray
     k_BGMP: np.ndarray
@@ -97,9 +97,9 @@ class AttendCache(NamedTuple):
 def attend_forward(q_BHSP, k_BGMP, v_BGMP):
     """Each query reads a mean of the values, weighted by how well their keys match: softmax(q k^T / sqrt(P)) v.
 
-    Queries stand at the last S of the M positions.  The H/G heads that share a key head are stacked as more
-    queries of that head, Q = H/G * S, so that nothing is copied; keys come before queries in the scores, since
-    NumPy adds up columns several times faster than rows.  Returns mix_BHSP, cache.
+    The queries are those of the last S of the M positions.  The H/G heads that share a key head are stacked as
+    additional queries of that head, Q = H/G * S, so that nothing is copied.  Keys come before queries in the scores,
+    since NumPy adds up columns several times faster than rows.  Returns mix_BHSP, cache.
     """
     q_BHSP, k_BGMP, v_BGMP = (ops.floats(name, x) for name, x in (
         ("q_BHSP", q_BHSP), ("k_BGMP", k_BGMP), ("v_BGMP", v_BGMP)))
@@ -115,9 +115,9 @@ def attend_forward(q_BHSP, k_BGMP, v_BGMP):
 
 
 def attend_backward(dmix_BHSP, cache):
-    """Gradients of q_BHSP, k_BGMP and v_BGMP; those of a shared head add up over the queries stacked on it.
+    """Gradients of q_BHSP, k_BGMP and v_BGMP; those of a shared head are summed over the queries stacked on it.
 
-    The softmax's mean of dweight is taken from mix, which is smaller: sum_m weight dweight = dmix . mix
+    The mean of dweight that the softmax needs is computed from mix, which is smaller: sum_m weight dweight = dmix . mix
                                                         [FlashAttention, arXiv:2205.14135, appendix B.2]
     """
     dmix_BGQP = dmix_BHSP.reshape(cache.mix_BGQP.shape)
@@ -168,14 +168,14 @@ def merge_heads_backward(dy_BSD, cache):
 
 
 class Rope(NamedTuple):
-    """Cosine and sine of every position's angles: what rotates, and the cache of a rotation too."""
+    """Cosine and sine of every position's angles: the table of rotations, and the cache of a rotation too."""
 
     cos_SP: np.ndarray
     sin_SP: np.ndarray
 
 
 def rope_table(position_S, head_width, theta, dtype):
-    """Cosine and sine of the angle position * theta^(-2i/P) of each pair i, once for each half of the head.
+    """Cosine and sine of the angle position * theta^(-2i/P) of each pair i, repeated for both halves of the head.
 
                                                         [RoFormer, arXiv:2104.09864, eq. 15; pairs (i, i + P/2)]
     theta: base of the wavelengths.  Returns a Rope.
@@ -187,9 +187,9 @@ def rope_table(position_S, head_width, theta, dtype):
 
 
 def rope_forward(x_BHSP, cos_SP, sin_SP):
-    """Turn each pair (x_i, x_{i+P/2}) by the angle of its position, so that q.k depends on the distance alone.
+    """Rotate each pair (x_i, x_{i+P/2}) by the angle of its position, so that q.k depends on the distance alone.
 
-    Returns the turned x_BHSP, cache.
+    Returns the rotated x_BHSP, cache.
     """
     x_BHSP, cos_SP, sin_SP = (ops.floats(name, x) for name, x in (
         ("x_BHSP", x_BHSP), ("cos_SP", cos_SP), ("sin_SP", sin_SP)))
@@ -197,7 +197,7 @@ def rope_forward(x_BHSP, cos_SP, sin_SP):
 
 
 def rope_backward(dy_BHSP, cache):
-    """Gradient of x_BHSP: a rotation is undone, and transposed, by turning the other way."""
+    """Gradient of x_BHSP: the transpose of a rotation is the rotation by the opposite angle."""
     return dy_BHSP * cache.cos_SP + _swapped(dy_BHSP, cache.sin_SP, 1)
 
 

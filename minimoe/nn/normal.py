@@ -1,6 +1,6 @@
-"""The normal distribution: its CDF, by which noisy top-k tells how likely an expert is chosen.
+"""The CDF of the normal distribution, from which noisy top-k computes how likely an expert is to be chosen.
 
-NumPy has no erf, and a complex step needs one that takes complex numbers: a table and a series serve both.
+NumPy has no erf, and the complex step needs one that accepts complex numbers.  A table and a Taylor series solve both.
 """
 
 import math
@@ -13,7 +13,7 @@ NORMAL_END, NORMAL_GRID, NORMAL_TERMS = 9.0, 64, 7
 
 
 def _normal_series():
-    """Row n: the factor of d^n in the series of `normal_cdf_forward`, at each grid point."""
+    """Row n: the coefficient of d^n in the series of `normal_cdf_forward`, at each grid point."""
     grid = np.arange(-NORMAL_END * NORMAL_GRID, NORMAL_END * NORMAL_GRID + 1) / NORMAL_GRID
     rows = [np.array([0.5 * math.erfc(-g / math.sqrt(2)) for g in grid])]
     pdf, hermite, hermite_before = np.exp(-0.5 * grid * grid) / math.sqrt(2 * math.pi), np.ones_like(grid), 0 * grid
@@ -27,9 +27,9 @@ NORMAL_SERIES = _normal_series()
 
 
 def normal_cdf_forward(z_TE):
-    """Probability that a standard normal number is below z, Phi(z) = (1 + erf(z / sqrt 2)) / 2.
+    """Probability that a standard normal variable is below z, Phi(z) = (1 + erf(z / sqrt 2)) / 2.
 
-    Exact values stand in a table of grid points; between them Taylor's series about the nearest one, d away:
+    A table holds exact values at grid points.  Other values come from the Taylor series about the nearest one, d away:
 
         Phi(g + d) = Phi(g) + pdf(g) * sum_n (-1)^n He_n(g) d^(n+1) / (n+1)!      [He_n: Hermite polynomials, DLMF 18.5]
 

@@ -1,8 +1,8 @@
-"""The arithmetic that every transformer has: each forward with its backward under it.
+"""The arithmetic of every transformer: each forward pass with its backward pass right below it.
 
-A forward returns its output and a cache; the backward takes the gradient of the output and the cache, and returns
-gradients in the order of the forward's arguments.  Letters are explained in `minimoe/__init__.py`; T is any number of
-rows here, and E or F any width, so the fields of caches go without letters where others use the operation too.
+A forward returns its output and a cache.  The backward takes the gradient of the output and the cache, and returns
+the gradients in the order of the forward's arguments.  The letters are explained in `minimoe/__init__.py`.  Here T is
+any number of rows, and E or F any width; cache fields have no letters where operations on different shapes share them.
 """
 
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from minimoe import require
 
 
 def floats(name, x):
-    """An array of floating point numbers as it is; whole numbers become float64, as a slope of theirs must.
+    """Return a floating point array unchanged, and whole numbers as float64, since their gradient needs fractions.
 
-    Raises ValueError for anything else, with its name and dtype.
+    Raises ValueError with the name and the dtype for anything else.
     """
     if isinstance(x, np.ndarray) and x.dtype.kind in "fc":
         return x
@@ -42,9 +42,10 @@ def linear_backward(dy_TF, cache):
 
 
 def softmax_forward(x_TE, axis=-1):
-    """Softmax over one axis, by default the last: p_e = exp(x_e) / sum_i exp(x_i).  Any number of other axes.
+    """Softmax over one axis, by default the last: p_e = exp(x_e) / sum_i exp(x_i).  Any number of axes.
 
-    The maximum comes off first, since exp overflows; it cancels in the ratio.  An entry of -inf gets exactly 0.
+    The maximum is subtracted first, so that exp cannot overflow; it cancels in the ratio.  An entry of -inf becomes
+    exactly 0.
     Returns p_TE, cache.
     """
     x_TE = floats("x_TE", x_TE)
@@ -56,14 +57,14 @@ def softmax_forward(x_TE, axis=-1):
 
 
 def softmax_backward(dp_TE, cache):
-    """Gradient of x_TE.  Raising all of a row changes nothing, so each row of the gradient sums to zero."""
+    """Gradient of x_TE.  Adding a constant to a row changes nothing, so each row of the gradient sums to zero."""
     p_TE = cache
     expected_T1 = (dp_TE * p_TE).sum(axis=-1, keepdims=True)
     return p_TE * (dp_TE - expected_T1)  # dp_i/dx_j = p_i (1[i=j] - p_j)
 
 
 def sigmoid_forward(x_TE):
-    """Sigmoid 1 / (1 + exp(-x)).  Both branches keep their digits, and exp never grows.  Returns s_TE, cache."""
+    """Sigmoid 1 / (1 + exp(-x)).  Both branches are accurate, and exp cannot overflow.  Returns s_TE, cache."""
     x_TE = floats("x_TE", x_TE)
     up_TE = x_TE.real > 0
     e_TE = np.exp(np.where(up_TE, -x_TE, x_TE))
@@ -72,14 +73,14 @@ def sigmoid_forward(x_TE):
 
 
 def sigmoid_backward(ds_TE, cache):
-    """Gradient of x_TE.  Not of s (1 - s), which has no digits left where s is next to 1."""
+    """Gradient of x_TE.  It does not use s (1 - s), which loses all its digits where s is close to 1."""
     x_TE = cache
     e_TE = np.exp(np.where(x_TE.real > 0, -x_TE, x_TE))
     return ds_TE * e_TE / ((1 + e_TE) * (1 + e_TE))  # ds/dx = sigmoid(x) sigmoid(-x)
 
 
 def log_sigmoid_forward(x_TE):
-    """Logarithm of the sigmoid, -log(1 + exp(-x)): about x where the sigmoid is next to 0.  Returns y_TE, cache."""
+    """Logarithm of the sigmoid, -log(1 + exp(-x)): about x where the sigmoid is close to 0.  Returns y_TE, cache."""
     x_TE = floats("x_TE", x_TE)
     up_TE = x_TE.real > 0
     return np.where(up_TE, 0, x_TE) - np.log1p(np.exp(np.where(up_TE, -x_TE, x_TE))), x_TE
@@ -92,7 +93,7 @@ def log_sigmoid_backward(dy_TE, cache):
 
 
 def softplus_forward(x_TE):
-    """The smooth ramp log(1 + exp(x)), which is positive; large x cannot overflow.  Returns y_TE, cache."""
+    """Softplus log(1 + exp(x)), a smooth positive ramp; a large x does not overflow.  Returns y_TE, cache."""
     x_TE = floats("x_TE", x_TE)
     up_TE = x_TE.real > 0
     return np.where(up_TE, x_TE, 0) + np.log1p(np.exp(np.where(up_TE, -x_TE, x_TE))), x_TE
@@ -113,25 +114,25 @@ class RMSNormCache(NamedTuple):
 
 
 def rmsnorm_forward(x_TD, gain_D, eps):
-    """Scale every token to unit root mean square, then by a learned gain.
+    """Scale every token to unit root mean square, then multiply by a learned gain.
 
         y = gain * x / sqrt(mean_D(x^2) + eps)          [Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4]
 
     Args:
         x_TD: the tokens.
-        gain_D: what each number of a scaled token is multiplied by.
+        gain_D: factor on each number of a scaled token.
         eps: added to the mean square, in the square of x's unit.
     Returns y_TD, cache.
     """
     x_TD, gain_D = floats("x_TD", x_TD), floats("gain_D", gain_D)
-    square_T = np.einsum("td,td->t", x_TD, x_TD)  # sums of products without the products in memory
+    square_T = np.einsum("td,td->t", x_TD, x_TD)  # sums of products, without storing the products
     scale_T1 = 1 / np.sqrt(square_T / x_TD.shape[1] + eps)[:, None]
     unit_TD = x_TD * scale_T1
     return gain_D * unit_TD, RMSNormCache(unit_TD, scale_T1, gain_D)
 
 
 def rmsnorm_backward(dy_TD, cache):
-    """Gradients of x_TD and gain_D.  The scale depends on all of a token, so its part along unit_TD comes off."""
+    """Gradients of x_TD and gain_D.  The scale depends on the whole token, so the part along unit_TD is subtracted."""
     dx_TD = dy_TD * cache.gain_D  # y = gain * unit
     along_T = np.einsum("td,td->t", dx_TD, cache.unit_TD) / cache.gain_D.size
     dx_TD -= cache.unit_TD * along_T[:, None]  # unit = x * scale(x)
@@ -140,7 +141,7 @@ def rmsnorm_backward(dy_TD, cache):
 
 
 class SiLUGateCache(NamedTuple):
-    """What the gated activation is made of, [rows, hidden] each."""
+    """The factors of the gated activation, [rows, hidden] each."""
 
     gate: np.ndarray
     up: np.ndarray
@@ -150,8 +151,8 @@ class SiLUGateCache(NamedTuple):
 def silu_gate_forward(gate_TF, up_TF):
     """The gated activation h = silu(gate) * up, silu(z) = z * sigmoid(z).          [Shazeer 2020, arXiv:2002.05202]
 
-    The sigmoid is (1 + tanh(z/2)) / 2, which is fast; that it loses digits where it is next to 0 does not show in a
-    product with z.  Returns h_TF, cache.
+    The sigmoid is computed as (1 + tanh(z/2)) / 2, which is fast.  It loses digits where it is close to 0, but the
+    product with z is then negligible.  Returns h_TF, cache.
     """
     gate_TF, up_TF = floats("gate_TF", gate_TF), floats("up_TF", up_TF)
     sigmoid_TF = 0.5 * gate_TF
@@ -204,7 +205,7 @@ def swiglu_backward(dy_TD, cache, out=(None, None, None)):
         out: three arrays to write the gradients of the weights to; None makes a new one.
     """
     kept = cache.activation
-    h_TF = kept.gate * kept.sigmoid * kept.up  # made again, which is cheaper than to keep it
+    h_TF = kept.gate * kept.sigmoid * kept.up  # computed again, which is cheaper than storing it
     dw_down_FD = np.matmul(h_TF.T, dy_TD, out=out[2])
     dgate_TF, dup_TF = silu_gate_backward(dy_TD @ cache.w_down.T, kept)  # y = h @ w_down
     dw_gate_DF = np.matmul(cache.x.T, dgate_TF, out=out[0])
@@ -229,7 +230,7 @@ def embedding_forward(tokens_T, w_VD):
 
 
 def embedding_backward(dx_TD, cache):
-    """Gradient of w_VD (tokens have none).  A token that occurs twice counts twice, which `dw[tokens] += dx` loses."""
+    """Gradient of w_VD (tokens have none).  A repeated token counts each time; `dw[tokens] += dx` counts it once."""
     order_T = np.argsort(cache.tokens_T, kind="stable")
     used, starts = np.unique(cache.tokens_T[order_T], return_index=True)
     dw_VD = np.zeros_like(cache.w_VD)
@@ -238,13 +239,13 @@ def embedding_backward(dx_TD, cache):
 
 
 def _check_range(name, tokens_T, n_tokens):
-    """Raise ValueError unless all are in [0, n_tokens): NumPy would count a negative one from the end."""
+    """Raise ValueError unless all tokens are in [0, n_tokens): NumPy would count a negative one from the end."""
     if tokens_T.size and (tokens_T.min() < 0 or tokens_T.max() >= n_tokens):
         raise ValueError(f"{name} has values from {tokens_T.min()} to {tokens_T.max()}: must be in [0, {n_tokens})")
 
 
 class CrossEntropyCache(NamedTuple):
-    """The model's probabilities, the tokens that came, and the weight of each."""
+    """The model's probabilities, the target tokens, and the weight of each."""
 
     p_TV: np.ndarray
     target_T: np.ndarray
@@ -255,8 +256,8 @@ def cross_entropy_forward(logit_TV, target_T, weight_T):
     """Weighted mean of -log softmax(logit)[target], in nats per token.
 
     Args:
-        logit_TV: of each token.
-        target_T: the token that came, whole numbers in [0, V).
+        logit_TV: the model's scores for each token.
+        target_T: the tokens that actually follow, whole numbers in [0, V).
         weight_T: the weight of each token, sums to 1; 0 for padding.
     Returns the loss, cache.
     """
@@ -265,7 +266,7 @@ def cross_entropy_forward(logit_TV, target_T, weight_T):
     weight_T = require.array("weight_T", weight_T, ndim=1)
     if not len(target_T) == len(weight_T) == len(logit_TV):
         raise ValueError(f"logit_TV, target_T and weight_T have {len(logit_TV)}, {len(target_T)} and {len(weight_T)} "
-                         "rows: must have as many")
+                         "rows: must have the same number of rows")
     _check_range("target_T", target_T, logit_TV.shape[1])
     rows_T = np.arange(len(target_T))
     shifted_TV = logit_TV - logit_TV.real.max(axis=-1, keepdims=True)
@@ -277,7 +278,7 @@ def cross_entropy_forward(logit_TV, target_T, weight_T):
 
 
 def cross_entropy_backward(dloss, cache):
-    """Gradient of logit_TV: what the model expects minus what came."""
+    """Gradient of logit_TV: the predicted probabilities minus the target."""
     dlogit_TV = cache.p_TV.copy()
     dlogit_TV[np.arange(len(dlogit_TV)), cache.target_T] -= 1  # -log p_target = logsumexp(logit) - logit_target
     dlogit_TV *= (dloss * cache.weight_T)[:, None]

@@ -1,8 +1,8 @@
-"""A run in one file: everything that the next step depends on, so that a resumed run is the run itself.
+"""A run in one file: everything that the next step depends on, so that a resumed run equals an uninterrupted one.
 
 The file is an .npz (no pickle): the arrays, and a JSON header with everything else.  It is written under a temporary
-name, forced to disk and renamed, so that at any moment the name holds a whole checkpoint: the old or the new.  What is
-read may come from anywhere: every field and array is checked, sizes before they are believed (see `sealed`).
+name, forced to disk and renamed, so that the name always stands for a complete checkpoint: the old one or the new one.
+A file may come from anywhere, so every field and array is checked, and sizes before memory is allocated (see `sealed`).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ except ImportError:  # Windows
 
 FORMAT, VERSION = "minimoe checkpoint", 1
 GROUPS, SPARSE = ("params", "mean", "square", "history"), ("mask", "trace")
-"""Arrays of every run, and those of some parameters of a sparse run."""
+"""Groups of arrays that every run has, and groups that sparse runs have for some parameters."""
 
 
 class CheckpointError(files.ShortError):
@@ -40,8 +40,8 @@ class TrainState:
     """A training run between two steps.
 
     step: steps done.  moments: AdamW's (mean, square).  rng: draws the data and random drops.  history: name -> list,
-    one entry a step ("ce", ...), an evaluation ("eval_*") or a record of the router ("router_*").  masks: name -> bool
-    array, of the parameters that are sparse.  traces: what some ways to change the masks remember of the gradients.
+    one entry per step ("ce", ...), evaluation ("eval_*") or record of the router ("router_*").  masks: name -> bool
+    array, of the sparse parameters.  traces: statistics of the gradients that some ways to change the masks need.
     """
 
     model_config: ModelConfig
@@ -66,7 +66,7 @@ class TrainState:
 def save(path, state, compressed=False, lock=None):
     """Write the state to `path`, or leave what is there as it was.
 
-    compressed: smaller and slower.   lock: of `only_trainer`, which must still be the folder's.
+    compressed: smaller and slower.   lock: from `only_trainer`; it must still belong to the folder.
     Raises CheckpointError if the folder or the disk does not allow it.
     """
     require.record("state", state, TrainState)
@@ -77,12 +77,12 @@ def save(path, state, compressed=False, lock=None):
             arrays = _arrays(state)
             sealed.write(file, {"header": _header(state, arrays)} | arrays, compressed)
     except files.NotWritten as error:
-        kept = "; the checkpoint before it is whole" if os.path.exists(path) else ""
+        kept = "; the previous checkpoint is intact" if os.path.exists(path) else ""
         raise CheckpointError(f"{error}{kept}") from error
 
 
 def check_folder(path):
-    """Raise CheckpointError, before any work is done, if no checkpoint could be written to `path`."""
+    """Raise CheckpointError, before any work is done, if a checkpoint cannot be written to `path`."""
     folder = files.as_path(path).parent
     try:
         files.check_name(path)
@@ -94,10 +94,10 @@ def check_folder(path):
 
 
 class Lock:
-    """A folder that this process alone trains in, for as long as it is open.
+    """Exclusive use of a folder for training, as long as the lock is open.
 
-    What is locked is the folder itself, not its name: if it is removed and made again, or another one is moved to its
-    place, the new one can be another's.
+    The lock is on the folder itself, not on its name: if the folder is removed and made again, or replaced, another
+    process can lock the new one.
     """
 
     def __init__(self, folder):
@@ -105,7 +105,7 @@ class Lock:
 
     def take(self):
         """Raise CheckpointError if another process has the lock."""
-        if self._handle is None:  # Windows, which has no such locks
+        if self._handle is None:  # Windows has no such locks
             return
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +114,7 @@ class Lock:
         self.check()
 
     def check(self):
-        """Raise CheckpointError unless the name of the folder still stands for the one that is locked."""
+        """Raise CheckpointError unless the folder's name still refers to the locked folder."""
         if self._handle is None:
             return
         try:
@@ -123,19 +123,19 @@ class Lock:
             same = False
         if not same:
             raise CheckpointError(f"the folder {self._folder} was removed or replaced while this process trained in "
-                                  "it: nothing more is saved there")
+                                  "it; nothing more is saved there")
 
     def close(self):
-        """Let go of it; the system does so too when the process ends, however it ends."""
+        """Release the lock; the system also does so when the process ends, however it ends."""
         if self._handle is not None:
             os.close(self._handle)
 
 
 @contextlib.contextmanager
 def only_trainer(path):
-    """Hold the folder of a run while training in it, so that two processes do not write over each other: a Lock.
+    """A Lock on the folder of a run, so that two processes do not overwrite each other's checkpoints.
 
-    Removes what killed processes have left of the checkpoint.
+    Removes temporary files of the checkpoint that killed processes left.
     Raises CheckpointError if another process holds it.
     """
     check_folder(path)
@@ -148,8 +148,8 @@ def only_trainer(path):
 def load(path):
     """The TrainState in `path`.
 
-    Raises CheckpointError for a file that is missing, truncated, damaged, of another program or version, or whose
-    fields and arrays do not fit its configuration or are not finite; and for what is no file.
+    Raises CheckpointError if the path is not a file; if the file is missing, truncated, damaged, or from a different
+    program or version; and if fields or arrays do not fit the configuration or are not finite.
     """
     path = files.as_path(path)
     try:
@@ -163,8 +163,8 @@ def load(path):
 
 
 def _load(path, file):
-    """What is cheap to check comes first, and what is largest is read last."""
-    with _refusals(f"{path} is not a whole checkpoint, but truncated, damaged or another file ({{}})", Exception):
+    """Cheap checks come first, and the largest arrays are read last."""
+    with _refusals(f"{path} is not a complete checkpoint: truncated, damaged or a different file ({{}})", Exception):
         archive = sealed.Archive(file)
         header = json.loads(archive.array("header").tobytes(), object_pairs_hook=claims.once)
         _check_version(path, header)
@@ -183,14 +183,14 @@ def _load(path, file):
     with _refusals(misfit, (KeyError, TypeError, ValueError)):
         _fill(state, arrays)
     with _refusals(f"the checkpoint {path} is damaged: {{}}", Exception):
-        if archive.sealed or header.get("sealed"):  # those of earlier versions have no seal
+        if archive.sealed or header.get("sealed"):  # checkpoints of earlier versions have no seal
             archive.check_seal()
     return state
 
 
 @contextlib.contextmanager
 def _refusals(message, kinds):
-    """Make errors of some kinds a CheckpointError, with the error at the {} of the message."""
+    """Turn errors of some kinds into a CheckpointError, with the error in place of {} in the message."""
     try:
         yield
     except (CheckpointError, OSError):

@@ -1,4 +1,4 @@
-"""What a checkpoint claims of its run, checked before it is believed: it may come from anywhere."""
+"""Validation of what a checkpoint claims about its run, since a file may come from anywhere."""
 
 import re
 
@@ -9,18 +9,18 @@ from minimoe.config import ModelConfig, TrainConfig, earlier, fields
 
 
 def once(pairs):
-    """The record of (key, value) pairs of JSON.  Raises ValueError for a key that is there twice."""
+    """A dict of JSON's (key, value) pairs.  Raises ValueError if a key occurs twice."""
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError("a field is there twice")
+        raise ValueError("a field occurs twice")
     return record
 
 
 class Header:
-    """The fields of a header, each of its type and in its range.
+    """The fields of a header, with their types and ranges checked.
 
     model_config, train_config, characters, domains, data_digest, rng, step: see `checkpoint.TrainState`.
-    Raises KeyError, TypeError or ValueError for what no run has.
+    Raises KeyError, TypeError or ValueError for values that no run can have.
     """
 
     def __init__(self, header):
@@ -36,7 +36,7 @@ class Header:
 
     def _check_text(self):
         fields.require(isinstance(self.characters, str) and [*self.characters] == sorted(set(self.characters)),
-                       "characters", self.characters, "must be text, each character once, in order of code points")
+                       "characters", self.characters, "must be text, with each character once, in order of code points")
         if self.model_config.vocab_size != len(self.characters):
             raise ValueError(f"vocab_size = {self.model_config.vocab_size}, but it knows {len(self.characters)} "
                              "characters")
@@ -49,22 +49,22 @@ class Header:
 
 
 def _generator(state):
-    """The generator of a state; NumPy takes some states that no generator has."""
+    """The generator with this state; NumPy accepts some states that no generator can have."""
     rng = np.random.default_rng()
     try:
         rng.bit_generator.state = state
         good = rng.bit_generator.state == state and state["state"]["inc"] % 2 == 1 and state["has_uint32"] in (0, 1)
     except (ArithmeticError, KeyError, TypeError, ValueError):
         good = False
-    fields.require(good, "rng", state, "is no state of numpy's PCG64")
+    fields.require(good, "rng", state, "must be a state of numpy's PCG64")
     return rng
 
 
 def shapes(config, names, groups, partial=()):
-    """Name -> shape of the parameters, which must be there in each group but the last, the history.
+    """Name -> shape of the parameters, each of which must be in every group except the last, the history.
 
-    names: of all arrays, "group/name", and "header".   groups: their names.   partial: groups of some parameters.
-    Raises ValueError.
+    names: of all arrays, "group/name", and "header".   groups: their names.   partial: groups that hold only some
+    parameters.  Raises ValueError.
     """
     fields.require(config.n_layers <= len(names), "n_layers", config.n_layers, f"the file has {len(names)} arrays")
     expected = {name: weight.shape for name, weight in model.weights(config).items()}
@@ -79,11 +79,11 @@ def shapes(config, names, groups, partial=()):
 
 
 def real(name, array, not_negative):
-    """The array.  Raises ValueError unless its numbers are real and finite, and at least 0 if they must be."""
+    """Return the array.  Raises ValueError unless its numbers are real and finite, and not negative if required."""
     if array.dtype.kind != "f":
         raise ValueError(f"{name} has dtype {array.dtype}: must be real numbers")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} is not finite: it has {array[~np.isfinite(array)][0]}")
+        raise ValueError(f"{name} is not finite: it contains {array[~np.isfinite(array)][0]}")
     if not_negative and (array < 0).any():
-        raise ValueError(f"{name} has {array.min()}: must not be negative")
+        raise ValueError(f"{name} contains {array.min()}: must not be negative")
     return array

@@ -1,4 +1,4 @@
-"""When numbers stop being finite: at which step, and where they did first."""
+"""Detects when numbers stop being finite: at which step, and where first."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ class Diverged(ValueError):
 
 
 def finite_norm(grads, step):
-    """The length of all gradients together.  step: steps done before.  Raises Diverged if it is not finite."""
+    """The norm of all gradients together.  step: steps done before.  Raises Diverged if it is not finite."""
     norm = optimizer.global_norm(grads)
     if not np.isfinite(norm):
         name = _first_name(grads)
@@ -30,7 +30,7 @@ def check_parameters(state):
 
 
 def first_not_finite(params, cache):
-    """Where the first number that is not finite stands, in the order of the forward pass.
+    """Where the first number that is not finite occurs, in the order of the forward pass.
 
     params: flat dict.  cache: of `model.objective_forward`.  Returns words for a message.
     """

@@ -9,10 +9,10 @@ from minimoe.training import data, record
 
 
 class Piece(NamedTuple):
-    """What one batch of held-out text shows.
+    """The results on one batch of held-out text.
 
-    domain: its number.   ce: nats per token.   drop: share of assignments dropped.   drop_position: the same by place
-    in the sequence, [L, S].   counts: see `record.counts`.   experts: see `record.probe`.
+    domain: its number.   ce: nats per token.   drop: share of assignments dropped.   drop_position: the same by
+    position in the sequence, [L, S].   counts: see `record.counts`.   experts: see `record.probe`.
     """
 
     domain: int
@@ -27,14 +27,14 @@ def evaluate(params, corpus, model_config, train_config, each=map):
     """Loss and routing on held-out text, the same pieces at every call and for every model.
 
     Args:
-        params: name -> array, of a model.
+        params: name -> array, the parameters of a model.
         corpus: Corpus, whose held-out text is read.
-        model_config, train_config: how the model is shaped, and how much text is read.
-        each: `map`, or that of `workers`, to read several batches at the same time.
+        model_config, train_config: the shape of the model, and how much text is read.
+        each: `map`, or the one of `workers`, to read several batches at the same time.
     Returns a dict: ce, nats per token, the domains weighted by their length; ce_domain, one per domain; drop, share
-    dropped.  Of the L layers with a router: load, the share of each domain's assignments that go to each expert,
-    [domains, L, E]; drop_position, share dropped by place in the sequence, [L, S]; information_token, _position,
-    _domain, how much the expert of an assignment reveals about it, [L], nats; experts, see `record.probe`.
+    dropped.  For the L layers with a router: load, the share of each domain's assignments that go to each expert,
+    [domains, L, E]; drop_position, share dropped by position in the sequence, [L, S]; information_token, _position,
+    _domain, how much information an assignment's expert carries about it, [L], nats; experts, see `record.probe`.
     """
     sizes = {"token": model_config.vocab_size, "position": train_config.sequence, "domain": len(corpus.held_out),
              "expert": model_config.n_experts}
@@ -47,7 +47,7 @@ def evaluate(params, corpus, model_config, train_config, each=map):
 
 
 def _held_out_batches(streams, config):
-    """(domain, Batch) of an evaluation: the same at every call."""
+    """The (domain, Batch) pairs of an evaluation, the same at every call."""
     for domain, stream in enumerate(streams):
         rng = np.random.default_rng(0)
         for _ in range(-(-config.eval_batches // len(streams))):
@@ -62,7 +62,7 @@ def _read(params, config, domain, batch, sizes):
 
 
 def _summary(pieces, lengths):
-    """The dict of `evaluate`.  lengths: tokens of each domain's held-out text."""
+    """The dict that `evaluate` returns.  lengths: tokens of each domain's held-out text."""
     by_domain = [[piece for piece in pieces if piece.domain == domain] for domain in range(len(lengths))]
     ce_domain = [np.mean([piece.ce for piece in own]) for own in by_domain]
     total = {label: sum(piece.counts[label] for piece in pieces) for label in pieces[0].counts}

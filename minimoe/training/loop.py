@@ -1,4 +1,4 @@
-"""The training loop: sample, forward, backward, mask, clip, step; look now and then; save now and then."""
+"""The training loop: sample, forward, backward, mask, clip, step; with regular evaluations and checkpoints."""
 
 import contextlib
 import signal
@@ -17,7 +17,7 @@ from minimoe.training.threads import workers
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and has saved what it had."""
+    """Training was asked to stop, and has saved its state."""
 
 
 def new_state(model_config, train_config, corpus, params=None, keep=None):
@@ -26,11 +26,11 @@ def new_state(model_config, train_config, corpus, params=None, keep=None):
     Args:
         model_config, train_config: what it trains, and how.
         corpus: the Corpus that it trains on.
-        params: what it begins with, such as a pruned model; then its loss at step 0 is in its history.  None: drawn
-            anew.
-        keep: name -> mask, with params: what is masked is 0 and stays so.  None: what the configuration asks for.
+        params: the initial parameters, such as a pruned model; then the loss at step 0 is in the history.  None: drawn
+            at random.
+        keep: name -> mask, with params: masked weights are 0 and stay 0.  None: what the configuration asks for.
     Raises ValueError if params or masks do not fit the model, its vocabulary or context does not fit the corpus or the
-    training sequences, its balance is to be global with one micro-batch a step, or the warm-up is longer than the run.
+    training sequences, global_balance is set with one micro-batch per step, or the warm-up is longer than the run.
     """
     _check_new(model_config, train_config, corpus)
     begun = params is not None
@@ -50,7 +50,7 @@ def new_state(model_config, train_config, corpus, params=None, keep=None):
 
 
 def _check_new(model_config, train_config, corpus):
-    """Raise ValueError unless model, training and corpus fit one another."""
+    """Raise ValueError unless model, training and corpus fit each other."""
     for name, value, kind in (("model_config", model_config, ModelConfig), ("train_config", train_config, TrainConfig),
                               ("corpus", corpus, data.Corpus)):
         require.record(name, value, kind)
@@ -63,16 +63,16 @@ def _check_new(model_config, train_config, corpus):
         raise ValueError(f"sequence = {train_config.sequence}: must be at most max_sequence = "
                          f"{model_config.max_sequence}")
     if model_config.global_balance and train_config.accumulate * train_config.groups == 1:
-        raise ValueError("global_balance = True: with accumulate = 1 and groups = 1 one balance is all there is; "
-                         "accumulate more, or have more groups")
+        raise ValueError("global_balance = True: accumulate = 1 and groups = 1 leave a single balance, which is global "
+                         "already; use more micro-batches or groups")
 
 
 def train(state, corpus, path=None, on_step=None, threads=1, extra=None):
     """Train until all steps are done.  Changes and returns the state.
 
     path: where to save checkpoints; None saves none.  on_step: called with the state after every step.
-    threads: groups, and batches of an evaluation, that run at the same time; no number depends on it.
-    extra: another loss of the logits, such as a teacher's: see `batches.gradients` and `sparsity.distillation`.
+    threads: groups, and batches of an evaluation, that run at the same time; the results do not depend on it.
+    extra: an additional loss of the logits, such as a teacher's: see `batches.gradients` and `sparsity.distillation`.
     Ctrl-C finishes the step, saves, and raises Interrupted; a second Ctrl-C stops at once.
     Raises ValueError if the corpus is not the one that the state was trained on, Diverged at the first number that is
     not finite (the checkpoint before it stays), CheckpointError if a checkpoint cannot be written.
@@ -80,7 +80,7 @@ def train(state, corpus, path=None, on_step=None, threads=1, extra=None):
     require.record("state", state, TrainState)
     check_text(state, corpus)
     config, alone = state.train_config, checkpoint.only_trainer(path) if path is not None else contextlib.nullcontext()
-    # what is not finite is found and reported, without NumPy's warnings
+    # numbers that are not finite are found and reported, so NumPy's warnings are not needed
     with (alone as lock, _interruptible() as asked_to_stop, np.errstate(over="ignore", invalid="ignore"),
           workers(threads) as each):
         while not state.finished:
@@ -103,7 +103,7 @@ def check_text(state, corpus):
     """Raise ValueError unless the corpus is the one that the state was trained on."""
     require.record("corpus", corpus, data.Corpus)
     if state.data_digest != corpus.digest:
-        raise ValueError("the text is not the one that this run was trained on: other files, another order, or changed")
+        raise ValueError("the text is not the one that this run was trained on: different, changed or reordered files")
 
 
 def step_once(state, corpus, each=map, extra=None):
@@ -156,7 +156,7 @@ def _interruptible():
     asked = threading.Event()
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield asked  # only the main thread may handle signals, and who ignores them, as nohup does, means it
+        yield asked  # only the main thread can handle signals, and a signal that is ignored, as under nohup, stays so
         return
 
     def ask(signum, frame):

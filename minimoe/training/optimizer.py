@@ -1,7 +1,7 @@
 """AdamW, its learning rate, and gradient clipping.
 
-These functions own what they are given: parameters and moments are updated in place, since fresh arrays of the size of
-the model at every step cost more than the arithmetic.
+Parameters and moments are updated in place, since allocating arrays of the model's size at every step would cost more
+than the arithmetic.
 """
 
 import math
@@ -9,11 +9,11 @@ import math
 import numpy as np
 
 CHUNK = 1 << 16
-"""Numbers updated at a time: parameter, gradient, moments and scratch of a chunk stay in the processor's cache."""
+"""Numbers updated at a time: a chunk's parameters, gradients, moments and scratch fit into the processor's cache."""
 
 
 def learning_rate(step, config):
-    """Linear warmup to the peak, then half a cosine down to the minimum at the last step.
+    """Linear warm-up to the peak, then half a cosine down to the minimum at the last step.
 
         lr(t) = min + (peak - min) * (1 + cos(pi * progress)) / 2          [SGDR, arXiv:1608.03983, eq. 5]
 
@@ -27,7 +27,7 @@ def learning_rate(step, config):
 
 
 def global_norm(grads):
-    """Length of all gradients taken as one vector."""
+    """Norm of all gradients taken as one vector."""
     return math.sqrt(sum(float(np.vdot(grad, grad)) for grad in grads.values()))
 
 
@@ -37,7 +37,7 @@ def start_moments(params):
 
 
 def adamw_update(params, grads, moments, step, config, scale=1.0):
-    """One step of AdamW with bias correction; the decay is decoupled and falls on matrices, not on gains.
+    """One step of AdamW with bias correction; the decay is decoupled and applies to matrices, not to gains.
 
         m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
         w = w - lr * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay * w)      [arXiv:1711.05101, algorithm 2]
@@ -58,7 +58,7 @@ def adamw_update(params, grads, moments, step, config, scale=1.0):
             v *= config.beta2
             v += new
             root = np.sqrt(v, out=new)
-            root += config.adam_eps * math.sqrt(bias2)  # sqrt(v / bias2) + eps, but for a factor
+            root += config.adam_eps * math.sqrt(bias2)  # sqrt(v / bias2) + eps, up to a factor
             change = np.divide(m, root, out=root)
             change *= lr * math.sqrt(bias2) / bias1
             w *= 1 - lr * decay
@@ -66,7 +66,7 @@ def adamw_update(params, grads, moments, step, config, scale=1.0):
 
 
 def _chunks(*arrays):
-    """Views of the same part of each array, small enough for the cache; whole arrays where there is no flat view."""
+    """Views of the same part of each array, small enough for the cache; whole arrays if they have no flat view."""
     if not all(array.flags.c_contiguous for array in arrays):
         return [arrays]
     flat = [array.reshape(-1) for array in arrays]
@@ -74,5 +74,5 @@ def _chunks(*arrays):
 
 
 def clip_scale(norm, limit):
-    """Factor that brings gradients of length `norm` to at most `limit`."""
+    """Factor that scales gradients of norm `norm` to at most `limit`."""
     return min(1.0, limit / norm) if norm > 0 else 1.0

@@ -1,6 +1,6 @@
 """Progress on standard error: of a run, with loss, tokens per second, drops and balance; and of measurements.
 
-On a screen it is a bar, drawn by rich; in a log file or a pipe it is a line of plain text now and then.
+On a screen it is a bar, drawn by rich; in a log file or a pipe it is an occasional line of plain text.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import numpy as np
 from minimoe import terminal
 
 SCREEN_SECONDS, LOG_SECONDS = 0.5, 10.0
-"""Time between two looks at a bar, and between two lines of a log, which needs fewer."""
+"""Seconds between two updates of a bar, and between two lines of a log, which needs fewer."""
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def bar(state, label):
 
 
 def rounds(n, label="timing"):
-    """Counts n rounds of measurements, as `range` does, and shows how far they are."""
+    """Counts n rounds of measurements, as `range` does, and shows the progress."""
     with _counted(label, n, "rounds") as count:
         for i in range(n):
             yield i
@@ -41,7 +41,7 @@ def rounds(n, label="timing"):
 
 @contextlib.contextmanager
 def _counted(label, total, unit, done=0, words=lambda: ""):
-    """A function to call after each step, which shows the count and the words of the moment if it is time to."""
+    """A function to call after each step, which shows the count and the current words if an update is due."""
     label = terminal.printable(label, sys.stderr)
     screen = sys.stderr.isatty() and _console(sys.stderr).is_interactive
     wait, shown = (SCREEN_SECONDS, 0.0) if screen else (LOG_SECONDS, time.monotonic())
@@ -65,7 +65,7 @@ def _printed(label, total, unit, start):
     def show(done, words):
         left = (time.monotonic() - began) / (done - start) * (total - done)
         parts = f"{label}: {done} of {total} {unit}", f"{left:.0f} s left" * (done < total), words
-        with contextlib.suppress(OSError):  # a run does not end because its progress cannot be shown
+        with contextlib.suppress(OSError):  # a run must not end because its progress cannot be shown
             print(", ".join(filter(None, parts)), file=stream, flush=True)
 
     yield show
@@ -79,11 +79,11 @@ def _drawn(label, total, unit, start):
     def column(text):
         return TextColumn(text, markup=False)
 
-    words = TextColumn("{task.fields[words]}", markup=False, table_column=Column())  # which may wrap
+    words = TextColumn("{task.fields[words]}", markup=False, table_column=Column())  # this column may wrap
     steps = column(f"{{task.completed}}/{{task.total}} {unit}")
     left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
     columns = column("{task.description}"), BarColumn(10), steps, left, words
-    # drawn in this thread, when a step has ended: one of its own would take time from the training
+    # drawn in this thread, after a step: a separate thread would take time from the training
     with Progress(*columns, console=_console(sys.stderr), auto_refresh=False, redirect_stdout=False,
                            redirect_stderr=False) as bars:
         task = bars.add_task(label, total=total, completed=start, words="")
@@ -92,6 +92,6 @@ def _drawn(label, total, unit, start):
 
 @functools.lru_cache(1)
 def _console(stream):
-    """One for all bars of a stream, so that a bar within another is drawn below it."""
+    """One display for all bars of a stream, so that a nested bar is drawn below the outer one."""
     from rich.console import Console
     return Console(file=stream, force_jupyter=False)

@@ -1,7 +1,7 @@
-"""What a run writes down of its losses, routers and gradients: the history, from which pictures and the doctor read.
+"""The history of a run: its record of losses, routers and gradients, which figures and the doctor read.
 
-A history is a dict of name -> list, in which all entries of a name have one shape.  L counts the layers that have a
-router, and can be 0.
+A history is a dict of name -> list, in which all entries of a name have the same shape.  L is the number of layers that
+have a router, and can be 0.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from minimoe.config import fields
 from minimoe.moe import experts, routers, telemetry
 
 PROBE = 256
-"""Tokens of each domain whose experts are written down at every evaluation: a share of them is known to about 3 %."""
+"""Tokens of each domain whose experts are recorded at every evaluation: a share of them is known to about 3 %."""
 
 
 def write(history, values, prefix=""):
@@ -21,9 +21,9 @@ def write(history, values, prefix=""):
 
 
 def losses(parts, routings):
-    """At every step: means over its groups, whose Losses `parts` are.
+    """Recorded at every step: means over the groups.
 
-    routings: of each group of the last micro-batch, for its drops.
+    parts: the Losses of each group.   routings: of each group of the last micro-batch, for the drops.
     """
     values = {"ce": np.mean([part.ce for part in parts]), "balance": np.mean([part.balance for part in parts]),
               "z": np.mean([part.z for part in parts]), "drop": np.mean([drop(group) for group in routings])}
@@ -36,11 +36,11 @@ def drop(routings):
 
 
 def routed(routings, train_config):
-    """Every `record_every` steps: what the routers did with a micro-batch, the mean over its groups.
+    """Recorded every `record_every` steps: what the routers did with a micro-batch, the mean over its groups.
 
-    routings: of each group.   load [L, E], drop, entropy, margin, dead, logit [L]: see `telemetry.Summary`; dead are
-    experts that no group uses.   drop_position [L, S]: share dropped by place in the sequence.
-    drop_sequence [L, B / groups]: by place in the group, where sequences queue for the same slots.
+    routings: of each group.   load [L, E], drop, entropy, margin, dead, logit [L]: see `telemetry.Summary`; dead
+    experts are those that no group uses.   drop_position [L, S]: share dropped by position in the sequence.
+    drop_sequence [L, B / groups]: by the sequence's place in its group, in which sequences queue for the same slots.
     """
     queue = train_config.batch // train_config.groups
     rows = [{name.split("_")[0]: value for name, value in telemetry.summarize(group)._asdict().items()} | {
@@ -52,7 +52,7 @@ def routed(routings, train_config):
 
 
 def drop_position(routings, length):
-    """Share dropped by place in a sequence of that length, [L, S]."""
+    """Share dropped by position in a sequence of that length, [L, S]."""
     return _by_layer([telemetry.drop_by_label(r, r.tokens.position_T, length) for r in routings], length)
 
 
@@ -67,12 +67,12 @@ def own_pulls(cache):
 
 
 def gradients(grads, pulls, config):
-    """With `routed`: the lengths of gradients in each layer, [L]; nothing if routers have no weights.
+    """Recorded with `routed`: the norms of gradients in each layer, [L]; nothing if routers have no weights.
 
     grads: of the step.   pulls: `own_pulls` of each of its groups.
-    grad_own: of the router's weights, from the auxiliary losses of its own layer.   grad_gates: of the same, the rest,
-    which can only have come through the gates: from the task, and a little from the losses of later layers.
-    grad_experts: of all the experts' weights.
+    grad_own: of the router's weights, from the auxiliary losses of its own layer.   grad_gates: the rest of the same
+    gradient, which can only have come through the gates: from the task, and a little from the losses of later layers.
+    grad_experts: of the weights of all experts.
     """
     policy = routers.POLICIES.get(config.router)
     names = list(policy.weights(config, 1.0)) if policy else []
@@ -87,9 +87,9 @@ def gradients(grads, pulls, config):
 
 
 def counts(routings, domain, sizes):
-    """At an evaluation, of a batch of one domain: assignments of each label to each expert, to be added over batches.
+    """Counted at an evaluation, for a batch of one domain: assignments with each label to each expert.
 
-    sizes: how many values "token" (of the vocabulary), "position", "domain" and "expert" have.
+    sizes: how many values "token" (of the vocabulary), "position", "domain" and "expert" have.  Counts can be added.
     Returns a dict of label -> counts [L, values, E].
     """
     labels = {"token": lambda r: r.tokens.id_T, "position": lambda r: r.tokens.position_T,
@@ -99,13 +99,13 @@ def counts(routings, domain, sizes):
 
 
 def information(total):
-    """What an assignment's expert tells of its token, position and domain, [L] each, nats.  total: sum of `counts`."""
+    """Information of an assignment's expert about token, position and domain, [L], nats.  total: sum of `counts`."""
     return {f"information_{label}": np.array([telemetry.mutual_information(layer) for layer in count])
             for label, count in total.items()}
 
 
 def probe(routings, n_experts):
-    """The experts of a batch's first tokens, [L, tokens, bytes]: a bit an expert, as `numpy.packbits` sets them."""
+    """The experts of a batch's first tokens, [L, tokens, bytes]: one bit per expert, packed by `numpy.packbits`."""
     chosen = [telemetry.chosen(routing)[:PROBE] for routing in routings]
     return np.packbits(np.array(chosen, bool).reshape(len(chosen), -1 if chosen else 0, n_experts), axis=2)
 
@@ -119,8 +119,8 @@ def describe_routers(history, layers=None):
     if len(entropy) == 0:
         return "No layer has a router that assigns tokens."
     head = terminal.fill(
-        f"The router at step {history['router_step'][-1]} (entropy: nats, 0 is sure; margin: probability by which the "
-        "last chosen expert is ahead; dead: experts without a token)")
+        f"The router at step {history['router_step'][-1]} (entropy: nats, 0 is certain; margin: the last chosen "
+        "expert's probability minus that of the next one; dead: experts without a token)")
     rows = zip(layers or range(len(entropy)), entropy, margin, dead, strict=True)
     return "\n".join([head, *(f"  layer {i}: entropy {h:.2f}, margin {m:.3f}, dead {d}" for i, h, m, d in rows)])
 
@@ -128,7 +128,7 @@ def describe_routers(history, layers=None):
 def check(history, model_config, train_config, n_domains, step):
     """Raise ValueError unless arrays, by name, can be the history of a run after that many steps.
 
-    Names that are not known, as of other versions, may have entries of any shape.
+    Unknown names, such as those of other versions, may have entries of any shape.
     """
     shapes, steps = _shapes(model_config, train_config, n_domains), {"": range(1, step + 1)}
     for name in ("eval_step", "router_step"):
@@ -137,7 +137,7 @@ def check(history, model_config, train_config, n_domains, step):
         kind = next((kind for kind in ("eval_", "router_") if name.startswith(kind)), "")
         right = array.dtype.kind in ("u" if name == "eval_experts" else "iu" if name.endswith("_step") else "iuf")
         length = array.ndim and len(array)
-        # a run that an earlier version began has fewer entries of what that version did not write down
+        # a run that an earlier version began has fewer entries of what that version did not record
         least = len(steps[kind]) if kind == "" or name == "eval_ce" else 1
         right = right and least <= length <= len(steps[kind])
         wanted = shapes.get(name, array.shape[1:])
@@ -149,9 +149,9 @@ def check(history, model_config, train_config, n_domains, step):
             raise ValueError(f"history of {name!r} has dtype {array.dtype} and shape {array.shape}: must be numbers, "
                              f"{len(steps[kind])} entries of shape {wanted}")
     for kind, array in steps.items():
-        first = 0 if kind == "eval_" else 1  # a run that begins with another's parameters is evaluated at step 0
+        first = 0 if kind == "eval_" else 1  # a run that starts from given parameters is evaluated at step 0
         if len(array) and not (array[0] >= first and array[-1] <= step and (np.diff(array) > 0).all()):
-            raise ValueError(f"history of '{kind}step' must rise, up to {step}")
+            raise ValueError(f"history of '{kind}step' must increase, up to {step}")
     needed = {"ce", "balance", "drop", "seconds"} if step else set()
     missing = (needed | ({"eval_ce", "eval_step"} if step == train_config.n_steps else set())) - history.keys()
     if missing:
@@ -174,7 +174,7 @@ def _shapes(model_config, train_config, n_domains):
 
 
 def _by_layer(rows, *shape):
-    """One row per layer, each of the shape, even where there is no layer."""
+    """One row per layer, each of this shape, even if there are no layers."""
     return np.array(rows).reshape(len(rows), *shape)
 
 

@@ -1,6 +1,6 @@
-"""How runs lie on disk: one folder per run with its checkpoint in it, and one folder per seed where there are several.
+"""The layout of runs on disk: one folder per run with its checkpoint, and one folder per seed if there are several.
 
-A run is trained if it is not there, resumed if it is not finished, and taken as it is if it is.
+A run is trained if it does not exist, resumed if it is not finished, and loaded if it is.
 """
 
 import os
@@ -24,7 +24,7 @@ def seed_folder(folder, seed):
 
 
 def count_seeds(folder):
-    """How many seeds were begun in a folder."""
+    """How many seeds have been started in a folder."""
     return sum(checkpoint_path(path).exists() for path in Path(folder).glob(f"{SEED}*"))
 
 
@@ -35,19 +35,19 @@ def find(root="runs"):
 
 
 def finish(folder, label, model_config, train_config, corpus, fresh=False, say=None, threads=1, start=None):
-    """The finished TrainState of a run, trained as far as it is not yet.
+    """The finished TrainState of a run, which is trained as far as necessary.
 
     Args:
         folder: where the run is, or will be.
         label: what to call it while it trains.
-        model_config, train_config: what it must be a run of.
+        model_config, train_config: the configuration that the run must have.
         corpus: the Corpus that it trains on.
-        fresh: whether to train again what is there.
-        say: prints a line, and has a progress bar drawn; None is silent.
+        fresh: whether to train again, even if the run exists.
+        say: prints a line, and turns on the progress bar; None is silent.
         threads: see `loop.train`.
-        start: function of nothing that makes the TrainState before the first step; None is `loop.new_state`.
+        start: function without arguments that makes the TrainState before the first step; None is `loop.new_state`.
 
-    Raises ValueError if the checkpoint, or what `start` makes, is of another configuration or corpus,
+    Raises ValueError if the checkpoint, or the state that `start` makes, has a different configuration or corpus, and
     KeyboardInterrupt after Ctrl-C.
     """
     path = checkpoint_path(folder)
@@ -55,7 +55,7 @@ def finish(folder, label, model_config, train_config, corpus, fresh=False, say=N
         state = load(folder)
         check_kind(folder, state, model_config, train_config, corpus)
         if say is not None:
-            say(f"{label}: {'finished earlier' if state.finished else f'goes on from step {state.step}'} ({path})")
+            say(f"{label}: {'finished earlier' if state.finished else f'resumes at step {state.step}'} ({path})")
     elif start is None:
         state = loop.new_state(model_config, train_config, corpus)
     else:
@@ -76,7 +76,7 @@ def _train(state, path, label, corpus, fresh, with_bar, threads):
             loop.train(state, corpus, path, threads=threads)
     except loop.Interrupted as error:
         again = "the same command without --fresh" if fresh else "the same command"
-        raise KeyboardInterrupt(f"{label}: {error}; {again} goes on from there") from error
+        raise KeyboardInterrupt(f"{label}: {error}; {again} resumes from there") from error
 
 
 def load(folder):
@@ -84,20 +84,20 @@ def load(folder):
     try:
         return checkpoint.load(checkpoint_path(folder))
     except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"{error}; delete {folder} and repeat the command, to train it anew"
+        raise checkpoint.CheckpointError(f"{error}; delete {folder} and repeat the command to train it again"
                                          ) from error
 
 
 def load_finished(folder, model_config, train_config, corpus, command):
-    """The TrainState of a run that is there and finished.  command: what trains it, for a message.
+    """The TrainState of a run that exists and is finished.  command: what trains it, for a message.
 
-    Raises ValueError if the checkpoint is of another configuration or corpus, or not finished.
+    Raises ValueError if the checkpoint has a different configuration or corpus, or is not finished.
     """
     state = load(folder)
     check_kind(folder, state, model_config, train_config, corpus)
     if not state.finished:
         raise ValueError(f"{checkpoint_path(folder)} is at step {state.step} of {train_config.n_steps}: `{command}` "
-                         "goes on with it")
+                         "resumes it")
     return state
 
 
@@ -105,9 +105,9 @@ def check_kind(folder, state, model_config, train_config, corpus):
     """Raise ValueError unless the state is a run of this configuration on this corpus."""
     found, wanted = (_with_loss_weights(config) for config in (state.model_config, model_config))
     if (found, state.train_config, state.data_digest) != (wanted, train_config, corpus.digest):
-        raise ValueError(f"{checkpoint_path(folder)} is a run of another kind; train anew with --fresh")
+        raise ValueError(f"{checkpoint_path(folder)} is a different run; train again with --fresh")
 
 
 def _with_loss_weights(config):
-    """The configuration with the weights of its losses filled in: given or by default, they are the same."""
+    """The configuration with the weights of its losses filled in, so that given and default ones compare equal."""
     return replace(config, **{f"{name}_coef": coef for name, coef in config.loss_coefs.items()})

@@ -1,9 +1,9 @@
-"""Arrays in one file with a seal, of which nothing is believed before it is checked.
+"""Arrays in one file with a seal.  Nothing in the file is trusted before it is checked.
 
-The file is an .npz, a zip archive of .npy files.  NumPy reads such files too, but believes what they say of
-themselves: an entry of a few kilobytes can claim, and take, gigabytes.  Here sizes are compared with the length of the
-file and with what the reader expects, before anything is read; and the seal, in the comment at the end of the archive,
-is a checksum of all bytes before it.  (Each entry has one of its own, but nothing else guards the archive's lists.)
+The file is an .npz, a zip archive of .npy files.  NumPy reads such files too, but trusts the sizes that they claim: an
+entry of a few kilobytes can claim gigabytes, and NumPy allocates them.  Here sizes are compared with the length of the
+file and with what the reader expects before anything is read.  The seal, in the comment at the end of the archive, is a
+checksum of all bytes before it.  (Each entry has its own checksum, but nothing else protects the archive's directory.)
 """
 
 import io
@@ -16,11 +16,11 @@ import numpy as np
 from numpy.lib import format as npy
 
 SEAL = len("crc32 01234567")
-"""Bytes of the seal."""
+"""Length of the seal in bytes."""
 
 PIECE, SLACK, MOST_RATIO, NPY_HEADER = 1 << 20, 1 << 10, 100, 1 << 14
-"""Bytes that are summed at a time; that an entry has besides its content; how much smaller a compressed file is than
-what it holds, at most, from SLACK * SLACK bytes on; most bytes of an array's header."""
+"""Bytes that are summed at a time; bytes of an entry besides its content; the largest ratio of content to compressed
+size, from SLACK * SLACK bytes on; the largest size of an array's header in bytes."""
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -28,7 +28,7 @@ HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 def write(file, arrays, compressed=False):
     """Write name -> array and the seal to a new file, open for writing and reading."""
     (np.savez_compressed if compressed else np.savez)(file, **arrays)
-    file.seek(-2, os.SEEK_END)  # the length of the comment, of which NumPy writes none
+    file.seek(-2, os.SEEK_END)  # the length of the comment; NumPy writes no comment
     file.write(SEAL.to_bytes(2, "little"))
     file.write(_seal(file, file.tell()))
 
@@ -45,9 +45,9 @@ def _seal(file, length):
 class Archive:
     """An archive that is open for reading.
 
-    names: of its arrays, in order.   sealed: whether it says that it has a seal.
+    names: of its arrays, in order.   sealed: whether it claims to have a seal.
 
-    Everything raises ValueError, or what zipfile raises, for an archive that is damaged or lies about sizes.
+    All methods raise ValueError, or what zipfile raises, for an archive that is damaged or claims false sizes.
     """
 
     def __init__(self, file):
@@ -57,7 +57,7 @@ class Archive:
         self._entries = {info.filename.removesuffix(".npy"): info for info in listed}
         self.names, self.sealed = [*self._entries], bool(self._zip.comment)
         if len(self.names) < len(listed):
-            raise ValueError("an entry is there twice")
+            raise ValueError("an entry occurs twice")
         if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in listed):
             raise ValueError("an entry is compressed in an unknown way")
         content, claimed = (sum(getattr(info, size) for info in listed) for size in ("compress_size", "file_size"))
@@ -67,16 +67,16 @@ class Archive:
             raise ValueError(f"its entries claim {claimed:,} bytes, and the file has {self._length:,}")
 
     def check_size(self, name, shape):
-        """Raise ValueError if an entry claims to be larger than an array of numbers of that shape can be."""
+        """Raise ValueError if an entry claims to be larger than an array of that shape can be."""
         size, most = self._entries[name].file_size, 16 * math.prod(shape) + NPY_HEADER
         if size > most:
             raise ValueError(f"{name} claims {size:,} bytes, but an array of shape {shape} has {most:,} at most")
 
     def array(self, name):
-        """An array.  Objects are never built."""
+        """An array of numbers; an array of objects is never loaded."""
         size = self._entries[name].file_size
         with self._zip.open(self._entries[name]) as entry:
-            content = io.BytesIO(entry.read(size))  # not all there is: that could be more than it claims
+            content = io.BytesIO(entry.read(size))  # never more than it claims
         version = npy.read_magic(content)
         if version not in HEADERS:
             raise ValueError(f"{name} has the unknown version {version}")
@@ -87,6 +87,6 @@ class Archive:
         return npy.read_array(content, allow_pickle=False)
 
     def check_seal(self):
-        """Raise ValueError unless the seal is that of the file."""
+        """Raise ValueError unless the seal matches the file."""
         if self._length < SEAL or _seal(self._file, self._length - SEAL) != self._file.read():
             raise ValueError("its bytes do not match its checksum")

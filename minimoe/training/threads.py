@@ -1,8 +1,8 @@
-"""Work side by side: while NumPy computes it lets other threads run.
+"""Parallel work in threads: NumPy releases the interpreter lock while it computes.
 
-Matrix products are held to one thread each, and whole pieces of work, such as the groups of a batch, run at the same
-time instead.  So numbers depend on how the work is cut into pieces, and never on how many threads there are.  (That
-holds for every BLAS that threadpoolctl knows how to limit: OpenBLAS, MKL, BLIS; not Apple's Accelerate.)
+Each matrix product uses one thread, and whole pieces of work, such as the groups of a batch, run in parallel instead.
+So results depend on how the work is divided, but never on the number of threads.  (That holds for every BLAS that
+threadpoolctl can limit: OpenBLAS, MKL, BLIS; not Apple's Accelerate.)
 """
 
 import contextlib
@@ -12,15 +12,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-"""Numbers of glibc's <malloc.h>."""
+"""Constants of glibc's <malloc.h>."""
 
 KEPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 1 << 30, M_ARENA_MAX: 1}
-"""No array gets pages of its own from the kernel; a GiB of freed memory stays; one pool of it serves all threads."""
+"""No array gets its own pages from the kernel; a GiB of freed memory is kept; one pool of it serves all threads."""
 
 
 class _OneBlasThread:
-    """Within it a matrix product has one thread.  The limit is the process's own: of blocks that run side by side, the
-    first sets it and the last takes it away.
+    """A block in which each matrix product uses one thread.  The limit applies to the whole process: if blocks overlap,
+    the first sets it and the last removes it.
     """
 
     def __init__(self):
@@ -29,7 +29,7 @@ class _OneBlasThread:
     def __enter__(self):
         with self.lock:
             if self.inside == 0:
-                import threadpoolctl  # here, since `import minimoe` needs NumPy alone
+                import threadpoolctl  # imported here, since `import minimoe` needs NumPy alone
                 self.limits = threadpoolctl.threadpool_limits(1, user_api="blas")
             self.inside += 1
 
@@ -45,10 +45,10 @@ ONE_BLAS_THREAD = _OneBlasThread()
 
 @contextlib.contextmanager
 def workers(threads):
-    """Within it there is a function like the builtin `map` that runs up to `threads` calls at a time.
+    """A block with a function like the builtin `map` that runs up to `threads` calls at a time.
 
-    Results come in the order of the arguments; an error in a call is raised when its result is due, and the calls that
-    have not begun by the end of the block never do.  Freed memory is kept from then on, see `keep_freed_memory`.
+    Results come in the order of the arguments.  An error in a call is raised when its result is due, and calls that
+    have not started by the end of the block never do.  Freed memory is kept from then on, see `keep_freed_memory`.
     Raises ValueError unless threads is a whole number of 1 or more.
     """
     if not isinstance(threads, int) or threads < 1:
@@ -61,7 +61,7 @@ def workers(threads):
         pool = ThreadPoolExecutor(threads)
 
         def each(function, *arguments):
-            context = contextvars.copy_context()  # with NumPy's error state, which a thread does not inherit
+            context = contextvars.copy_context()  # includes NumPy's error state, which a thread does not inherit
             return pool.map(lambda *one: context.copy().run(function, *one), *arguments)
 
         try:
@@ -71,14 +71,14 @@ def workers(threads):
 
 
 def keep_freed_memory():
-    """Ask the C library to keep the memory of freed arrays for the next ones, as long as the process lives.
+    """Ask the C library to keep the memory of freed arrays for the next ones, for the rest of the process.
 
-    Else glibc gives big arrays back to the kernel, which clears every page of the next one anew: a tenth of the time
-    of a small training step, a third of a large one's.  Returns whether it was done; C libraries other than glibc have
-    no such setting.
+    Otherwise glibc returns large arrays to the kernel, which clears every page of the next array again: that takes a
+    tenth of the time of a small training step, and a third of a large one.  Returns whether it succeeded; C libraries
+    other than glibc have no such setting.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all([mallopt(option, value) == 1 for option, value in KEPT.items()])  # a list: each is asked for
+    return all([mallopt(option, value) == 1 for option, value in KEPT.items()])  # a list, so that every option is set

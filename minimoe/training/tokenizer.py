@@ -1,4 +1,4 @@
-"""One token a character: nothing to learn, nothing to download, and every token can be read."""
+"""One token per character: nothing to train, nothing to download, and every token is readable."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from minimoe import require
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Characters in order of their code points; a token is the place of its character in this string."""
+    """Characters in order of their code points; a token is the index of its character in this string."""
 
     characters: str
 
     @classmethod
     def of(cls, *texts):
-        """The tokenizer that knows every character of the texts."""
+        """The tokenizer for all characters of the texts."""
         for text in texts:
             require.record("text", text, str)
         return cls("".join(sorted(set().union(*texts))))
@@ -24,7 +24,7 @@ class Tokenizer:
         return len(self.characters)
 
     def encode(self, text):
-        """Text to an array of tokens.  Raises ValueError that names the characters that are not known."""
+        """Convert text to an array of tokens.  Raises ValueError with the unknown characters."""
         require.record("text", text, str)
         known, asked = _code_points(self.characters), _code_points(text)
         tokens_S = np.searchsorted(known, asked)
@@ -35,7 +35,7 @@ class Tokenizer:
         return tokens_S
 
     def decode(self, tokens_S):
-        """Tokens back to text."""
+        """Convert tokens back to text."""
         return "".join(self.characters[token] for token in tokens_S)
 
 

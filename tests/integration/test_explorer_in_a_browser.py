@@ -54,7 +54,7 @@ def test_the_first_layer_with_more_experts_a_token_is_that_of_the_model_with_mor
 def test_a_control_that_the_router_does_not_allow_is_disabled_with_the_reason(visit):
     page = visit(make("gshard"))
     expect(page.get_by_label("Experts a token")).to_be_disabled()
-    expect(page.locator("#control-words")).to_contain_text("router gshard always takes 2")
+    expect(page.locator("#control-words")).to_contain_text("router gshard always uses 2")
 
 
 def test_every_token_stands_with_its_experts_and_pointing_at_it_shows_its_numbers(visit):

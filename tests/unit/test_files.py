@@ -102,5 +102,5 @@ def test_only_files_are_read_and_none_that_is_too_large(tmp_path):
             files.check_regular(path, 2)
     with pytest.raises(files.NotWritten, match="cannot write the page .*: No file can have this name"):
         write("\0", "")
-    with pytest.raises(ValueError, match="path = 3: must be text or a Path"):
+    with pytest.raises(ValueError, match="path = 3: must be a string or a Path"):
         files.check_regular(3)

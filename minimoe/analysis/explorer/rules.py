@@ -18,7 +18,7 @@ def choices_of_k(config):
     """The values of K that the page offers: least, most, and in words why not others, or "" where E is the reason."""
     facts = routers.ROUTERS[config.router].FACTS
     if facts.top_k is not None or facts.explorer.choice == "recorded":
-        reason = (f"fixed: router {config.router} always takes {config.top_k}" if facts.top_k is not None
+        reason = (f"fixed: router {config.router} always uses {config.top_k}" if facts.top_k is not None
                   else f"fixed: this page does not know how router {config.router} chooses")
         return {"least": config.top_k, "most": config.top_k, "why": reason}
     room = config.top_groups * config.n_experts // config.n_groups

@@ -1,7 +1,7 @@
-"""Auxiliary losses: what pushes a router besides the task.
+"""Auxiliary losses, which train a router in addition to the task.
 
     balance     load times mean probability: of a batch, of each sequence, of groups of experts
-    scores      of the scores alone: large logits, and probabilities that are too sure
+    scores      functions of the scores alone, against large logits and overconfident probabilities
     variation   how much gates or expected loads vary from expert to expert
 
 Each reads one layer's Routing and is a forward/backward pair; nothing is kept between calls.  The backward returns the
@@ -31,7 +31,7 @@ class Loss(NamedTuple):
     """An auxiliary loss; its weight in the objective is the configuration's field <name>_coef.
 
     summary: what it is, in one line.   forward, backward: the pair.   gradient: the field of RoutingGrad that the
-    backward gives.   kept_scores: numbers per token and expert that the forward keeps beyond those of the Routing.
+    backward returns.   kept_scores: numbers per token and expert that the forward stores beyond those of the Routing.
     """
 
     summary: str
@@ -54,7 +54,7 @@ LOSSES = {
                      sequence_forward, sequence_backward, "dprob_TE", kept_scores=1),
     "device": Loss("balance loss of groups of experts, one per device (DeepSeekMoE)",
                    device_forward, device_backward, "dprob_TE"),
-    "entropy": Loss("what the router's entropy lacks of the largest possible, so that it stays unsure",
+    "entropy": Loss("how far the router's entropy is below its maximum, against overconfidence",
                     entropy_forward, entropy_backward, "dprob_TE", kept_scores=1),
 }
 """Name -> Loss."""
@@ -71,11 +71,11 @@ class AuxiliaryCache(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the losses of a group have to know of the others, so that their mean over groups does not depend on the cut.
+    """What the losses of one group must know about the other groups, so that their mean does not depend on the split.
 
-    n_real: real tokens by which sums over tokens are divided: the mean over the groups of the batch.
+    n_real: divisor of sums over tokens: the mean number of real tokens over the groups of the batch.
     loads: for `global_balance`, f of all groups, one array of E per layer; None: each group has a balance of its own.
-    n_global: for `global_balance`, as n_real, over all groups of the step.
+    n_global: for `global_balance`, like n_real, over all groups of the step.
     """
 
     n_real: float
@@ -84,7 +84,7 @@ class Step(NamedTuple):
 
 
 def auxiliary_forward(routing, config, step=None, layer=0):
-    """The auxiliary losses of one layer: those that have a weight, and the two that are always reported.
+    """The auxiliary losses of one layer: all that have a weight, and the two that are always reported.
 
     step: Step, if these tokens are one group of several.  layer: which of `step.loads` is this layer's.
     Returns a dict of name -> loss, cache.
@@ -104,7 +104,7 @@ def auxiliary_forward(routing, config, step=None, layer=0):
 
 
 def auxiliary_backward(dlosses, cache):
-    """The pull of all the losses on the router, as a RoutingGrad.  dlosses: name -> gradient of that loss."""
+    """The gradient of all the losses, as a RoutingGrad.  dlosses: name -> gradient of the objective by that loss."""
     total = zero_gradient(cache.routing)._asdict()
     for name, dloss in dlosses.items():
         if dloss != 0:

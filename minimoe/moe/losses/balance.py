@@ -1,4 +1,4 @@
-"""Losses of the kind load times mean probability: they push the router away from experts that many tokens chose."""
+"""Losses of the form load times mean probability: they push the router away from experts that many tokens chose."""
 
 from typing import NamedTuple
 
@@ -6,17 +6,17 @@ import numpy as np
 
 
 class BalanceCache(NamedTuple):
-    """The slope by the mean probability of each expert, and the weight of each token in that mean."""
+    """The slope with respect to each expert's mean probability, and the weight of each token in that mean."""
 
     pull_E: np.ndarray
     weight_T: np.ndarray
 
 
 def counted(routing, config):
-    """What f of the balance loss counts, for each expert: all assignments, or the first choices alone.
+    """What f of the balance loss counts for each expert: all assignments, or only first choices.
 
     GShard and the code of ST-MoE count first choices [GShard, arXiv:2006.16668, algorithm 1; Mesh TensorFlow, moe.py];
-    where K is 2 or more, others count all.  Returns an array of E whole numbers.
+    other systems count all assignments.  Returns an array of E whole numbers.
     """
     return routing.first_count_E if config.counts_first_choices else routing.count_E
 
@@ -27,16 +27,16 @@ def balance_forward(routing, load_E=None, weight_T=None):
         L = E * sum_e f_e P_e,   f_e = share of the assignments,   P_e = mean over tokens of prob_te
 
                                                         [Switch, arXiv:2101.03961, eq. 4-6, with f / K for K > 1]
-    f is counted before capacity; being a count, it passes no gradient.  Some codes let f sum to K: their loss is K
-    times this one; GShard's paper divides by E^2.  The loss can be below 1, since tokens that are sure count as much in
-    f as tokens that are not.  Padding counts in neither.
+    f is counted before capacity; being a count, it passes no gradient.  In some implementations f sums to K, and their
+    loss is K times this one; GShard's paper divides by E^2.  The loss can be below 1, since confident tokens count as
+    much in f as uncertain ones.  Padding counts in neither f nor P.
 
     Args:
         routing: Routing of one layer.
-        load_E: f, if it is not the share of all assignments: of the first choices, see `counted`; or of more tokens
-            than these, such as all micro-batches of a step: then the spread within a micro-batch is free, and only
-            that of the whole has to be even.                               [Qiu 2025, arXiv:2501.11873, sec. 3]
-        weight_T: of each token in P; None is a mean over these tokens.
+        load_E: f, if it is not the share of all assignments.  It can count first choices only, see `counted`; or more
+            tokens than these, such as all micro-batches of a step.  Then only the whole step has to be balanced, not
+            each micro-batch.                                               [Qiu 2025, arXiv:2501.11873, sec. 3]
+        weight_T: weight of each token in P; None is a mean over these tokens.
     Returns the loss (1), cache.
     """
     load_E = routing.load_E if load_E is None else load_E
@@ -51,14 +51,13 @@ def balance_backward(dloss, cache):
 
 
 def sequence_forward(routing):
-    """The balance loss of each sequence by itself, averaged over sequences: no single text may overload an expert.
+    """The balance loss of each sequence by itself, averaged over sequences: no single sequence may overload an expert.
 
         L = mean over sequences of sum_e f_e P_e,   f_e = E * share of the sequence's assignments,   P_e = mean prob_te
 
                                                         [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2]
-    f counts the assignments that were made; the paper's f counts the K best scores without the bias that helped to
-    choose, which is the same while there is none.  A sequence of padding alone does not count.  Returns the loss (1),
-    cache.
+    f counts the actual assignments; the paper's f counts the K best scores without the bias, which is the same as long
+    as all biases are 0.  A sequence of padding alone does not count.  Returns the loss (1), cache.
     """
     sequence_T, n_sequences = routing.tokens.sequence_T, routing.tokens.n_sequences
     cell_A = sequence_T[routing.token_A] * routing.n_experts + routing.expert_A
@@ -78,13 +77,13 @@ def sequence_backward(dloss, cache):
 
 
 def device_forward(routing, n_devices):
-    """The balance loss of groups of experts, one per device: devices have to be even, experts within one need not.
+    """The balance loss of groups of experts, one per device: it balances the devices, not the experts within one.
 
         L = sum_i f'_i P'_i,   f'_i = mean over the device's experts of E f_e,   P'_i = sum over them of P_e
 
                                                         [DeepSeekMoE, arXiv:2401.06066, sec. 3.3]
-    n_devices: must divide E.  1 when devices are even; with one expert per device it is the balance loss, with one
-    device always 1.  Returns the loss (1), cache.
+    n_devices: must divide E.  The loss is 1 when the devices are even.  With one expert per device it is the balance
+    loss; with a single device it is always 1.  Returns the loss (1), cache.
     """
     by_device = (routing.n_experts * routing.load_E).reshape(n_devices, -1)
     return balance_forward(routing, np.repeat(by_device.mean(axis=1), by_device.shape[1]) / routing.n_experts)

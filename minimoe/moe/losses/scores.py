@@ -1,4 +1,4 @@
-"""Losses of the scores alone, whoever is chosen: large logits, and probabilities that are too sure too soon."""
+"""Losses that depend on the scores alone, whichever experts are chosen: against large logits and overconfidence."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from minimoe.moe.routing import Routing
 
 
 class ZCache(NamedTuple):
-    """The logsumexp of each token's logits, the Routing that they stand in, and the weight of each in the mean."""
+    """The logsumexp of each token's logits, the Routing, and the weight of each token in the mean."""
 
     lse_T: np.ndarray
     routing: Routing
@@ -21,7 +21,7 @@ def z_forward(routing, weight_T=None):
 
                                                         [ST-MoE, arXiv:2202.08906, eq. 5]
     Adding a constant to all logits changes no probability, but changes this loss.
-    weight_T: of each token in the mean; None is the same for all real ones.  Returns the loss (nats^2), cache.
+    weight_T: weight of each token in the mean; None: equal for all real tokens.  Returns the loss (nats^2), cache.
     """
     weight_T = routing.weight_T if weight_T is None else weight_T
     logit_TE = routing.logit_TE
@@ -31,7 +31,7 @@ def z_forward(routing, weight_T=None):
 
 
 def z_backward(dloss, cache):
-    """Gradient of logit_TE: 2 logsumexp * softmax, a token's share of it."""
+    """Gradient of logit_TE: 2 logsumexp * softmax, times the token's weight."""
     prob_TE = np.exp(cache.routing.logit_TE - cache.lse_T[:, None])  # d lse/d logit = softmax(logit)
     return (dloss * 2 * cache.weight_T * cache.lse_T)[:, None] * prob_TE
 
@@ -44,11 +44,11 @@ class EntropyCache(NamedTuple):
 
 
 def entropy_forward(routing, weight_T=None):
-    """How sure the router is: the mean over tokens of log E - H(p), H = -sum_e p log p; 0 when it knows nothing.
+    """How confident the router is: the mean over tokens of log E - H(p), H = -sum_e p log p; 0 for uniform p.
 
-    Lowering it raises the entropy, so its weight is that of an entropy bonus, usually written -H; log E makes it the
-    divergence of p from the uniform distribution, which is never negative.
-    weight_T: of each token in the mean; None is the same for all real ones.  Returns the loss (nats), cache.
+    Lowering it raises the entropy, so it is an entropy bonus, which is usually written -H.  The constant log E makes it
+    the KL divergence of p from the uniform distribution, which is never negative.
+    weight_T: weight of each token in the mean; None: equal for all real tokens.  Returns the loss (nats), cache.
     """
     weight_T = routing.weight_T if weight_T is None else weight_T
     prob_TE = routing.prob_TE

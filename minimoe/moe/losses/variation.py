@@ -1,4 +1,4 @@
-"""Losses that count how much the experts' shares vary: the squared coefficient of variation, variance / mean^2."""
+"""Losses that measure how much the experts' shares vary: the squared coefficient of variation, variance / mean^2."""
 
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ class VariationCache(NamedTuple):
 def variation_forward(x_E):
     """CV(x)^2 = variance / mean^2, without a square root, whose slope at even shares would be infinite.
 
-    The variance is that of a population (divided by E); divided by E - 1, as some codes do, it is E / (E - 1) times
-    as large.  0 where all are 0.  Returns the number, cache.
+    The variance is that of a population (divided by E).  Some implementations divide by E - 1 and get E / (E - 1)
+    times as much.  0 where all are 0.  Returns the number, cache.
     """
     mean = x_E.mean()
     if mean == 0:
@@ -35,7 +35,7 @@ def variation_backward(dloss, cache):
 
 
 class ImportanceCache(NamedTuple):
-    """Of the variation, and the expert of each gate."""
+    """The cache of the variation, and the expert of each gate."""
 
     variation: VariationCache
     expert_A: np.ndarray
@@ -46,7 +46,7 @@ def importance_forward(routing):
 
         L = CV(sum_t g_te)^2                                    [Shazeer 2017, arXiv:1701.06538, eq. 6-7]
 
-    Even importance is not even load: one large gate weighs as much as many small ones.  Gates count before capacity.
+    Equal importance is not equal load: one large gate weighs as much as many small ones.  Gates count before capacity.
     Returns the loss (1), cache.
     """
     gate_TE = np.zeros_like(routing.prob_TE, np.result_type(routing.prob_TE, routing.gate_A))
@@ -61,7 +61,7 @@ def importance_backward(dloss, cache):
 
 
 class LoadCache(NamedTuple):
-    """Of the variation, and which tokens are real."""
+    """The cache of the variation, and which tokens are real."""
 
     variation: VariationCache
     mask_T: np.ndarray
@@ -70,10 +70,10 @@ class LoadCache(NamedTuple):
 def load_forward(routing):
     """How much the experts' expected loads vary: 0 when they are even.
 
-        L = CV(sum_t P_te)^2,   P_te: chance that another draw of the noise sends t to e
+        L = CV(sum_t P_te)^2,   P_te: probability that a new draw of the noise sends t to e
 
                                                         [Shazeer 2017, arXiv:1701.06538, eq. 8-11]
-    The count of assignments would be the same on average, but it has no gradient.  Returns the loss (1), cache.
+    The number of assignments is the same on average, but it has no gradient.  Returns the loss (1), cache.
     Raises ValueError for a router without noise.
     """
     if routing.chance_TE is None:

@@ -1,4 +1,4 @@
-"""BASE: the assignment of equally many tokens to each expert with the largest sum of scores.  No loss to balance."""
+"""BASE: the assignment of equally many tokens to each expert with the largest sum of scores.  No balance loss."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ FACTS = Facts(
     summary="the best assignment of equally many tokens to each expert (BASE)",
     top_k=1,
     causal=False,
-    evaluation="the best expert of each token by itself",
+    evaluation="the best expert for each token on its own",
     kept_scores=3,
     forward_scores=4,
     backward_scores=4,
@@ -25,7 +25,7 @@ weights = softmax_topk.weights
 
 
 class BaseCache(NamedTuple):
-    """Of the scores, the probabilities and the gates, and which expert each token has."""
+    """The caches of the scores, the probabilities and the gates, and the expert of each token."""
 
     linear: ops.ProductCache
     softmax: np.ndarray
@@ -35,13 +35,13 @@ class BaseCache(NamedTuple):
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """One expert per token: in training by balanced assignment, else the best.
+    """One expert per token: in training by balanced assignment, in evaluation the best one.
 
         maximize the sum of x_t . w_e(t), every expert having T / E tokens;  g = sigmoid(x . w_e)
 
                                                         [BASE, arXiv:2103.16716, sec. 3]
-    The paper writes y = g F(x) + (1 - g) x, where F(x) = x + E(x) has the residual inside; that is x + g E(x), and the
-    x is what our block adds.  If E does not divide T, loads differ by one.  Returns a Routing, cache.
+    The paper writes y = g F(x) + (1 - g) x, where F(x) = x + E(x) includes the residual.  That equals x + g E(x), and
+    our block adds the x.  If E does not divide T, loads differ by at most one.  Returns a Routing, cache.
     """
     logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
     prob_TE, softmax = ops.softmax_forward(logit_TE)

@@ -1,4 +1,4 @@
-"""Expert choice: the experts choose the tokens.  Balanced by design and not causal: a token has to beat later ones."""
+"""Expert choice: the experts choose the tokens.  Balanced by design but not causal: tokens compete with later ones."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ weights = softmax_topk.weights
 
 
 class ExpertChoiceCache(NamedTuple):
-    """Of the scores and the probabilities, and which pairs are chosen."""
+    """The caches of the scores and the probabilities, and which pairs are chosen."""
 
     linear: ops.ProductCache
     softmax: np.ndarray
@@ -32,11 +32,11 @@ class ExpertChoiceCache(NamedTuple):
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """Each expert takes the C = K T / E tokens with the highest probability for it; a token may have 0 to E experts.
+    """Each expert takes the C = K T / E tokens with the highest probability for it; a token may get 0 to E experts.
 
         S = softmax(x W);  g = S of the pairs that are chosen           [Zhou 2022, arXiv:2202.09368, eq. 1]
 
-    K is the mean number of experts per token, the paper's c.  Equal probabilities go to the earlier token.
+    K is the mean number of experts per token, the paper's c.  Ties go to the earlier token.
     Returns a Routing, cache.
     """
     logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
@@ -53,14 +53,14 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
 def backward(grad, cache):
     """Gradients of x_TD and, as a dict, of the weights.  grad: RoutingGrad."""
     dprob_TE = grad.dprob_TE.copy()
-    dprob_TE[cache.token_A, cache.expert_A] += grad.dgate_A  # a pair is chosen once, so += loses nothing
+    dprob_TE[cache.token_A, cache.expert_A] += grad.dgate_A  # pairs are distinct, so += loses nothing
     dlogit_TE = grad.dlogit_TE + ops.softmax_backward(dprob_TE, cache.softmax)
     dx_TD, dw_router_DE = ops.linear_backward(dlogit_TE, cache.linear)
     return dx_TD, {"w_router_DE": dw_router_DE}
 
 
 def _choose(prob_TE, top_k, mask_T):
-    """token_A, expert_A, rank_A, token by token, a token's surest expert first."""
+    """token_A, expert_A, rank_A, token by token, the most probable expert of a token first."""
     n_tokens, n_experts = int(mask_T.sum()), prob_TE.shape[1]
     room = capacity.capacity(top_k * n_tokens, n_tokens, n_experts, 1) if n_tokens else 0
     order_TE = np.argsort(np.where(mask_T[:, None], -prob_TE, np.inf), axis=0, kind="stable")

@@ -1,4 +1,4 @@
-"""GShard: the two best experts, the second at random in proportion to its gate, so that a weak one saves its room."""
+"""GShard: the two best experts, the second at random in proportion to its gate, which saves room if it is weak."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
 SURE, LEAST = 0.5, -1.0
-"""Share of the gates from which a second expert is always used in training; share that it must exceed in evaluation
-(any does).  ST-MoE has others."""
+"""Gate share from which a second expert is always used in training; share that it must exceed in evaluation (any does).
+ST-MoE has different values."""
 
 FACTS = Facts(
     summary="the two best, the second at random in proportion to its gate (GShard)",
@@ -17,7 +17,7 @@ FACTS = Facts(
     options=("renormalize",),
     first_choices=True,
     top_k=2,
-    evaluation="the second expert always",
+    evaluation="the second expert is always used",
     explorer=Rule(least_share=LEAST),
 )
 
@@ -29,7 +29,7 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
 
         g_i = p_i / (p_1 + p_2)                                 [GShard, arXiv:2006.16668, algorithm 1]
 
-    If the second is not used, the first gate stays what it is.  Returns a Routing, cache.
+    If the second is not used, the first gate does not change.  Returns a Routing, cache.
     """
     logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
     prob_TE, softmax = ops.softmax_forward(logit_TE)
@@ -45,12 +45,12 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
 
 
 def backward(grad, cache):
-    """Gradients of x_TD and, as a dict, of the weights.  Chance has none.  grad: RoutingGrad."""
+    """Gradients of x_TD and, as a dict, of the weights.  The random choice has none.  grad: RoutingGrad."""
     return softmax_topk.backward(grad, cache)
 
 
 def _used(prob_TK, training, rng, sure, least):
-    """Which of a token's choices are used: the first always."""
+    """Which of a token's choices are used; the first one always is."""
     share_TK = prob_TK / prob_TK.sum(axis=1, keepdims=True)
     used_TK = share_TK > least
     if training:

@@ -1,4 +1,4 @@
-"""Hash layers: a fixed map from the token's number in the vocabulary to experts.  Nothing is learned or compared."""
+"""Hash layers: a fixed map from the token's number in the vocabulary to its experts.  Nothing is learned."""
 
 import numpy as np
 
@@ -17,15 +17,15 @@ FACTS = Facts(
 
 
 def weights(config, std):
-    """None: there is nothing to learn."""
+    """No weights: there is nothing to learn."""
     return {}
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """The same K experts for the same token of the vocabulary, always; gates of 1/K.
+    """The same token of the vocabulary always has the same K experts; gates of 1/K.
 
                                                         [Hash layers, arXiv:2106.04426, sec. 3]
-    Balanced over the vocabulary but not over a text, in which some tokens are far more frequent.
+    Balanced over the vocabulary, but not over a text, in which some tokens are far more frequent than others.
     Returns a Routing, cache.
     """
     if tokens.id_T is None:
@@ -41,7 +41,7 @@ def backward(grad, cache):
 
 
 def mixed(key_T, n_experts):
-    """A well mixed number in [0, 1) for each key and expert, the same on every machine: whole-number arithmetic alone.
+    """A well-mixed number in [0, 1) for each key and expert; integer arithmetic makes it the same on every machine.
 
                                                         [SplitMix64's finalizer: Steele et al. 2014, OOPSLA]
     """

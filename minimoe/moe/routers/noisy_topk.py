@@ -1,4 +1,4 @@
-"""Noisy top-k: trained noise on the scores lets every expert be tried, and makes the expected load differentiable."""
+"""Noisy top-k: trained noise on the scores lets every expert be tried and makes the expected load differentiable."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ FACTS = Facts(
     summary="the top_k best after trained noise has been added to the scores (Shazeer 2017)",
     losses=dict(importance=0.1, load=0.1),
     options=("renormalize",),
-    evaluation="without noise: the best clean scores",
+    evaluation="the best scores without noise",
     has_chances=True,
     matrices=2,
     kept_scores=5,
@@ -24,19 +24,19 @@ FACTS = Facts(
 )
 
 LEAST_SPREAD = 0.01
-"""Added to every spread, as the paper's code in Tensor2Tensor does: a spread of 0 would leave a load of 0 / 0."""
+"""Added to every spread, as in the paper's code in Tensor2Tensor: a spread of 0 would give a load of 0 / 0."""
 
 
 def weights(config, std):
-    """A score and a spread of noise for each expert, linear in the token.  Both start at 0, where the load is even."""
+    """A score and a noise spread for each expert, linear in the token.  Both start at 0, where the load is even."""
     shape = config.d_model, config.n_experts
     return {"w_router_DE": Weight(shape, 0.0), "w_noise_DE": Weight(shape, 0.0)}
 
 
 class NoisyTopKCache(NamedTuple):
-    """Of the scores and spreads in one product, the spreads, the noise, the probabilities, the gates and the chances.
+    """The caches of scores and spreads in one product, of the spreads, noise, probabilities, gates and chances.
 
-    spread, softmax: what their operations keep, arrays.   chance: None without a load loss.
+    spread, softmax: arrays.   chance: None without a load loss.
     """
 
     linear: ops.ProductCache
@@ -48,13 +48,13 @@ class NoisyTopKCache(NamedTuple):
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """The K best of the scores with noise; the gates are a softmax over those K.
+    """The K best of the noisy scores; the gates are a softmax over those K.
 
         H = x W + eps * (softplus(x W_noise) + 0.01), eps from N(0, 1);  g = softmax(keep the K best of H)
 
                                                         [Shazeer 2017, arXiv:1701.06538, eq. 3-5]
-    The softmax over the K best scores is the softmax over all, rescaled to sum to 1 over the K.  Returns a Routing,
-    with the chances of all experts if the configuration has a load loss, and the cache.
+    The softmax over the K best scores equals the softmax over all, rescaled to sum to 1 over the K.  Returns a
+    Routing, with the chances of all experts if the configuration has a load loss, and the cache.
     """
     w_both = np.concatenate([weights["w_router_DE"], weights["w_noise_DE"]], axis=1)  # one product is faster than two
     both, linear = ops.linear_forward(x_TD, w_both)
@@ -90,9 +90,9 @@ def backward(grad, cache):
 
 
 class ChanceCache(NamedTuple):
-    """Which experts are chosen, each token's last of them and the next one, and how far scores are from their rivals.
+    """Which experts are chosen, the last chosen and the next best of each token, and the scores' distances from rivals.
 
-    phi: of the normal CDF, an array.
+    phi: cache of the normal CDF, an array.
     """
 
     chosen_TE: np.ndarray
@@ -104,13 +104,13 @@ class ChanceCache(NamedTuple):
 
 
 def chance_forward(clean_TE, spread_TE, logit_TE, expert_TK):
-    """Probability that each expert would be among the K best, if its noise alone were drawn again.
+    """Probability that each expert would be among the K best if only its own noise were drawn again.
 
         P = Phi((clean - threshold) / spread), threshold: the K-th best of the other experts' noisy scores
 
                                                         [Shazeer 2017, arXiv:1701.06538, eq. 8-9]
-    expert_TK: the K best.  An expert among them has to beat the next one, any other the K-th.  With K = E there is
-    nothing to beat, and the chance is 1.  Returns chance_TE, cache.
+    expert_TK: the K best.  A chosen expert has to beat the next best; any other expert has to beat the K-th.  With
+    K = E there is no rival, and the chance is 1.  Returns chance_TE, cache.
     """
     top_k, n_experts = expert_TK.shape[1], clean_TE.shape[1]
     if top_k == n_experts:

@@ -1,4 +1,4 @@
-"""Control: experts at random.  What a learned router adds is what it does better than this one."""
+"""Control: experts at random.  A learned router is worth what it does better than this one."""
 
 from minimoe.moe import gates, routing
 from minimoe.moe.facts import Facts, Rule
@@ -19,9 +19,9 @@ weights = hash_layers.weights
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """K different experts, each as likely as any other, drawn anew at every step; gates of 1/K.
+    """K different experts, all equally likely, drawn anew at every step; gates of 1/K.
 
-    Evaluation must not depend on chance, so there the draw is fixed for each position.  Returns a Routing, cache.
+    Evaluation must be deterministic, so there the draw is fixed for each position.  Returns a Routing, cache.
     """
     if training:
         draw_TE = routing.require_rng(rng, "router 'random'").random((len(x_TD), config.n_experts))

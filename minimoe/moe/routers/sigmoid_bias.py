@@ -1,4 +1,4 @@
-"""DeepSeek-V3: a score of its own for each expert, and a bias that balances the choice without touching the gates."""
+"""DeepSeek-V3: a sigmoid score for each expert, and a bias that balances the choice without changing the gates."""
 
 from typing import NamedTuple
 
@@ -13,16 +13,16 @@ GROUP_SCORES = {
     "top2": lambda config: 2,
     "paper": lambda config: max(config.top_k // config.top_groups, 1),
 }
-"""Name -> function of the configuration: of how many best experts the sum is a group's score.
+"""Name -> function of the configuration that returns how many of a group's best scores are summed into its score.
 
 "top2": two, whatever K is, as in the code of released checkpoints (deepseek-ai/DeepSeek-V3, inference/model.py).
 "paper": K / top_groups, as many as a token has in a group on average     [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2].
-DeepSeek-V3 itself, with K = 8 in 4 groups, is the same under both.
+For DeepSeek-V3 itself, with K = 8 in 4 groups, both give the same.
 """
 
 
 def chosen_by(routing, weights):
-    """The numbers that choose, those that decide between equal ones, and those that weigh, as the explorer has them."""
+    """The numbers that choose experts, those that break ties, and those that give the gates, for the explorer."""
     logit_TE = routing.logit_TE.real
     score_TE, _ = ops.sigmoid_forward(logit_TE)
     return {"choice_TE": score_TE + weights["bias_E"].real, "gate_TE": score_TE,
@@ -34,7 +34,7 @@ FACTS = Facts(
     losses=dict(sequence=0.0001),
     options=("renormalize", "bias_rate", "n_groups", "top_groups", "group_score", "gate_scale"),
     settings={"1 group of 2": dict(n_groups=2, top_groups=1, gate_scale=2.5)},
-    evaluation="the same as in training; the biases stay",
+    evaluation="the same as in training; the biases do not change",
     has_bias=True,
     kept_scores=4,
     forward_scores=2,
@@ -44,15 +44,15 @@ FACTS = Facts(
 
 
 def weights(config, std):
-    """One score per expert, linear in the token; and its bias, which starts at 0 and is moved by `after_step` alone."""
+    """One score per expert, linear in the token; and its bias, which starts at 0 and is changed by `after_step`."""
     return {"w_router_DE": Weight((config.d_model, config.n_experts), std),
             "bias_E": Weight((config.n_experts,), 0.0)}
 
 
 class SigmoidBiasCache(NamedTuple):
-    """Of the scores and their logarithms, of the gates, and how logarithms became probabilities.
+    """The caches of the scores, of their logarithms, of the gates, and of the probabilities.
 
-    logit_TE: of the log-sigmoid.   softmax: prob_TE.   gates: GatesCache of raw gates, SharesCache of renormalized.
+    logit_TE: cache of the log-sigmoid.   softmax: prob_TE.   gates: GatesCache (raw) or SharesCache (renormalized).
     """
 
     linear: ops.ProductCache
@@ -69,9 +69,9 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
         s = sigmoid(x W);  choose by s + b;  g = scale * s / sum over the K chosen of s
 
                                                         [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2]
-    n_groups, top_groups: a token's experts are in few groups of experts, so that it travels to few nodes.  For losses
-    the distribution over all experts is s / sum of s.  Both quotients are softmaxes of log s: however small all scores
-    of a token are, their ratios stay.  Returns a Routing, cache.
+    n_groups, top_groups: a token's experts are in few groups of experts, so that it is sent to few nodes.  The losses
+    use s / sum of s as the distribution over all experts.  Both quotients are computed as softmaxes of log s, so the
+    ratios survive however small all scores of a token are.  Returns a Routing, cache.
     """
     logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
     score_TE, sigmoid = ops.sigmoid_forward(logit_TE)
@@ -88,7 +88,7 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
 
 
 def backward(grad, cache):
-    """Gradients of x_TD and, as a dict, of the weights; the bias only chooses, and has none.  grad: RoutingGrad."""
+    """Gradients of x_TD and, as a dict, of the weights; the bias only chooses and gets none.  grad: RoutingGrad."""
     dgate_A, dlogit_TE = cache.gate_scale * grad.dgate_A, grad.dlogit_TE
     dlog_TE = ops.softmax_backward(grad.dprob_TE, cache.softmax)  # prob = softmax(log)
     if isinstance(cache.gates, gates.SharesCache):
@@ -101,7 +101,7 @@ def backward(grad, cache):
 
 
 def after_step(weights, count_E, config):
-    """The weights that change after an optimizer step: biases go down for experts above the mean load, up below it.
+    """The weights that change after an optimizer step: a bias goes down if its expert's load is above average, else up.
 
         b_e -/+ rate                                            [DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2]
 
@@ -113,7 +113,7 @@ def after_step(weights, count_E, config):
 
 
 def _chosen(score_TE, bias_E, logit_TE, config, replay):
-    """The K best by score + bias.  Of scores that round to equal sums, the logits tell which is better."""
+    """The K best by score + bias.  Where sums are equal after rounding, the logits decide."""
     biased_TE, faint_T = score_TE + bias_E, _faint(score_TE)
     expert_TK = gates.top_k_experts(within_groups(biased_TE, config), config.top_k, replay)
     if replay is None and faint_T.any():
@@ -123,22 +123,22 @@ def _chosen(score_TE, bias_E, logit_TE, config, replay):
 
 
 def _faint(score_TE):
-    """Tokens that have a score so small that a sum with it can round to the same number, or one so near to 1 that its
-    last digit is more than 1 % of the way there.  Returns faint_T."""
+    """Tokens with a score so small that adding it to a bias can be lost in rounding, or so close to 1 that its last
+    digit is more than 1 % of the distance.  Returns faint_T."""
     eps = np.finfo(score_TE.dtype).eps
     return (score_TE.min(axis=1) < eps) | (1 - score_TE.max(axis=1) < 100 * eps)
 
 
 def _best(score_TE, tie_TE, top_k):
-    """As `gates.top_k_experts`; equal scores go to the larger of tie_TE, and then to the lowest number."""
+    """Like `gates.top_k_experts`, but ties go to the larger tie_TE, and then to the expert with the lowest number."""
     return np.lexsort((-tie_TE, -score_TE), axis=-1)[:, :top_k]
 
 
 def within_groups(score_TE, config, tie_TE=None):
-    """The scores, and -inf for the experts outside of a token's best groups.
+    """The scores, and -inf for the experts outside a token's best groups.
 
-    A group's score is the sum of its best experts' scores, of as many as GROUP_SCORES says; equal sums go to the group
-    with the largest of tie_TE.  Not 0 but -inf: a score can be negative.
+    A group's score is the sum of its best experts' scores; GROUP_SCORES says how many.  Ties go to the group with the
+    largest tie_TE.  The excluded get -inf rather than 0, since a score can be negative.
     """
     if config.top_groups == config.n_groups:
         return score_TE

@@ -1,4 +1,4 @@
-"""Sinkhorn: choose by a plan in which every expert has the same load; weigh by the plain probabilities."""
+"""Sinkhorn: the choice comes from a plan with equal loads, the gates come from the plain probabilities."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ FACTS = Facts(
     summary="the best of a balanced plan in training, of the scores in evaluation (S-BASE)",
     options=("renormalize",),
     causal=False,
-    evaluation="the best plain scores: no plan, so no look at other tokens",
+    evaluation="the best plain scores: there is no plan, so other tokens do not matter",
     forward_scores=5,
     explorer=Rule(shares="logit_TE"),
 )
@@ -22,10 +22,10 @@ weights = softmax_topk.weights
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """In training the K largest entries of a token's row in the plan, else of its scores; gates from the softmax.
+    """The K largest entries of a token's row in the plan, or of its scores in evaluation; gates from the softmax.
 
                                                         [S-BASE in Clark 2022, arXiv:2202.01169, sec. 3.1]
-    The plan shares the load out evenly, but taking the largest entries rounds it: loads come out near even, not even.
+    The plan distributes the load evenly, but taking the largest entries rounds it, so the loads are only nearly even.
     No gradient flows through the plan.  Returns a Routing, cache.
     """
     logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
@@ -34,7 +34,7 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
     if training:
         choice_TE[tokens.mask_T] = plan(choice_TE[tokens.mask_T])
     expert_TK = gates.top_k_experts(choice_TE, config.top_k, replay)
-    if config.gates_sum_to_one:  # of logits: the plan can choose experts whose probabilities are all next to 0
+    if config.gates_sum_to_one:  # from logits: the plan can choose experts whose probabilities are all near 0
         assigned, weighed = gates.shares_forward(logit_TE, expert_TK, tokens.mask_T)
     else:
         assigned, weighed = gates.gates_forward(prob_TE, expert_TK, tokens.mask_T, False)
@@ -53,16 +53,16 @@ def backward(grad, cache):
 
 
 def plan(logit_TE):
-    """The matrix nearest to exp(logit) whose rows sum to 1 and whose columns sum to T / E each.
+    """The matrix closest to exp(logit) whose rows sum to 1 and whose columns sum to T / E each.
 
         alternately: columns / their sum * T / E, rows / their sum      [Sinkhorn 1964; Cuturi 2013, arXiv:1306.0895]
 
-    Stops when no column is further than TOLERANCE of its share from it, or after MOST_ROUNDS.  Returns plan_TE.
+    Stops when every column is within a relative TOLERANCE of T / E, or after MOST_ROUNDS.  Returns plan_TE.
     """
     logit_TE = ops.floats("logit_TE", logit_TE)
     n_tokens, n_experts = logit_TE.shape
     plan_TE = logit_TE - logit_TE.max(axis=1, keepdims=True)
-    plan_TE -= plan_TE.max(axis=0, initial=-np.inf)  # else an expert that all shun has nothing to scale
+    plan_TE -= plan_TE.max(axis=0, initial=-np.inf)  # otherwise an expert that no token wants has nothing to scale
     plan_TE = np.exp(plan_TE - plan_TE.max(axis=1, keepdims=True))
     plan_TE /= plan_TE.sum(axis=1, keepdims=True)
     for _ in range(MOST_ROUNDS):

@@ -23,7 +23,7 @@ def weights(config, std):
 
 
 class SoftmaxTopKCache(NamedTuple):
-    """Of the scores, the probabilities and the gates; softmax: prob_TE."""
+    """The caches of the scores, the probabilities and the gates; softmax: prob_TE."""
 
     linear: ops.ProductCache
     softmax: np.ndarray
@@ -35,7 +35,7 @@ def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None
 
         p_TE = softmax(x W);  g_TK = p_TK / sum_K p_TK          [Mixtral, arXiv:2401.04088, sec. 2.1]
 
-    Equal scores go to the expert with the lowest number.  Returns a Routing of K assignments per token, cache.
+    Ties go to the expert with the lowest number.  Returns a Routing of K assignments per token, cache.
     """
     logit_TE, linear = ops.linear_forward(x_TD, weights["w_router_DE"])
     prob_TE, softmax = ops.softmax_forward(logit_TE)

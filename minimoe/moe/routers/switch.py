@@ -1,4 +1,4 @@
-"""Switch: the one best expert, its gate the raw probability; in training the router sees its input through jitter."""
+"""Switch: the single best expert, whose gate is the raw probability; in training the router's input is jittered."""
 
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ from minimoe.moe.routers import softmax_topk
 
 
 def jitter_numbers(config, n_tokens):
-    """Numbers that jitter makes the forward keep: the factors; and the input with them, where shared experts keep it
-    without."""
+    """How many numbers the forward stores because of jitter: the factors; and the jittered input, where shared experts
+    store the input without it."""
     n_arrays = 2 if config.n_shared_experts else 1
     return n_arrays * n_tokens * config.d_model if config.jitter > 0 else 0
 
@@ -31,19 +31,20 @@ weights = softmax_topk.weights
 
 
 class SwitchCache(NamedTuple):
-    """What the router's input was multiplied by; None without jitter.  Then the cache of softmax top-k."""
+    """The factors on the router's input, None without jitter; and the cache of softmax top-k."""
 
     factor_TD: np.ndarray | None
     topk: softmax_topk.SoftmaxTopKCache
 
 
 def forward(x_TD, weights, config, tokens, training=False, rng=None, replay=None):
-    """Softmax top-1 of a jittered copy of the tokens; the experts get the tokens as they are.
+    """Softmax top-1 of a jittered copy of the tokens; the experts get the original tokens.
 
         p = softmax((x * u) W), u from U(1 - jitter, 1 + jitter);  y = p_i E_i(x)
 
                                                         [Switch, arXiv:2101.03961, eq. 1-2 and sec. 2.4]
-    A gate of p / p = 1 would hide the router from the task, so the raw probability it is.  Returns a Routing, cache.
+    The gate is the raw probability: a renormalized gate, p / p = 1, would give the router no gradient from the task.
+    Returns a Routing, cache.
     """
     factor_TD = None
     if training and config.jitter > 0:

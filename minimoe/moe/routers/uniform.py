@@ -1,4 +1,4 @@
-"""Control: experts round-robin, by the token's position.  The load is even, and the router knows nothing."""
+"""Control: experts round-robin, by the token's position.  The load is even, and the router ignores the token."""
 
 import numpy as np
 

@@ -109,8 +109,8 @@ def test_a_router_that_the_page_does_not_know_keeps_what_it_did(monkeypatch):
     # fields of a run; where the page begins: capacity factor and order; how far K moves, and why
     ({}, None, "position", 1, 4, ""), (dict(renormalize=True), None, "position", 2, 4, "always be 1"),
     (dict(renormalize=False, eval_capacity_factor=1.1, capacity_factor=2.0), "1.1", "position", 1, 4, ""),
-    (dict(router="switch", eval_capacity_factor=2, drop_order="rank"), "2", "rank", 1, 1, "always takes 1"),
-    (dict(router="st_moe"), None, "position", 2, 2, "always takes 2"),
+    (dict(router="switch", eval_capacity_factor=2, drop_order="rank"), "2", "rank", 1, 1, "always uses 1"),
+    (dict(router="st_moe"), None, "position", 2, 2, "always uses 2"),
     (dict(router="hash", drop_order="random"), None, "position", 1, 4, ""),
     (dict(router="sigmoid_bias", n_groups=4, top_groups=3), None, "position", 1, 3, "3 of 4 groups")])
 def test_the_page_starts_with_the_settings_of_evaluation(fields, factor, order, least, most, why):

@@ -70,7 +70,7 @@ def test_another_number_of_experts_than_in_training_is_used_and_said(run, loaded
 
 
 @pytest.mark.parametrize(("options", "top_k", "words"), [
-    ("--router switch --top-k 1", 2, "top_k = 2: router 'switch' always takes 1"),
+    ("--router switch --top-k 1", 2, "top_k = 2: router 'switch' always uses 1"),
     ("--router soft", 1, "top_k = 1: router 'soft' has learned slots for 2"),
     ("--first-dense-layers 2", 1, "top_k = 1: every layer is dense"),
     ("--n-experts 4", 5, "top_k = 5: a token cannot have more experts than there are: n_experts = 4"),

@@ -57,7 +57,7 @@ def test_a_count_stops_where_machines_do_and_a_seed_does_not():
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    (dict(n_heads=3, d_model=8), "d_model = 8: must be a multiple of n_heads = 3, or give d_head"),
+    (dict(n_heads=3, d_model=8), "d_model = 8: must be a multiple of n_heads = 3, unless d_head"),
     (dict(n_heads=4, d_model=12), "d_model = 12: d_model / n_heads = 3 must be even"),
     (dict(d_head=3), "d_head = 3: must be even"),
     (dict(n_heads=4, n_kv_heads=8), "n_kv_heads = 8: must divide n_heads = 4"),
@@ -67,27 +67,27 @@ def test_a_count_stops_where_machines_do_and_a_seed_does_not():
     (dict(router=[]), "router = []: must be one of softmax_topk, "),
     (dict(drop_order="last"), f"drop_order = 'last': must be one of {', '.join(capacity.ORDERS)}"),
     (dict(renormalize=1), "renormalize = 1: must be True, False or None"),
-    (dict(renormalize=True, top_k=1), "renormalize = True: with top_k = 1 the one gate would be p / p = 1"),
+    (dict(renormalize=True, top_k=1), "renormalize = True: with top_k = 1 the only gate would be p / p = 1"),
     (dict(n_layers=2, first_dense_layers=3), "first_dense_layers = 3: there are only n_layers = 2"),
-    (dict(router="switch", top_k=2), "top_k = 2: router 'switch' always takes 1"),
-    (dict(router="gshard", top_k=1), "top_k = 1: router 'gshard' always takes 2"),
-    (dict(jitter=0.1), "jitter = 0.1: router 'softmax_topk' has no use for it; switch would"),
-    (dict(router="hash", renormalize=False), "renormalize = False: router 'hash' has no use for it; softmax_topk, "
-                                             "noisy_topk, gshard, st_moe, sigmoid_bias, sinkhorn would"),
+    (dict(router="switch", top_k=2), "top_k = 2: router 'switch' always uses 1"),
+    (dict(router="gshard", top_k=1), "top_k = 1: router 'gshard' always uses 2"),
+    (dict(jitter=0.1), "jitter = 0.1: router 'softmax_topk' does not use it; it is for switch"),
+    (dict(router="hash", renormalize=False), "renormalize = False: router 'hash' does not use it; it is for "
+                                             "softmax_topk, noisy_topk, gshard, st_moe, sigmoid_bias, sinkhorn"),
     (dict(router="switch", top_k=1, jitter=1.0), "jitter = 1.0: must be below 1"),
     (dict(router="sigmoid_bias", n_groups=3), "n_groups = 3: must divide n_experts = 8"),
     (dict(router="sigmoid_bias", n_groups=2, top_groups=3), "top_groups = 3: there are only n_groups = 2"),
     (dict(router="sigmoid_bias", group_score="best"), "group_score = 'best': must be one of top2, paper"),
-    (dict(router="sigmoid_bias", n_groups=4, top_groups=1, top_k=3), "top_groups = 1: so few groups have 2 experts"),
+    (dict(router="sigmoid_bias", n_groups=4, top_groups=1, top_k=3), "top_groups = 1: so few groups hold 2 experts"),
     (dict(router="soft", capacity_factor=1.0), "capacity_factor = 1.0: router 'soft' has no assignments to limit"),
     (dict(router="soft", eval_capacity_factor=1.0), "eval_capacity_factor = 1.0: router 'soft' has no assignments"),
     (dict(router="soft", pad_experts=True), "pad_experts = True: router 'soft' has no empty slots"),
-    (dict(router="soft", n_shared_experts=1), "n_shared_experts = 1: router 'soft' lets every expert work for every"),
-    (dict(load_coef=0.1), "load_coef = 0.1: the expected load is a matter of noise, which router 'softmax_topk' has "
-                          "none of; noisy_topk has"),
+    (dict(router="soft", n_shared_experts=1), "n_shared_experts = 1: router 'soft' uses every expert for every token"),
+    (dict(load_coef=0.1), "load_coef = 0.1: the expected load needs a router with noise, such as noisy_topk; router "
+                          "'softmax_topk' has none"),
     (dict(balance_coef=10**400), "balance_coef = 1000"),
     (dict(n_devices=3), "n_devices = 3: must divide n_experts = 8"),
-    (dict(device_coef=0.1), "n_devices = 1: the device loss of one device is 1 whatever the router does"),
+    (dict(device_coef=0.1), "n_devices = 1: the device loss of a single device is always 1"),
 ])
 def test_an_impossible_model_is_refused(fields, message):
     assert_refused(ModelConfig, fields, message)
@@ -138,7 +138,7 @@ def test_a_router_takes_its_own_options_and_none_of_the_others(router):
     ModelConfig(**alone, **{option: value for option, value in values.items() if option in own})
     for option in values.keys() - set(own):
         assert_refused(ModelConfig, alone | {option: values[option]},
-                       f"{option} = {values[option]}: router {router!r} has no use for it; ")
+                       f"{option} = {values[option]}: router {router!r} does not use it; it is for ")
 
 
 @pytest.mark.parametrize("cls", [ModelConfig, TrainConfig])
@@ -223,7 +223,7 @@ def test_finer_experts_are_more_and_narrower():
     for parts in (0, -2, 5, 24, 2.0):
         with pytest.raises(ValueError, match=f"^finer = {parts}: must divide d_hidden = 12"):
             coarse.finer(parts)
-    with pytest.raises(ValueError, match="^finer = 2: .*router 'gshard' always takes 2"):
+    with pytest.raises(ValueError, match="^finer = 2: .*router 'gshard' always uses 2"):
         ModelConfig(router="gshard").finer(2)
     assert ModelConfig(router="gshard").finer(1) == ModelConfig(router="gshard")
 

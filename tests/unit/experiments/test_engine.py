@@ -85,7 +85,7 @@ def test_an_unfinished_run_is_resumed_to_the_same_numbers(experiment):
     loop._record_evaluation(half, CORPUS, map)
     checkpoint.save(runs.checkpoint_path(cell.folder), half)
     again, lines = run(experiment)
-    assert any(line.startswith("narrow, seed 1: goes on from step 2") for line in lines)
+    assert any(line.startswith("narrow, seed 1: resumes at step 2") for line in lines)
     assert_same(again.measured, whole.measured)
 
 

@@ -122,12 +122,12 @@ def test_the_type_of_the_parameters_is_the_type_of_everything(dtype, rtol):
 
 @pytest.mark.parametrize("token, position, message", [
     (1, -1, r"position = -1: must be in \[0, 5\)"), (1, 5, r"position = 5: must be in \[0, 5\)"),
-    (1, 3, "position = 3: no token has been read at 2"), (1, 4, "position = 4: no token has been read at 2"),
+    (1, 3, "position = 3: none has been read at 2"), (1, 4, "position = 4: none has been read at 2"),
     (-1, 2, r"token = -1: must be in \[0, 32\)"), (32, 2, r"token = 32: must be in \[0, 32\)")])
 def test_a_place_or_a_token_that_cannot_be_is_refused(token, position, message):
     _, decoder = decoding.start(PARAMS, small.MODEL, TEXT_S[:2], 5)
     with pytest.raises(ValueError, match=f"^{message}"):
         decoding.step(decoder, token, position)
     decoding.step(decoder, 1, 2)  # nothing was written down of what was refused
-    with pytest.raises(ValueError, match="room = 1: tokens_S has 2 tokens already"):
+    with pytest.raises(ValueError, match="room = 1: tokens_S already has 2 tokens"):
         decoding.start(PARAMS, small.MODEL, TEXT_S[:2], 1)

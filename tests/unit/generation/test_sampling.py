@@ -153,6 +153,6 @@ def test_a_model_whose_later_tokens_decide_what_becomes_of_earlier_ones_is_refus
             generate(config=config)
         assert len(generate(n_tokens=3, config=replace(config, first_dense_layers=2))) == 5  # there is no such layer
     limited = replace(small.MODEL, eval_capacity_factor=2.0)
-    with pytest.raises(ValueError, match="eval_capacity_factor = 2.0 cannot generate: the room in an expert depends"):
+    with pytest.raises(ValueError, match="eval_capacity_factor = 2.0 cannot generate: the capacity of an expert"):
         generate(config=limited)
     assert len(generate(n_tokens=3, config=replace(limited, first_dense_layers=2))) == 5

@@ -83,7 +83,7 @@ def test_a_backward_may_return_its_gradients_as_a_list_or_by_name():
     (lambda dy, x: 2 * x * dy, {"b"}, "b: it has no gradient"),
     (lambda dy, x: (2 * x * dy, dy.sum(axis=0), dy), {"gradient 3"}, "gradient 3: no array has this name"),
     (lambda dy, x: {"x": 2 * x * dy, "B": dy.sum(axis=0)}, {"b", "B"}, "b: it has no gradient"),
-    (lambda dy, x: (dy.__imul__(2 * x), dy.sum(axis=0)), {"b"}, "changes the gradient that it is given in place")])
+    (lambda dy, x: (dy.__imul__(2 * x), dy.sum(axis=0)), {"b"}, "modifies its input gradient in place")])
 def test_what_a_backward_returns_is_not_taken_on_trust(backward, wrong, words):
     found = check_sum(backward)
     assert {row.name for row in found.rows if not row.ok} == wrong and re.search(words, str(found))
@@ -97,7 +97,7 @@ def test_a_forward_that_changes_its_input_or_fills_a_buffer_is_told_so_and_its_r
         return y, np.sqrt(x)
 
     text = str(check_sum(lambda dy, x: (2 * x * dy, dy.sum(axis=0)), forward))
-    assert text.startswith("sum: right") and "changes its input in place: x" in text and "y[:] = x + b" in text
+    assert text.startswith("sum: right") and "modifies its input in place: x" in text and "y[:] = x + b" in text
     with pytest.raises(ValueError, match="forward returned a ndarray: must be two things"):
         check_sum(len, lambda x, b: x + b)
 
@@ -108,7 +108,7 @@ def test_whole_numbers_without_a_gradient_stay_as_they_are():
     for pack in (lambda dw: dw, lambda dw: (None, dw), lambda dw: {"w": dw}):
         found = gradcheck.check_pair("embedding", ops.embedding_forward,
                                      lambda dy, cache, pack=pack: pack(ops.embedding_backward(dy, cache)), arrays)
-        assert found.ok and found.notes == ["Not checked, since without a gradient: places."]
+        assert found.ok and found.notes == ["Not checked, since there is no gradient: places."]
     found = gradcheck.check_pair("scale", lambda x, c: (x * c, (x, c)),
                                  lambda dy, cache: ((dy * cache[1]).astype(cache[0].dtype), (dy * cache[0]).sum()),
                                  {"x": np.arange(3), "c": np.array(1.5)})

@@ -104,7 +104,7 @@ def test_a_report_prints_each_tensor_with_its_shape_error_and_verdict():
     assert [line.split()[0] for line in both[2:]] == ["cubes", "y", "cubes", "y"]
     flat = gradcheck.compare("flat", lambda arrays: 0 * cubes(arrays), ARRAYS, {"y": np.zeros(1)})
     assert str(flat).splitlines()[0] == "flat: right" and "ok (zero)" in str(flat)
-    assert flat.notes == ["Not checked, since without a gradient: x."]
+    assert flat.notes == ["Not checked, since there is no gradient: x."]
     assert not numeric.Report("nothing", []).ok
 
 
@@ -113,7 +113,7 @@ def test_a_report_prints_each_tensor_with_its_shape_error_and_verdict():
     ({"x": GRADS["x"].reshape(1, 2, 2)}, r"x: the gradient has shape \(1, 2, 2\), the array \(2, 2\)"),
     ({"y": np.array(5.0)}, r"y: the gradient has shape \(\), the array \(1,\)"),
     ({"x": np.ones(5)}, r"x: the gradient has shape \(5,\), the array \(2, 2\)"),
-    ({"X": GRADS["x"]}, "X: no array has this name; there are x, y"), ({"y": None}, "y: it has no gradient"),
+    ({"X": GRADS["x"]}, "X: no array has this name; the names are x, y"), ({"y": None}, "y: it has no gradient"),
     ({"y": np.array([5j])}, "y: the gradient has dtype complex128"),
     ({"x": np.where(GRADS["x"] > 20, np.nan, GRADS["x"])}, "x: the gradient is not finite in 1 of 4 numbers")])
 def test_a_gradient_that_is_wrong_at_sight_is_said_to_be_so_beside_those_that_are_right(compare, grads, problem):
@@ -224,7 +224,7 @@ def test_a_function_that_changes_its_input_does_so_to_copies_and_is_told(compare
     before = {name: array.copy() for name, array in ARRAYS.items()}
     found = compare("f", total, ARRAYS, GRADS)
     assert found.ok and found.rows[0].tolerance == 1e-12 and all(np.array_equal(before[n], ARRAYS[n]) for n in before)
-    assert [note.split(":")[0] for note in found.notes] == ["The function changes its input in place"]
+    assert [note.split(":")[0] for note in found.notes] == ["The function modifies its input in place"]
 
 
 @pytest.mark.parametrize(("call", "reason"), [

@@ -180,5 +180,5 @@ def test_a_sequence_in_parts_gives_the_output_of_the_whole(lengths):
         past, start = (cache.k_BGMP, cache.v_BGMP), start + length
         outputs.append(y_BSD)
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), whole_BSD, atol=1e-13)
-    with pytest.raises(ValueError, match="the forward had a past"):
+    with pytest.raises(ValueError, match="the forward pass had a past"):
         attention.attention_backward(y_BSD, cache)

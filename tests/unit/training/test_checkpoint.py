@@ -86,7 +86,7 @@ def test_another_file_is_refused(tmp_path):
     np.savez(path, a=np.arange(3))
     for content in (path.read_bytes(), b"", b"just some text\n", b"{}", b"PK\3\4 not really"):
         path.write_bytes(content)
-        assert refusal_of(path).startswith(f"{path} is not a whole checkpoint, but truncated, damaged or another file")
+        assert refusal_of(path).startswith(f"{path} is not a complete checkpoint: truncated, damaged or a different")
 
 
 @pytest.mark.parametrize("header, message", [
@@ -124,7 +124,7 @@ def test_a_truncated_file_and_every_byte_that_changed_are_refused(path):
     whole = path.read_bytes()
     for place in np.linspace(0, len(whole) - 1, 20, dtype=int):
         path.write_bytes(whole[:place])
-        assert re.search("is not a whole checkpoint|is damaged", refusal_of(path))
+        assert re.search("is not a complete checkpoint|is damaged", refusal_of(path))
     for place in [*np.linspace(0, len(whole) - 1, 30, dtype=int), *range(len(whole) - 40, len(whole))]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
         refusal_of(path)
@@ -147,7 +147,7 @@ def test_a_folder_is_checked_before_any_work_and_left_as_it_is(tmp_path, path):
 def test_a_write_that_fails_leaves_the_checkpoint_before_it_or_nothing(path, monkeypatch, module, function, error):
     whole, kinds = path.read_bytes(), (checkpoint.CheckpointError, KeyboardInterrupt)
     monkeypatch.setattr(module, function, mock.Mock(side_effect=error))
-    for attempt, kept in ((path, "; the checkpoint before it is whole"), (path.parent / "a" / "b" / path.name, "")):
+    for attempt, kept in ((path, "; the previous checkpoint is intact"), (path.parent / "a" / "b" / path.name, "")):
         with pytest.raises(kinds) as caught:
             checkpoint.save(attempt, NEW)
         if isinstance(error, OSError):
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(path):
     whole, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
-        with pytest.raises(checkpoint.CheckpointError, match="File too large; the checkpoint before it is whole$"):
+        with pytest.raises(checkpoint.CheckpointError, match="File too large; the previous checkpoint is intact$"):
             checkpoint.save(path, NEW)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -218,7 +218,7 @@ def test_a_folder_that_is_removed_or_replaced_while_one_trains_is_no_longer_writ
 
 
 @pytest.mark.parametrize(("changed", "words"), [
-    ({"params/embed.w_VD": OLD.params["embed.w_VD"] * np.nan}, "params/embed.w_VD is not finite: it has nan"),
+    ({"params/embed.w_VD": OLD.params["embed.w_VD"] * np.nan}, "params/embed.w_VD is not finite: it contains nan"),
     ({"mean/embed.w_VD": OLD.params["embed.w_VD"] + np.inf}, "mean/embed.w_VD is not finite"),
     ({"square/embed.w_VD": OLD.params["embed.w_VD"]}, "square/embed.w_VD has -.*: must not be negative"),
     ({"params/embed.w_VD": OLD.params["embed.w_VD"] + 0j}, "complex"),

@@ -50,7 +50,7 @@ def test_a_number_of_layers_that_the_file_has_no_arrays_for_is_refused_before_th
 
 
 @pytest.mark.parametrize(("array", "least", "words"), [
-    (np.array([1, np.nan]), False, "x is not finite: it has nan"), (np.array([-np.inf]), False, "it has -inf"),
+    (np.array([1, np.nan]), False, "x is not finite: it contains nan"), (np.array([-np.inf]), False, "contains -inf"),
     (np.array([1j]), False, "x has dtype complex128"), (np.array([1]), False, "int64"), (np.array([-1.0]), True, "-1")])
 def test_numbers_that_no_run_has_are_refused(array, least, words):
     with pytest.raises(ValueError, match=words):

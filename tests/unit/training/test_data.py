@@ -38,7 +38,7 @@ def test_the_shortest_text_by_hand(sequence, length):
     # the held-out tenth needs one token more than a sequence, as the last target: 41 - 36 = 5 for 4, and 40 - 36 = 4
     assert len(data.build({"one": "x" * length}, sequence).held_out[0]) == sequence + 1
     with pytest.raises(ValueError, match=f"the text 'two' has {length - 1} characters: too short for sequences of "
-                       f"{sequence}, .* {10 * sequence + 20} would do"):
+                       f"{sequence}, .* use at least {10 * sequence + 20}"):
         data.build({"one": "x" * length, "two": "x" * (length - 1)}, sequence)
 
 

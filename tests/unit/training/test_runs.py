@@ -39,7 +39,7 @@ def test_a_run_is_trained_resumed_and_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", None)
     taken = runs.finish(tmp_path / "begun", "it", MODEL, TRAINING, CORPUS, say=lines.append)
     assert taken.history["ce"] == whole.history["ce"]
-    assert lines == [f"it: goes on from step 0 ({tmp_path / 'begun/checkpoint.npz'})",
+    assert lines == [f"it: resumes at step 0 ({tmp_path / 'begun/checkpoint.npz'})",
                      f"it: finished earlier ({tmp_path / 'begun/checkpoint.npz'})"]
 
 
@@ -71,14 +71,14 @@ def test_default_weights_of_losses_are_the_same_whether_given_or_not(tmp_path, s
     dict(model=replace(MODEL, d_hidden=8)), dict(training=replace(TRAINING, seed=1)), dict(corpus=OTHER_CORPUS)])
 def test_a_run_of_another_kind_is_refused(tmp_path, other):
     save(tmp_path, step=TRAINING.n_steps)
-    with pytest.raises(ValueError, match="checkpoint.npz is a run of another kind; train anew with --fresh"):
+    with pytest.raises(ValueError, match="checkpoint.npz is a different run; train again with --fresh"):
         runs.finish(tmp_path, "it", other.get("model", MODEL), other.get("training", TRAINING),
                     other.get("corpus", CORPUS))
 
 
 def test_only_a_finished_run_is_loaded_as_finished(tmp_path):
     save(tmp_path)
-    with pytest.raises(ValueError, match="at step 0 of 6: `some command` goes on with it"):
+    with pytest.raises(ValueError, match="at step 0 of 6: `some command` resumes it"):
         runs.load_finished(tmp_path, MODEL, TRAINING, CORPUS, "some command")
     save(tmp_path, step=6)
     assert runs.load_finished(tmp_path, MODEL, TRAINING, CORPUS, "some command").finished

@@ -89,7 +89,7 @@ def test_the_one_gate_of_a_token_is_raw_since_p_by_p_would_teach_the_router_noth
     p_T = r.prob_TE.max(axis=1)
     np.testing.assert_allclose(r.gate_A, p_T)
     np.testing.assert_allclose(dlogit_of(np.ones(6))[r.token_A, r.expert_A], p_T * (1 - p_T), rtol=1e-12)
-    with pytest.raises(ValueError, match="renormalize = True: with top_k = 1 the one gate would be p / p = 1"):
+    with pytest.raises(ValueError, match="renormalize = True: with top_k = 1 the only gate would be p / p = 1"):
         ModelConfig(top_k=1, renormalize=True)
 
 
