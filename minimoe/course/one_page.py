@@ -44,7 +44,7 @@ def softmax(x_TE):
 
 
 def rope(x_BHSP, theta=10_000.0, turn=1):
-    """Rotate each pair (x_i, x_{i+P/2}) by position * theta^(-2i/P)              [RoFormer, arXiv:2104.09864, eq. 15]."""
+    """Rotate each pair (x_i, x_{i+P/2}) by position * theta^(-2i/P)            [RoFormer, arXiv:2104.09864, eq. 15]."""
     S, P = x_BHSP.shape[2:]  # q.k then depends on the distance alone; turn = -1 is the backward: it rotates back
     angle = turn * np.outer(np.arange(S), theta ** (-np.arange(0, P, 2) / P))
     cos, sin = np.cos(angle).astype(x_BHSP.real.dtype), np.sin(angle).astype(x_BHSP.real.dtype)
