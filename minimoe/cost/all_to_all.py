@@ -1,8 +1,8 @@
-"""Experts on many devices: what leaves each of them in a layer, and how long the slowest takes.
+"""Expert parallelism: the experts of a layer are on several devices.  What each device sends, and how long it takes.
 
-Of R ranks each has E/R experts in a row, and T/R tokens in a row.  One layer forward: the vectors of the tokens go to
-where their experts are (dispatch), are computed there, and come back (combine).  The backward pass sends as much
-again, and computes twice as much.  No rank goes on before the last has what it waits for: the slowest decides.
+Each of R ranks has E/R consecutive experts and T/R consecutive tokens.  In the forward pass of a layer, the vectors of
+the tokens are sent to their experts (dispatch), are processed there, and come back (combine).  The backward pass sends
+as much again, and computes twice as much.  Every rank waits for the last one, so the slowest rank sets the time.
 """
 
 import math
@@ -12,15 +12,15 @@ import numpy as np
 
 
 def traffic(routing, ranks, once=False):
-    """Vectors of width D that each rank sends to each in dispatch: kept assignments, the diagonal is what stays.
+    """Vectors of width D that each rank sends to each rank in dispatch; the diagonal is what stays.
 
     Args:
         routing: Routing of one layer.  Padding and dropped assignments send nothing.
         ranks: R, which divides E and T, padding included.
-        once: a token goes to a rank once however many of its experts are there, as between the nodes of DeepSeek-V3
-            [arXiv:2412.19437, sec. 3.2.2]; its outputs are then added up there, and one sum comes back.
+        once: a token is sent to a rank only once, however many of its experts are there, as between the nodes of
+            DeepSeek-V3 [arXiv:2412.19437, sec. 3.2.2]; its outputs are then added up there, and one sum comes back.
 
-    Returns count_RR, [from, to].  Raises ValueError for other ranks.
+    Returns count_RR, [from, to].  Raises ValueError if R does not divide E and T.
     """
     per_rank = _share("experts", routing.n_experts, ranks)
     tokens_per_rank = _share("tokens", routing.n_tokens, ranks)
@@ -32,8 +32,8 @@ def traffic(routing, ranks, once=False):
 class Seconds(NamedTuple):
     """Time of one layer, forward.
 
-    transfer: of dispatch and combine.
-    compute: of the experts, between the two.
+    transfer: time of dispatch and combine.
+    compute: time of the experts, between the two.
     """
 
     transfer: float
@@ -41,17 +41,17 @@ class Seconds(NamedTuple):
 
     @property
     def total(self):
-        """Of all three steps."""
+        """Time of all three steps."""
         return self.transfer + self.compute
 
 
 class Exchange(NamedTuple):
     """What one layer costs on R ranks, forward.
 
-    sent_R: bytes that leave each rank in dispatch, without those that stay; in combine they come back.
-    received_R: bytes that reach each rank in dispatch; in combine they leave.
-    rows_R: rows that its experts compute.
-    slowest: Seconds, each step as long as on the rank that is slowest at it.
+    sent_R: bytes that each rank sends to others in dispatch, and gets back in combine.
+    received_R: bytes that each rank receives in dispatch, and sends back in combine.
+    rows_R: rows that each rank's experts compute.
+    slowest: Seconds, where each step takes as long as on its slowest rank.
     even: Seconds, if all ranks shared the same bytes and rows evenly.
     """
 
@@ -63,7 +63,7 @@ class Exchange(NamedTuple):
 
     @property
     def imbalance(self):
-        """Rows of the busiest rank over the mean; 1 is even, R is all on one rank, and 1 where there are none."""
+        """Rows of the busiest rank over the mean: 1 is even, R is all on one rank; 1 if there are no rows."""
         return float(self.rows_R.max() / self.rows_R.mean()) if self.rows_R.any() else 1.0
 
 
@@ -76,9 +76,9 @@ def exchange(routing, ranks, width, bytes_per_number=2, *, d_hidden, link, flops
         routing: Routing of one layer.
         ranks: R, see `traffic`.
         width: D.
-        bytes_per_number: of the vectors; 2 is bf16.
+        bytes_per_number: bytes per number in the vectors; 2 is bf16.
         d_hidden: F, of SwiGLU experts.
-        link: bytes/s that a rank can send, and at the same time receive.
+        link: bytes/s that a rank can send and, at the same time, receive.
         flops: FLOP/s of a rank.
         once: see `traffic`.
 
@@ -96,28 +96,28 @@ def exchange(routing, ranks, width, bytes_per_number=2, *, d_hidden, link, flops
 
 
 def slowdown(exchanged):
-    """How many times as long a layer takes as with the same bytes and rows spread evenly: from 1, even, to R.
+    """How many times longer a layer takes than with the same bytes and rows spread evenly: from 1 (even) to R.
 
-    Capacity sets a limit to the rows: E/R experts have room for E/R * C, which is the capacity factor
-    times the mean K * T / R, up to rounding.  Buffers of fixed size always take as long as that.
+    Capacity limits the rows: E/R experts have room for E/R * C, which is the capacity factor times the mean
+    K * T / R, up to rounding.  Fixed-size buffers always take as long as this limit.
     exchanged: an Exchange.
     """
     return exchanged.slowest.total / exchanged.even.total if exchanged.even.total else 1.0
 
 
 def all_to_all_bytes(slots, width, bytes_per_number, ranks, all_to_alls=4):
-    """Bytes that leave each rank in one layer, with buffers of fixed size, full or not.
+    """Bytes that each rank sends in one layer with fixed-size buffers, full or not.
 
         all_to_alls * (R - 1)/R * E * C * D * bytes                         [Switch, arXiv:2101.03961, sec. 5.4]
 
     Args:
-        slots: E * C, of the queues that a rank's own tokens form: the capacity factor * K * tokens, so that more
-            experts change nothing [ST-MoE, arXiv:2202.08906, footnote 10].  The capacity of a Routing is that of all
-            ranks' tokens together: there a rank has E * C / R.
+        slots: E * C, of the queues that a rank's own tokens form: the capacity factor * K * tokens, so the number of
+            experts does not matter [ST-MoE, arXiv:2202.08906, footnote 10].  The capacity of a Routing is for the
+            tokens of all ranks together; each rank then has E * C / R slots.
         width: D.
-        bytes_per_number: of the vectors.
+        bytes_per_number: bytes per number in the vectors.
         ranks: R.
-        all_to_alls: 4 are dispatch and combine, forward and backward; 2 are forward alone.
+        all_to_alls: 4 for dispatch and combine, forward and backward; 2 for the forward pass alone.
 
     Raises ValueError unless R divides the slots.
     """
@@ -127,12 +127,13 @@ def all_to_all_bytes(slots, width, bytes_per_number, ranks, all_to_alls=4):
 
 
 def expected_vectors(n_experts, top_k, ranks, once=False):
-    """Vectors that a token sends to other ranks on average, if any K of E experts are as likely, and none is dropped.
+    """Vectors that a token sends to other ranks on average, if all sets of K experts are equally likely and none is
+    dropped.
 
         K (R - 1)/R;    once: (R - 1) (1 - binomial(E - E/R, K) / binomial(E, K))
 
-    The second: a rank is left out if all K are among the E - E/R elsewhere.  A rank's T/R tokens send T/R times as
-    many, and its experts compute K * T/R rows.
+    In the second formula, a rank gets nothing if all K experts are among the E - E/R on other ranks.  A rank's T/R
+    tokens send T/R times as many, and its experts compute K * T/R rows.
 
     Args:
         n_experts: E.
@@ -146,7 +147,7 @@ def expected_vectors(n_experts, top_k, ranks, once=False):
     _need(_whole("top_k", top_k) <= n_experts, "top_k", top_k, f"must be at most the {n_experts} experts")
     if not once:
         return top_k * (ranks - 1) / ranks
-    if (1 - 1 / ranks) ** top_k < 1e-17:  # a rank is left out less often still, and binomials would have many digits
+    if (1 - 1 / ranks) ** top_k < 1e-17:  # even rarer than that; the binomials would have many digits
         return float(ranks - 1)
     ways = math.comb(n_experts, top_k)
     return (ranks - 1) * ((ways - math.comb(elsewhere, top_k)) / ways)

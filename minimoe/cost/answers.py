@@ -1,4 +1,4 @@
-"""The command `cost`: of which models, on which machine, and how the answer is written."""
+"""The command `cost`: for which models, on which machine, and in which form."""
 
 import json
 from typing import NamedTuple
@@ -11,20 +11,20 @@ from minimoe.cost import deployment, measured, ours, published, quantities, repo
 from minimoe.generation import sampling
 
 PUBLISHED_CONTEXT, MOST_HELD_OUT = 2048, 64
-"""Tokens of a sequence for published models; sequences that a run's routing is read from."""
+"""Tokens per sequence for published models; number of sequences for statistics of a run's routing."""
 
 UNITS = {"bandwidth": "B/s", "flops": "FLOP/s"}
-"""Number of a machine that its user can give -> its unit."""
+"""Numbers of a machine that the user can set -> unit."""
 
 SETTING_OPTIONS = ("context", "machine", *UNITS, "format", "expert_format")
-"""Options that say where and how a model is used."""
+"""Options that describe where and how a model is used."""
 
 
 class Setting(NamedTuple):
     """Where and how a model is used.
 
     machine: Machine.
-    context: tokens of a sequence; None is the usual.
+    context: tokens per sequence; None is the default.
     rest: format of the weights and the KV cache, see `memory.FORMATS`.
     experts: format of the experts' matrices; None: the same.
     """
@@ -36,9 +36,9 @@ class Setting(NamedTuple):
 
 
 def setting(options, ours):
-    """The Setting of the options of the command, with defaults for our models or for published ones.
+    """The Setting that the command's options describe, with defaults for our models or for published ones.
 
-    Raises ValueError for numbers that cannot be.
+    Raises ValueError for impossible numbers.
     """
     if options.context is not None and options.context < 1:
         raise ValueError(f"--context {options.context}: must be 1 or more")
@@ -48,17 +48,17 @@ def setting(options, ours):
             raise ValueError(f"--{name} {value}: must be a finite number above 0")
     machine = deployment.MACHINES[options.machine or ("ddr5" if ours else "h100")]
     numbers = " and ".join(f"{name} {quantities.short(value, UNITS[name])}" for name, value in given.items())
-    words = f"{machine.words}, but {numbers} as told" if given else machine.words
+    words = f"{machine.words}, but {numbers} as given" if given else machine.words
     return Setting(machine._replace(words=words, **given), options.context,
                    options.format or ("float32" if ours else "bf16"), options.expert_format)
 
 
 def check_of_use(options, models):
-    """Raises ValueError for a SETTING_OPTION with models of which parameters alone are shown, and no figure."""
+    """Raises ValueError for a SETTING_OPTION where only parameters are shown, and no figure is drawn."""
     several, given = len(models) > 1, [name for name in SETTING_OPTIONS if getattr(options, name) is not None]
     if given and options.figure is None and (several or (models and options.json)):
         shown = "several models" if several else "the counts of --json"
-        raise ValueError(f"--{given[0].replace('_', '-')} has no use with {shown} but for a picture: --figure")
+        raise ValueError(f"--{given[0].replace('_', '-')} has no effect on {shown}; it is for a picture: --figure")
 
 
 def parameter_counts(models, as_json, with_keys=False):
@@ -67,7 +67,7 @@ def parameter_counts(models, as_json, with_keys=False):
     Args:
         models: list of Model.
         as_json: whether as JSON.
-        with_keys: whether the table has the names that --model knows.
+        with_keys: whether the table has the names that --model accepts.
     """
     counts = [published.counts(model) for model in models]
     if as_json:
@@ -89,7 +89,7 @@ def _experts(arch):
 
 
 def published_record(model, setting):
-    """The record of a Model, published or of a file.  Raises ValueError for a context that it cannot read."""
+    """The record of a Model, published or from a file.  Raises ValueError for a context that is too long for it."""
     longest = model.arch.ctx
     if setting.context is not None and longest is not None and setting.context > longest:
         raise ValueError(f"--context {setting.context}: {model.name} reads {longest} tokens at most")
@@ -106,7 +106,7 @@ def our_record(config, train_config, setting, params=None, streams=None):
         train_config: TrainConfig, of the training step that is counted.
         setting: Setting.
         params: of a trained model, see `measured.counted_step`.
-        streams: its text.
+        streams: the text that it was trained on.
     """
     context = setting.context or config.max_sequence
     if context > config.max_sequence:
@@ -122,31 +122,31 @@ def our_record(config, train_config, setting, params=None, streams=None):
 
 
 def _behind_router(config):
-    """What the layers of a dense model are that runs through the code of routed ones."""
+    """The layers of a dense model that runs through the code of routed layers."""
     room = "dropless" if config.capacity_factor is None else f"capacity factor {config.capacity_factor:g}"
     return (f"router {config.router} in {len(config.moe_layers)} layers, with nothing to choose, {room}; auxiliary "
             f"losses: {describe.describe_losses(config)}")
 
 
 def run_record(state, text, setting, ranks):
-    """The record of a run, with the costs of its routing of the text's held-out part, layer by layer, if it routes.
+    """The record of a run, with the costs of how it routes the held-out text, layer by layer, if it has a router.
 
     Args:
-        state: of the run's checkpoint.
+        state: TrainState of the run's checkpoint.
         text: Corpus that it was trained on.
         setting: Setting.
-        ranks: devices that the experts are spread over; None is the usual.
+        ranks: devices that the experts are spread over; None is the default.
     """
     record = our_record(state.model_config, state.train_config, setting, state.params, text.train)
     config = state.model_config
     if not config.moe_layers or config.n_experts == 1 or not sampling.causal(config):
-        return record  # one expert is a dense model; what cannot generate has no decoding steps
+        return record  # one expert is a dense model; a model that cannot generate has no decoding steps
     tokens_BS = _held_out(text, state.train_config.sequence)
     return record | {"routing": measured.routing_costs(state.params, config, tokens_BS, ranks, setting.machine)}
 
 
 def _held_out(text, length):
-    """As many sequences of each domain, from the beginning of what is held out: [B, S]."""
+    """Equally many sequences of each domain, from the start of the held-out text: [B, S]."""
     each = min(max(1, MOST_HELD_OUT // len(text.domains)), *(len(stream) // length for stream in text.held_out))
     return np.concatenate([stream[:each * length].reshape(each, length) for stream in text.held_out])
 

@@ -1,7 +1,8 @@
-"""What a language model is made of, in numbers: enough to count its parameters, its FLOPs and its bytes.
+"""The description of a language model in numbers: enough to count its parameters, its FLOPs and its bytes.
 
-Published models and ours are described alike, by the keys of a JSON record (`model_files` reads it).  A count often
-depends on a detail: which parts have biases, how wide the norm of the queries is.  Each detail that we met has a key.
+Published models and ours are described in the same way, by the keys of a JSON record (`model_files` reads it).  A count
+often depends on details, such as which parts have biases or how wide the norm of the queries is.  Each detail that we
+have met has a key.
 """
 
 import difflib
@@ -12,7 +13,7 @@ FFN_MATRICES = {"swiglu": 3, "geglu": 3, "reglu": 3, "gelu": 2, "relu": 2, "silu
 """`ffn_type` -> matrices of the feed-forward network: a gated one has one more."""
 
 LEARNED, FIXED = ("softmax", "sigmoid", "soft", "noisy"), ("hash", "fixed", "random", "uniform")
-"""First words of `router`: with a matrix, "noisy" with a second one for the noise; and without."""
+"""First words of `router`: those with a matrix ("noisy" has a second one for the noise), and those without."""
 
 BIASED = {"attention": {"qkv", "out"}, "qkv": {"qkv"}, "out": {"out"}, "router": {"router"}, "experts": {"experts"},
           "shared": {"shared"}, "dense": {"dense"}, "norms": {"norms"}, "head": {"head"}}
@@ -28,19 +29,19 @@ CHOICES = {
     "tied_embeddings": (True, False),
     "pos": ("rotary", "learned", "relative", "none"),
 }
-"""Key -> its values; None is one more where it is the default."""
+"""Key -> its values; None is allowed too where it is the default."""
 
 ATTENTIONS = ("full", "window", "linear")
-"""What a layer attends to: all tokens before; the last `window`; or a state of fixed size, the sum of keys times
-values, with a gate and a norm as wide as all heads             [lightning attention, MiniMax-01, arXiv:2501.08313]"""
+"""What a layer attends to: all earlier tokens; the last `window`; or a fixed-size state, the sum of keys times values,
+with a gate and a norm as wide as all heads                     [lightning attention, MiniMax-01, arXiv:2501.08313]"""
 
 MOST = {"n_layers": 10_000}
-"""Key of a count -> the largest, else 10^12: layers are listed one by one."""
+"""Key of a count -> its limit, by default 10^12.  Layers have a lower one, since they are listed one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latent:
-    """Multi-head latent attention: keys and values are made from one narrow vector per token, which alone is cached.
+    """Multi-head latent attention: keys and values are made from one narrow vector per token; only that is cached.
 
                                                         [DeepSeek-V2, arXiv:2405.04434, sec. 2.1]
     """
@@ -58,43 +59,43 @@ class Latent:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A transformer, by the keys of its description.  None is "no", or the default that the key names.
+    """A transformer, by the keys of its description.  None is "no", or the default in the key's comment.
 
-    Raises ValueError with the key, its value and what is wrong for a description that cannot be.  An Architecture has
-    the types that are written here, so it can be hashed.
+    Raises ValueError with the key, its value and the problem for an impossible description.  An Architecture has
+    exactly the types that are declared here, so it can be hashed.
     """
 
     vocab: int  # tokens in the vocabulary
     d_model: int  # width of the residual stream
-    n_layers: int  # layers, of all stacks
-    n_heads: int  # query heads of a layer
+    n_layers: int  # layers in all stacks together
+    n_heads: int  # query heads per layer
     n_kv_heads: int | None = None  # key and value heads; None: n_heads
-    head_dim: int | None = None  # width of a head; None: d_model / n_heads, or what mla says
-    v_head_dim: int | None = None  # width of a head's value; None: head_dim, or what mla says
+    head_dim: int | None = None  # width of a head; None: d_model / n_heads, or from mla
+    v_head_dim: int | None = None  # width of a head's value; None: head_dim, or from mla
     mla: Latent | None = None  # latent attention
-    qk_norm: bool | str | None = None  # norms of queries and keys: True as wide as all heads, or one that all share
+    qk_norm: bool | str | None = None  # norms of queries and keys, True: as wide as all heads; or shared by all heads
     qkv_bias: bool | None = None  # biases of queries, keys and values
-    sinks: str | None = None  # learned scores that stand next to those of the tokens
-    window: int | None = None  # tokens that a token attends to at most, itself among them
+    sinks: str | None = None  # learned scores in addition to those of the tokens
+    window: int | None = None  # largest number of tokens that a token attends to, including itself
     attention: tuple | None = None  # of ATTENTIONS, repeated layer by layer; None: "window" if there is one, or "full"
     n_routed_experts: int = 0  # experts that tokens are sent to; 0: a dense model
     top_k: int = 0  # experts per token
     expert_hidden: int | None = None  # width of an expert's hidden layer
-    router: str | None = None  # begins with a word of LEARNED or FIXED, the rest is a remark; None: softmax
-    soft_slots: int = 0  # Soft MoE: slots of a sequence, which tokens are mixed into instead of being sent
-    n_shared_experts: int = 0  # experts that every token uses; one is a dense block beside the experts
+    router: str | None = None  # starts with a word of LEARNED or FIXED, the rest is a remark; None: softmax
+    soft_slots: int = 0  # Soft MoE: slots per sequence, which tokens are mixed into instead of being routed
+    n_shared_experts: int = 0  # experts that every token uses; one is a dense block next to the experts
     shared_hidden: int | None = None  # width of a shared expert's hidden layer; None: expert_hidden
-    shared_gate: str | None = None  # a learned weight of the shared experts, of one vector
-    dense_first_layers: int = 0  # first layers that are dense, of each stack
-    moe_every_n: int = 1  # of a stack's layers after them, every n-th has experts
-    dense_layers: tuple | None = None  # places, from 0, of further layers that are dense
+    shared_gate: str | None = None  # a learned gate of the shared experts, computed by one vector
+    dense_first_layers: int = 0  # number of first layers that are dense, in each stack
+    moe_every_n: int = 1  # every n-th of a stack's remaining layers has experts
+    dense_layers: tuple | None = None  # indices, from 0, of further layers that are dense
     dense_ffn_hidden: int | None = None  # width of a dense layer's hidden layer
     ffn_type: str = "swiglu"  # the feed-forward network, one of FFN_MATRICES
     norm: str | None = None  # None: LayerNorm if biases is True, else RMSNorm
-    n_norms: int | None = None  # norms of a layer; None: 2.  A second attention has one more
-    biases: bool | str | None = None  # True: all parts; "a+b": these, "all but a+b": all others, of BIASED
+    n_norms: int | None = None  # norms per layer; None: 2.  A second attention has one more
+    biases: bool | str | None = None  # True: all parts; "a+b": these; "all but a+b": all others of BIASED
     tied_embeddings: bool = False  # whether the head is the table of the embedding
-    pos: str | None = None  # positions; None: rotary, or relative with two stacks
+    pos: str | None = None  # kind of positions; None: rotary, or relative with two stacks
     ctx: int | None = None  # longest context, tokens
     encoder_decoder: str | None = None  # "a+b": an encoder of a layers, and a decoder of b that also attends to it
 
@@ -127,7 +128,7 @@ class Architecture:
         check(self.v_head_dim is None, "v_head_dim", self.v_head_dim, "must be null with mla, which has its own")
         own = self.mla.qk_nope_head_dim, self.mla.qk_rope_head_dim, self.value_width, self.query_width
         check(self.head_dim in (None, *own), "head_dim", self.head_dim, "must be null with mla, which has its own")
-        check(not self.qk_norm, "qk_norm", self.qk_norm, "must be null with mla, which has norms of its own")
+        check(not self.qk_norm, "qk_norm", self.qk_norm, "must be null with mla, which has its own norms")
 
     def _check_kinds_of_attention(self):
         kinds, named = self.attention, f"must be a list of {', '.join(ATTENTIONS)}, no longer than n_layers, or null"
@@ -136,7 +137,7 @@ class Architecture:
             check(fits and all(kind in ATTENTIONS for kind in kinds), "attention", kinds, named)
             check(len(self.stacks) == 1 or set(kinds) == {"full"}, "attention", kinds, "must be null with two stacks")
             check("linear" not in kinds or not (self.mla or self.qk_norm or self.sinks), "attention", kinds,
-                  "linear layers with mla, qk_norm or sinks are not known")
+                  "linear layers with mla, qk_norm or sinks are not supported")
         used = "window" in self.attentions
         check(used == (self.window is not None), "window", self.window,
               f"{'is required' if used else 'must be null'}: attention = {kinds!r}")
@@ -146,7 +147,7 @@ class Architecture:
         places = self.dense_layers
         fits = isinstance(places, tuple) and all(type(i) is int and 0 <= i < self.n_layers for i in places)
         check(places is None or (fits and len(set(places)) == len(places)), "dense_layers", places,
-              f"must be a list of different places from 0 to {self.n_layers - 1}, or null")
+              f"must be a list of different layers from 0 to {self.n_layers - 1}, or null")
         check(not places or self.n_routed_experts, "dense_layers", places, "must be null without routed experts")
 
     def _check_feed_forward(self):
@@ -170,7 +171,7 @@ class Architecture:
         absent = {"norms": self.norm != "LayerNorm", "experts": not moe, "shared": self.n_shared_experts == 0,
                   "router": not moe or not (self.router_matrices or self.soft_slots),
                   "dense": "dense" not in self.kinds}
-        for word in str(self.biases).split("+"):  # named one by one: True and "all but" mean whatever is there
+        for word in str(self.biases).split("+"):  # only names are checked: True and "all but" mean whatever exists
             check(not absent.get(word), "biases", self.biases, f"this model has no {word!r} that could have biases")
 
     @property
@@ -198,12 +199,12 @@ class Architecture:
 
     @property
     def dense(self):
-        """Whether tokens have no choice: without experts, or with a single one that is not Soft MoE's."""
+        """Whether tokens have no choice: there are no experts, or a single one that is not Soft MoE's."""
         return self.n_routed_experts == 0 or (self.n_routed_experts == 1 and self.soft_slots == 0)
 
     @property
     def kinds(self):
-        """What stands after attention in each layer: "dense" or "moe"."""
+        """The kind of each layer's feed-forward network: "dense" or "moe"."""
         first, n, dense = self.dense_first_layers, self.moe_every_n, set(self.dense_layers or ())
         places = [place for layers in self.stacks for place in range(1 - first, layers - first + 1)]
         return tuple("moe" if self.n_routed_experts and place > 0 and place % n == 0 and i not in dense else "dense"
@@ -211,7 +212,7 @@ class Architecture:
 
     @property
     def stacks(self):
-        """Layers of each stack: one stack, or an encoder and a decoder."""
+        """Number of layers in each stack: one stack, or an encoder and a decoder."""
         if self.encoder_decoder is None:
             return (self.n_layers,)
         numbers = re.fullmatch(r"([1-9]\d{0,4})\+([1-9]\d{0,4})", str(self.encoder_decoder), re.ASCII)
@@ -225,17 +226,17 @@ class Architecture:
 
     @property
     def router_matrices(self):
-        """Matrices of a router."""
+        """Number of matrices of a router."""
         return (self.router_word in LEARNED) + (self.router_word == "noisy")
 
     @property
     def positions(self):
-        """How it knows where a token stands, with the default filled in."""
+        """The kind of position encoding, with the default filled in."""
         return self.pos or ("relative" if self.encoder_decoder else "rotary")
 
     @property
     def biased(self):
-        """What has biases: a set of the meanings of `BIASED`.  A head that is tied has them only if it is named."""
+        """Which parts have biases, a set of the meanings in `BIASED`.  A tied head has them only if it is named."""
         tied = {"head"} if self.tied_embeddings and "head" not in str(self.biases).split("+") else set()
         return _read_biases(self.biases) - tied | ({"qkv"} if self.qkv_bias else set())
 
@@ -247,7 +248,7 @@ def check(condition, name, value, reason):
 
 
 def did_you_mean(word, known):
-    """A hint at the nearest of the known words, capitals aside; empty if none is near."""
+    """A hint at the most similar known word, ignoring case; empty if none is similar."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
     return f", did you mean {by_lower[near[0]]!r}?" if near else ""

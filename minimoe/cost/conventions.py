@@ -1,7 +1,7 @@
 """FLOPs of training by the formulas of the papers, each under its name.
 
-They disagree: on the embedding, the head, the softmax, the router, the attention to other tokens.  So "the FLOPs of a
-model" means little without the formula.  No paper's halves attention because half of the scores are masked; ours has
+They disagree on the embedding, the head, the softmax, the router and the attention scores.  So "the FLOPs of a model"
+means little without the formula.  No paper's halves attention because half of the scores are masked; ours has
 both counts.
 
     N   parameters, each formula has its own            T   tokens of a sequence
@@ -12,7 +12,7 @@ both counts.
 from minimoe.cost import formula, parts
 
 IN_LAYERS = ("attention", "router", "experts", "shared experts", "dense")
-"""Parts with matrices that the formulas call the weights of the layers."""
+"""The parts whose matrices the formulas call the weights of the layers."""
 
 
 def dense_weights(n_layers, d_model, width, hidden):
@@ -23,7 +23,7 @@ def dense_weights(n_layers, d_model, width, hidden):
     Args:
         n_layers: L.
         d_model: d.
-        width: H Q, of all heads.
+        width: H Q, the width of all heads together.
         hidden: width of the hidden layer of a feed-forward network.
     """
     return n_layers * (4 * d_model * width + 2 * d_model * hidden)
@@ -34,8 +34,8 @@ def kaplan_forward(n, n_layers, sequence, width):
 
         2 N + 2 L T H Q                                     [Kaplan, arXiv:2001.08361, sec. 2.1 and table 1]
 
-    Leaves out the embeddings, the head among them, softmax, norms and biases; of the two products of attention with
-    other tokens it has one.
+    Leaves out the embeddings including the head, the softmax, norms and biases.  Of attention's two products with other
+    tokens it counts one.
 
     Args:
         n: parameters without embeddings.
@@ -51,7 +51,7 @@ def kaplan(n):
 
         6 N                                                 [Kaplan, arXiv:2001.08361, sec. 2.1]
 
-    n: parameters without embeddings.   Leaves out what `kaplan_forward` does, and attention to other tokens too.
+    n: parameters without embeddings.   Leaves out the same as `kaplan_forward`, and the attention scores too.
     """
     return 6 * n
 
@@ -64,7 +64,7 @@ def palm(n, n_layers, n_heads, head_width, sequence):
     Leaves out softmax, norms and the look-up of the embedding.
 
     Args:
-        n: N, with the table that is embedding and head in one, since it takes a product as the head.
+        n: N, including the tied table of embedding and head, since the head is a matrix product.
         n_layers: L.
         n_heads: H.
         head_width: Q.
@@ -79,18 +79,18 @@ def chinchilla(weights, n_layers, n_heads, head_width, d_model, vocab, sequence,
         forward = 2 T weights + L H (4 Q T^2 + 3 T^2) + 4 T V d;  backward = 2 forward
                                                             [Chinchilla, arXiv:2203.15556, app. F]
 
-    3 T^2 is the softmax of a head.  Leaves out norms, and the projection of relative positions that its models have.
+    3 T^2 is the softmax of a head.  Leaves out norms, and the projection of relative positions in its models.
 
     Args:
-        weights: theirs are `dense_weights`.
+        weights: in the paper, those of `dense_weights`.
         n_layers: L.
         n_heads: H.
         head_width: Q.
         d_model: d.
         vocab: V.
         sequence: T.
-        embeddings: count 4 T V d, the embedding as a product with one-hot vectors, and the head; False leaves both
-            out, as the paper's own table A4 does.
+        embeddings: whether to count 4 T V d, the embedding as a product with one-hot vectors, and the head; False
+            leaves both out, as in the paper's table A4.
     """
     forward = 2 * sequence * weights + n_layers * n_heads * (4 * head_width + 3) * sequence**2
     return 3 * (forward + embeddings * 4 * sequence * vocab * d_model)
@@ -101,12 +101,12 @@ def deepseek_moe(weights, n_layers, width, d_model, vocab, sequence):
 
         T (6 weights + 12 L H Q T + 6 V d)                   [DeepSeekMoE, arXiv:2401.06066, from its tables]
 
-    Leaves out the router, the look-up of the embedding, softmax and norms.  The paper prints no formula; the numbers of
-    its tables follow this one, but for the two largest models.
+    Leaves out the router, the embedding's look-up, softmax and norms.  The paper prints no formula; the numbers in its
+    tables follow this one, except those of the two largest models.
 
     Args:
-        weights: theirs are 4 L d^2 + 8 d^2 F, where F counts feed-forward networks in all layers, an expert of a
-            quarter of the width as 1/4.
+        weights: in the paper, 4 L d^2 + 8 d^2 F, where F is the number of feed-forward networks in all layers; an
+            expert of a quarter of the width counts as 1/4.
         n_layers: L.
         width: H Q.
         d_model: d.
@@ -135,7 +135,7 @@ def nanogpt_forward(weights, n_layers, width, d_model, vocab, sequence):
 
 
 def training_flops(arch, sequence):
-    """What each formula gives for an Architecture: a list of (name, source, training FLOPs per token), ours last.
+    """The result of each formula for an Architecture: a list of (name, source, training FLOPs per token), ours last.
 
     N and weights are those that one token uses, of the model as it is: gated blocks, few heads for keys and latent
     attention included.  N is without embeddings for Kaplan (norms and biases are in it), and for PaLM with the matrix

@@ -1,7 +1,7 @@
-"""Cost of a batch that really runs: every matrix product notes its shapes, and the place in the model where it stands.
+"""Cost of a batch that really runs: every matrix product records its shapes and its place in the model.
 
-A FLOP is a multiplication or an addition; a multiply-add is two.  Only products of two matrices are counted, as papers
-do: a weighted mean of numbers, which is a product of vectors, is not.
+A FLOP is a multiplication or an addition; a multiply-add is two.  Only products of two matrices are counted, as in
+papers; a product of vectors, such as a weighted mean of numbers, is not.
 """
 
 import math
@@ -25,7 +25,7 @@ FUNCTIONS = {
     "dense": ((dense, "dense"),),
     "block": (places.BLOCK,),
 }
-"""Part of a model -> the functions whose products are its own.  A dense block next to experts is their shared one."""
+"""Part of a model -> the functions whose products belong to it.  A dense block next to experts is a shared expert."""
 
 
 class Product(NamedTuple):
@@ -46,16 +46,16 @@ class Product(NamedTuple):
 
 
 class CountedArray(np.ndarray):
-    """An array that notes every product of two matrices that it, or an array made from it, takes part in."""
+    """An array that records every matrix product that it, or an array made from it, takes part in."""
 
     note = None
 
     def __array_finalize__(self, source):
-        """An array made from a counted one notes in the same place."""
+        """An array made from a counted one records in the same place."""
         self.note = getattr(source, "note", None)
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        """Run the operation on plain arrays; note it if it is a matrix product; hand `note` on to the result."""
+        """Run the operation on plain arrays; record it if it is a matrix product; pass `note` on to the result."""
         note = next(a.note for a in (*inputs, *(out or ())) if isinstance(a, CountedArray))
         plain = [a.view(np.ndarray) if isinstance(a, CountedArray) else a for a in inputs]
         if out is not None:
@@ -66,7 +66,7 @@ class CountedArray(np.ndarray):
         return out[0] if out is not None else counted(result, note)
 
     def __array_function__(self, function, types, arguments, options):
-        """Functions that forget the kind of their arguments, such as concatenate, hand `note` on too."""
+        """Functions that return plain arrays, such as concatenate, pass `note` on too."""
         result = super().__array_function__(function, types, arguments, options)
         if isinstance(result, (list, tuple)):
             each = [counted(a, self.note) for a in result]
@@ -84,10 +84,10 @@ def counted(array, note):
 
 
 class Rows(NamedTuple):
-    """Rows of a layer's experts.
+    """Numbers of rows of a layer's experts.
 
     chosen: assignments, before capacity.
-    kept: those with room.
+    kept: assignments within capacity.
     run: rows computed.
     """
 
@@ -99,10 +99,10 @@ class Rows(NamedTuple):
 class Cost(NamedTuple):
     """Cost of the forward and the backward pass of one batch.
 
-    parameters: of the model.
+    parameters: number of parameters of the model.
     work: Place -> FLOPs.
-    rows: layer -> Rows, of the layers that have a router.
-    tokens: of the batch.
+    rows: layer -> Rows, for the layers that have a router.
+    tokens: number of tokens in the batch.
     """
 
     parameters: parts.Parameters
@@ -119,7 +119,7 @@ class Cost(NamedTuple):
         return (f"{terminal.table(rows)}\n{self.tokens:,} tokens, {self.training_flops_per_token:,.0f} FLOPs per token")
 
     def flops(self, way=None, part=None, layer=any):
-        """FLOPs of the places with this way, part and layer; None and any are all."""
+        """FLOPs of the places with this way, part and layer; None means all."""
         return sum(flops for place, flops in self.work.items() if way in (None, place.way)
                    and part in (None, place.part) and layer in (any, place.layer))
 
@@ -145,7 +145,7 @@ class Cost(NamedTuple):
 
     @property
     def padding_flops(self):
-        """Of the FLOPs, those that went into empty slots of experts."""
+        """FLOPs spent on empty slots of experts."""
         return sum(self.flops(part="experts", layer=layer) // max(rows.run, 1) * (rows.run - rows.kept)
                    for layer, rows in self.rows.items())
 
@@ -158,7 +158,7 @@ def count(config, batch=1, sequence=None, groups=1, seed=0):
         batch: sequences.
         sequence: tokens of each; None is config.max_sequence.
         groups: groups of the batch, see `batches.cut`.
-        seed: of the parameters, the tokens, and what training draws at random.
+        seed: seed of the parameters, the tokens, and the random choices of training.
     """
     require.record("config", config, ModelConfig)
     sequence = config.max_sequence if sequence is None else require.whole("sequence", sequence, 1)
@@ -175,7 +175,7 @@ def count_run(params, tokens_BS, config, groups=1, seed=0):
         tokens_BS: the batch.
         config: ModelConfig.
         groups: groups of the batch.
-        seed: of what training draws at random.
+        seed: seed of the random choices of training.
     """
     noted, routings = noted_products(params, tokens_BS, config, groups, seed)
     work = Counter()
@@ -188,7 +188,7 @@ def count_run(params, tokens_BS, config, groups=1, seed=0):
 
 
 def _rows(routing, config):
-    """Chosen, kept, and those that the layer has its experts compute: the kept ones, or all slots."""
+    """Rows chosen, kept, and computed: only the kept ones, or all slots."""
     kept = int(routing.kept_A.sum())
     return len(routing.expert_A), kept, routing.n_experts * routing.n_slots if config.pad_experts else kept
 
@@ -196,7 +196,7 @@ def _rows(routing, config):
 def noted_products(params, tokens_BS, config, groups=1, seed=0):
     """The matrix products of a training step's forward and backward pass, in order.
 
-    Arguments are those of `count_run`.  Returns a list of (Place, Product), and the routings of each group.
+    For the arguments see `count_run`.  Returns a list of (Place, Product), and the routings of each group.
     """
     noted = []
     with places.watched(config, FUNCTIONS) as here:
@@ -214,7 +214,7 @@ def products(config, batch, sequence, seed=0):
         config: ModelConfig.
         batch: sequences.
         sequence: tokens of each.
-        seed: of the parameters and the tokens.
+        seed: seed of the parameters and the tokens.
     """
     tokens_BS = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, sequence))
     noted, _ = noted_products(model.init_params(config, seed), tokens_BS, config, seed=seed)

@@ -1,7 +1,8 @@
-"""What a token costs where a model is used: the bytes that one decoding step reads, and its time on a machine.
+"""The cost of inference: the bytes that one decoding step reads, and its time on a machine.
 
-A step makes one token for each sequence of a batch.  It reads every weight that any of them uses, once, and the KV
-cache of each; so an MoE that is small in FLOPs can be large in bytes: its sequences use different experts.
+A step makes one token for each sequence of a batch.  It reads every weight that any sequence uses once, and the KV
+cache of each sequence.  So an MoE that is small in FLOPs can be large in bytes, since its sequences use different
+experts.
 """
 
 from collections import Counter
@@ -13,17 +14,17 @@ from minimoe.cost import parts
 from minimoe.cost.memory import FORMATS, kv_numbers
 
 CACHE = "keys and values"
-"""The KV cache among the bytes of the parts."""
+"""The name of the KV cache among the parts."""
 
 
 class Machine(NamedTuple):
-    """A device by its data sheet.
+    """A device, by its data sheet.
 
-    words: what it is, and the format that `flops` holds for.
-    bandwidth: of its memory, bytes/s.
+    words: what it is, and the number format that `flops` is for.
+    bandwidth: of the memory, bytes/s.
     flops: of dense matrix products, FLOP/s.
     memory: bytes.
-    link: to its neighbors, each way, bytes/s.
+    link: to other devices, in each direction, bytes/s.
     host: from the host's memory, bytes/s.
     """
 
@@ -46,13 +47,13 @@ MACHINES = {
     "ddr5": Machine("two channels of DDR5-5600 (2 x 8 bytes x 5.6e9/s), 8 cores of 64 float32 FLOPs a cycle at 4 GHz",
                     89.6e9, 2.048e12, 64e9, 16e9, 7e9),
 }
-"""Name -> Machine: peaks, which real programs stay below.  ddr5: by arithmetic; its host is an SSD, PCIe 4.0 x4."""
+"""Name -> Machine, with peaks that real programs do not reach.  ddr5: calculated; its host is an SSD, PCIe 4.0 x4."""
 
 
 def distinct_experts(n_experts, top_k, batch):
-    """Experts of a layer that a batch of tokens uses, on average, if any K are as likely for each token.
+    """Experts of a layer that a batch of tokens uses on average, if all sets of K are equally likely for each token.
 
-        E (1 - (1 - K/E)^B)         not E (1 - (1 - 1/E)^(K B)): a token's experts are K different ones
+        E (1 - (1 - K/E)^B)         not E (1 - (1 - 1/E)^(K B)), since a token's K experts are different
 
     Args:
         n_experts: E.
@@ -63,7 +64,7 @@ def distinct_experts(n_experts, top_k, batch):
 
 
 def drawn_experts(n_experts, top_k, batch, rng, draws=1000):
-    """Experts that random choices use: the count of each draw.
+    """Numbers of experts that random choices use, one for each draw.
 
     Args:
         n_experts: E.
@@ -77,11 +78,11 @@ def drawn_experts(n_experts, top_k, batch, rng, draws=1000):
 
 
 def touched_experts(routing, batch):
-    """Experts that a real Routing uses, which is not even: one entry for each batch of tokens at one position.
+    """Numbers of experts that a real, uneven Routing uses: one entry for each batch of tokens at one position.
 
-    routing: of whole sequences.  Each `batch` that follow one another make a batch, the rest is left out; what was
-    dropped is not used.
-    Raises ValueError if there are not as many sequences.
+    routing: of whole sequences.  Consecutive sequences form batches of `batch`, the rest is left out; dropped
+    assignments use no expert.
+    Raises ValueError if there are fewer sequences.
     """
     tokens = routing.tokens
     if not 1 <= batch <= tokens.n_sequences:
@@ -99,7 +100,7 @@ class DecodeStep(NamedTuple):
 
     weights: bytes of weights that are read.
     cache: bytes of the KV cache that are read.
-    flops: of its matrix products.
+    flops: FLOPs of its matrix products.
     """
 
     weights: float
@@ -113,11 +114,11 @@ class DecodeStep(NamedTuple):
 
     @property
     def intensity(self):
-        """FLOPs for each byte."""
+        """Arithmetic intensity: FLOPs per byte."""
         return self.flops / self.bytes
 
     def seconds(self, machine):
-        """Time on a machine that reads and computes at its peaks, both at the same time: the slower counts.
+        """Time on a machine that reads and computes at its peaks, both at the same time; the slower one decides.
 
                                                         [Williams 2009, "Roofline", CACM 52(4)]
         """
@@ -129,9 +130,9 @@ def decode_step(arch, batch, context, rest="bf16", experts=None, cache="bf16", d
 
     Args:
         arch: Architecture.
-        batch: sequences, of which each gets one token.
-        context: tokens of each.
-        rest: format of all weights but the experts' matrices, see `memory.FORMATS`.
+        batch: number of sequences, each of which gets one token.
+        context: tokens per sequence.
+        rest: format of all weights except the experts' matrices, see `memory.FORMATS`.
         experts: format of the experts' matrices; None: the same.
         cache: format of the KV cache.
         distinct: experts of a layer that the batch uses; None is the mean of even routing.
@@ -141,12 +142,11 @@ def decode_step(arch, batch, context, rest="bf16", experts=None, cache="bf16", d
 
 
 def bytes_read(arch, batch, context, rest="bf16", experts=None, cache="bf16", distinct=None):
-    """Bytes that a step reads of each part, and of the cache: name -> bytes.
+    """Bytes of each part and of the KV cache that a step reads: name -> bytes.
 
-        weights of what every token uses + layers * distinct * an expert + batch * KV cache of a sequence
+        weights that every token uses + layers * distinct * an expert + batch * KV cache of a sequence
 
-    Of a table that is looked up, one row per sequence is read, which is not counted.  Arguments are those of
-    `decode_step`.
+    The rows that are looked up in tables, one per sequence, are not counted.  For the arguments see `decode_step`.
     """
     E, read = arch.n_routed_experts, Counter()
     if distinct is None and E:
@@ -178,8 +178,9 @@ def expert_bytes(arch, rest="bf16", experts=None):
 def decode_flops(arch, context):
     """FLOPs of one more token of a sequence: two for each weight that it uses, and attention to `context` tokens.
 
-    Latent attention attends to the latent vectors themselves: the matrices that make keys and values of them are
-    multiplied into the query and the result instead          [DeepSeek-V2, arXiv:2405.04434, sec. 2.1.2 and appendix C]
+    Latent attention is absorbed, that is, it attends to the latent vectors themselves: the matrices that would turn
+    them into keys and values are applied to the query and the result.
+                                                              [DeepSeek-V2, arXiv:2405.04434, sec. 2.1.2 and appendix C]
     """
     width = arch.query_width + arch.value_width
     if arch.mla is not None:
@@ -189,15 +190,16 @@ def decode_flops(arch, context):
 
 
 def turning_batch(arch, machine, context, limit=2**20, **formats):
-    """The smallest batch whose step takes as long to compute as to read; None if even one of `limit` does not.
+    """The smallest batch size at which a step is compute-bound; None if even `limit` is not.
 
-    Smaller batches are memory-bound.  The KV cache, which is read for each sequence, can keep every batch so.
+    Smaller batches are memory-bound: reading takes longer than computing.  The KV cache, which is read for each
+    sequence, can make every batch size memory-bound.
 
     Args:
         arch: Architecture.
         machine: Machine.
         context: tokens of each sequence.
-        limit: the largest batch that is tried.
+        limit: the largest batch size that is tried.
         formats: `rest`, `experts` and `cache` of `decode_step`.
     """
     def computes(batch):
@@ -214,14 +216,14 @@ def turning_batch(arch, machine, context, limit=2**20, **formats):
 
 
 def offload_seconds(arch, machine, batch, resident, rest="bf16", experts=None, distinct=None):
-    """Time of a step to fetch experts from the host's memory.  With even routing resident/E of those used are there.
+    """Time per step to fetch experts from the host's memory.  With even routing, resident/E of those used are present.
 
     Args:
         arch: Architecture.
         machine: Machine.
         batch: sequences.
-        resident: experts of each layer that are in the machine's memory.
-        rest: format of all weights but the experts' matrices.
+        resident: number of experts of each layer that are in the machine's memory.
+        rest: format of all weights except the experts' matrices.
         experts: format of the experts' matrices; None: the same.
         distinct: experts of a layer that the batch uses; None is the mean of even routing.
     """
@@ -235,16 +237,16 @@ def offload_seconds(arch, machine, batch, resident, rest="bf16", experts=None, d
 
 
 def misses(routing, resident):
-    """Share of a sequence's uses of experts that are not among the `resident` ones used last, token after token.
+    """Share of a sequence's uses of experts that miss a cache of the `resident` most recently used ones.
 
-    routing: of one layer; each of its sequences begins with none resident.  A token's experts are needed together: what
-    is missing is fetched, in place of those that were not used for the longest time.  What was dropped is not needed.
+    routing: of one layer; the cache is empty at the start of each sequence.  A token's experts are needed together;
+    missing ones replace the least recently used.  Dropped assignments need no expert.
                                                         [after Eliseev & Mazur 2023, arXiv:2312.17238, sec. 3.1]
     """
     S, missed = routing.n_tokens // routing.tokens.n_sequences, 0
     order = np.lexsort((routing.rank_A, routing.token_A))
     token_N, expert_N = (a[order][routing.kept_A[order]] for a in (routing.token_A, routing.expert_A))
-    held, sequence = [], -1  # the one used last is at the end
+    held, sequence = [], -1  # the most recently used is at the end
     for token in np.unique(token_N):
         if token // S != sequence:
             held, sequence = [], token // S

@@ -1,4 +1,4 @@
-"""FLOPs in closed form, part by part: what counting a run must give, without the run."""
+"""FLOPs in closed form, part by part: they must equal the counted FLOPs of a run."""
 
 from collections import Counter
 

@@ -1,9 +1,9 @@
-"""Hugging Face `config.json` files, read as Architectures: totals are those of the models that transformers builds.
+"""Reads Hugging Face `config.json` files as Architectures.  Totals are those of the models that transformers builds.
 
-So layers that predict further tokens (`num_nextn_predict_layers`, `num_mtp_layers`) are left out, as papers do too.
-A key that counts must be one that the family reads, or be off: null, false, 0 or empty.  Keys that count for nothing
-are listed; any other is refused by name.  `families.json` follows the classes of the library, version 5.24; the code of
-"deepseek" and "kimi_k2" came with their checkpoints.
+So layers for multi-token prediction (`num_nextn_predict_layers`, `num_mtp_layers`) are left out, as in papers.
+A key that affects a count must be one that the family reads, or be off: null, false, 0 or empty.  Keys that affect no
+count are listed; any other key is refused by name.  `families.json` follows the classes of the library, version 5.24;
+the code of "deepseek" and "kimi_k2" came with their checkpoints.
 """
 
 import fnmatch
@@ -16,24 +16,24 @@ from minimoe.cost.architecture import Architecture, Latent, check, did_you_mean
 
 TABLE = json.loads(resources.files(__package__).joinpath("families.json").read_text("utf-8"))
 """names: field of an Architecture -> its key in every family.  activations: name -> `ffn_type`.  layer_types: name ->
-attention.  aliases: key of some families -> the name that it has here.  defaults: key -> what it is where a file and
-its family lack it; keys that are not there are required.  families: see Family.  off: keys that count and that no
-family reads.  ignored: keys, with * for any letters, that no count depends on."""
+attention.  aliases: key of some families -> its name here.  defaults: key -> value if the file and its family have
+none; keys that are not in it are required.  families: see Family.  off: keys that affect counts but that no family
+reads.  ignored: keys, with * for any letters, that affect no count."""
 
 BY_LAYER = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
-"""Keys that may have one number for each layer, if all are the same."""
+"""Keys that may have one number per layer, if all are the same."""
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
 class Family(NamedTuple):
     """How the code of a `model_type` reads its keys.
 
-    reads: keys that count, besides "names" and those below.
-    biases: key -> what has biases if it is true, in the words of `architecture.BIASED`; "" -> what always has.
+    reads: keys that affect counts, besides "names" and those below.
+    biases: key -> which parts have biases if it is true, in the words of `architecture.BIASED`; "" -> which always do.
     layers: a cycle of `architecture.ATTENTIONS`; or "late", "early": windows from a layer on, or in some before it.
-    fixed: fields of the Architecture that no key decides.
-    defaults: key -> what the family's class has where a file lacks it.
-    must: key -> the only value that is understood.
+    fixed: fields of the Architecture that do not depend on a key.
+    defaults: key -> the default of the family's class.
+    must: key -> the only supported value.
     """
 
     reads: tuple = ()
@@ -45,14 +45,14 @@ class Family(NamedTuple):
 
     @property
     def keys(self):
-        """All keys that it reads."""
+        """All keys that the family reads."""
         windows = "window" in self.layers or isinstance(self.layers, str)
         more = ["sliding_window"] * windows + ["layer_types"] * (windows or "linear" in self.layers)
         return {*TABLE["names"].values(), *self.reads, *self.biases, *self.must, *more}
 
     @property
     def of_experts(self):
-        """Field of an Architecture -> its key, of what only experts have."""
+        """Field of an Architecture -> its key, for fields that only models with experts have."""
         width = "moe_intermediate_size" if "moe_intermediate_size" in self.reads else "intermediate_size"
         return {"n_routed_experts": "num_experts", "top_k": "num_experts_per_tok", "expert_hidden": width}
 
@@ -70,14 +70,14 @@ _COUNTS = set().union(*(each.keys for each in FAMILIES.values()), TABLE["off"]) 
 
 
 def read(record, path):
-    """Name and Architecture of the record of a `config.json`.  path: its file, the name if it has none.
+    """Name and Architecture from the record of a `config.json`.  path: its file, whose name is used if it has none.
 
-    Raises ValueError with the key and its value for what is missing, wrong, or not understood.
+    Raises ValueError with the key and its value if it is missing, wrong or not supported.
     """
     kind = record.get("model_type")
     parts = [key for key in ("text_config", "vision_config", "audio_config") if record.get(key)]
-    check(not parts, parts and parts[0], "{...}", "a model of several parts; put the record of its language model, "
-          "such as text_config, in a file of its own")
+    check(not parts, parts and parts[0], "{...}", "this model has several parts; put the record of its language "
+          "model, such as text_config, into a separate file")
     check(isinstance(kind, str) and kind in FAMILIES, "model_type", kind,
           f"must be one of {', '.join(FAMILIES)}{did_you_mean(kind, FAMILIES)}")
     heads = record.get("architectures") or []
@@ -98,7 +98,7 @@ def read(record, path):
 
 
 def _flat(record):
-    """The keys under the names that they have here, those of nested records too; and name -> as it was spelled."""
+    """The keys, also of nested records, under the names that they have here; and name -> original spelling."""
     nested = [record[key] for key in ("attn_config", "ffn_config") if isinstance(record.get(key), dict)]
     pairs = [(key, value) for each in (record, *nested) for key, value in each.items()
              if value is not None and value not in nested and not (each is not record and _NOTHING.match(key))]
@@ -118,13 +118,13 @@ def _check_keys(given, spelled, family):
         key = spelled.get(name, name)
         if name in family.must:
             fits = all(one == family.must[name] for one in (value if isinstance(value, list) else [value]))
-            check(fits or value is None, key, value, f"must be {family.must[name]!r}, else it is not understood")
+            check(fits or value is None, key, value, f"is not supported: must be {family.must[name]!r}")
         same = name == "moe_intermediate_size" and value == given.get("intermediate_size")
         latent = name in LATENT and given.get("use_mla") is False
         if name in family.keys or same or latent or value is None or _NOTHING.fullmatch(name):
             continue
-        check(name in _COUNTS, key, value, f"is not known{did_you_mean(key, _COUNTS | TABLE['aliases'].keys())}")
-        check(not value, key, value, "changes the count, and is not understood in this model_type")
+        check(name in _COUNTS, key, value, f"is unknown{did_you_mean(key, _COUNTS | TABLE['aliases'].keys())}")
+        check(not value, key, value, "changes the count, but is not supported for this model_type")
 
 
 def _fields(given, family):
@@ -142,7 +142,7 @@ def _fields(given, family):
     n = found["n_layers"]
     check(type(n) is int and 1 <= n <= 10_000, "n_layers", n, "must be a whole number from 1 to 10,000")
     if found["head_dim"] is None and all(type(found[key]) is int and found[key] > 0 for key in ("d_model", "n_heads")):
-        found["head_dim"] = max(found["d_model"] // found["n_heads"], 1)  # as the library, also if there is a rest
+        found["head_dim"] = max(found["d_model"] // found["n_heads"], 1)  # as in the library, which rounds down
     activation = given.get("hidden_activation") or given.get("ffn_act_fn") or value("hidden_act")
     activation = activation.get("name") if isinstance(activation, dict) else activation
     check(activation in list(activations), "hidden_act", activation, f"must be one of {', '.join(activations)}")
@@ -161,12 +161,12 @@ def _fields(given, family):
 
 
 def _attention(given, family, value, flag, n):
-    """Its fields that say what a layer attends to, and how."""
+    """Its fields for what a layer attends to, and how."""
     found, cycle = {}, family.layers
     if "kv_lora_rank" in family.reads:
         found = {"mla": Latent(**{key: value(key) for key in LATENT}), "head_dim": None}
         check(found["mla"].q_lora_rank or not flag("attention_bias"), "attention_bias", True,
-              "is not understood without q_lora_rank")
+              "is not supported without q_lora_rank")
     window = None
     if "sliding_window" in family.keys and ("use_sliding_window" not in family.keys or flag("use_sliding_window")):
         window = value("sliding_window")
@@ -192,7 +192,7 @@ def _attention(given, family, value, flag, n):
 
 
 def _dense_layers(keys, value, n):
-    """Places of the layers without experts."""
+    """Indices of the layers without experts."""
     def of(key, otherwise):
         return otherwise if key not in keys or value(key) is None else value(key)
 
@@ -215,7 +215,7 @@ def _dense_layers(keys, value, n):
 
 
 def _experts(family, value, merged):
-    """Its fields of experts.  merged: the shared experts are one network with one bias."""
+    """Its fields about experts.  merged: whether the shared experts are one network with one bias."""
     found = {ours: value(key) for ours, key in family.of_experts.items()}
     for wide in {"shared_expert_intermediate_size", "shared_intermediate_size"}.intersection(family.reads):
         return found | ({"n_shared_experts": 1, "shared_hidden": value(wide)} if value(wide) else {})

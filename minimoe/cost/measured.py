@@ -1,4 +1,4 @@
-"""What a model of ours costs, counted and measured on runs, next to the closed forms: records that JSON can hold."""
+"""The costs of a model of ours, counted and measured on runs, next to the closed forms, as JSON records."""
 
 import math
 from collections import Counter
@@ -11,20 +11,20 @@ from minimoe.cost import all_to_all, counting, deployment, formula, memory, ours
 from minimoe.training import data, loop
 
 MOST_RANKS = 4
-"""Devices that the experts of a run are spread over, if none are given: as many of these as divide the experts."""
+"""Default number of devices for the experts of a run: the largest number up to this that divides the experts."""
 
 
-@np.errstate(over="ignore", invalid="ignore")  # numbers that are too large cost as much as others
+@np.errstate(over="ignore", invalid="ignore")  # the cost does not depend on the values
 def counted_step(config, batch, sequence, groups=1, params=None, streams=None):
-    """The forward and backward pass of one batch, counted product by product, and by formula: equal to the last FLOP.
+    """FLOPs of the forward and backward pass of one batch, counted product by product and by formula; both are equal.
 
     Args:
         config: ModelConfig.
         batch: sequences.
         sequence: tokens of each.
         groups: groups of the batch.
-        params: of a trained model; None are fresh parameters and random tokens.
-        streams: the text that a batch is drawn from, one array per domain, with params.
+        params: parameters of a trained model; None: fresh parameters and random tokens.
+        streams: with params, the text that a batch is drawn from, one array per domain.
 
     Returns rows of parts, and rows of layers: assignments chosen and kept, rows of experts computed.
     """
@@ -49,7 +49,7 @@ def counted_step(config, batch, sequence, groups=1, params=None, streams=None):
 
 
 def _by_part(arch, work, ways):
-    """FLOPs of each part, under the name that it is shown under."""
+    """FLOPs of each part, by its display name."""
     sums = Counter()
     for place, flops in work.items():
         sums[parts.shown_name(arch, place.part)] += flops * (place.way in ways)
@@ -58,9 +58,10 @@ def _by_part(arch, work, ways):
 
 @np.errstate(over="ignore", invalid="ignore")
 def held_in_step(config, train_config):
-    """Bytes of a training step: what it keeps, walked and by formula, and its peak, traced and by formula.
+    """Bytes of a training step: its activations and its peak, both measured and by formula.
 
-    The groups run one after another.  The warm-up costs nothing, and in old runs may be longer than the run: left out.
+    The groups run one after another.  The warm-up is left out: it costs nothing, and in old runs it may be longer than
+    the run.
     """
     train_config = replace(train_config, warmup_steps=0)
     batch, sequence, groups = train_config.batch, train_config.sequence, train_config.groups
@@ -75,21 +76,21 @@ def held_in_step(config, train_config):
 
 
 def routing_costs(params, config, tokens_BS, ranks, machine):
-    """What the routing of a trained model does to its costs: a record per layer, next to even routing.
+    """How the routing of a trained model affects its costs: one record per layer, compared with even routing.
 
     Args:
-        params: of the trained model.
+        params: parameters of the trained model.
         config: ModelConfig.
         tokens_BS: held-out text.
-        ranks: devices that the experts are spread over; None is MOST_RANKS, or what divides.
+        ranks: devices that the experts are spread over; None is MOST_RANKS, or the largest divisor below it.
         machine: Machine, of each rank.
 
-    Each record has, with what even routing would give:
-        touched: experts that a decoding step uses, for the batch sizes of "texts"; by_lot: for random choices.
-        missed: share of a sequence's uses of experts that a memory of E/2 experts, the last used, does not have.
-        sent: bytes of dispatch that leave a device, of all tokens.
+    Each record has the following, also for even routing:
+        touched: experts that a decoding step uses, for the batch sizes in "batch_sizes"; at_random: random choices.
+        missed: share of a sequence's uses of experts that miss a cache of the E/2 most recently used ones.
+        sent: bytes that dispatch sends to other devices, for all tokens.
         imbalance: rows of the busiest rank over the mean.
-        seconds: of the layer on the ranks.
+        seconds: time of the layer on the ranks.
     """
     _, routings = model.forward(params, tokens_BS, config)
     E, K = config.n_experts, config.top_k
@@ -101,10 +102,10 @@ def routing_costs(params, config, tokens_BS, ranks, machine):
         moved = all_to_all.exchange(routing, ranks, config.d_model, 4, d_hidden=config.d_hidden, link=machine.link,
                                     flops=machine.flops)
         records.append({
-            "layer": layer, "texts": sizes,
+            "layer": layer, "batch_sizes": sizes,
             "touched": [float(deployment.touched_experts(routing, n).mean()) for n in sizes],
             "touched_if_even": [deployment.distinct_experts(E, K, n) for n in sizes],
-            "touched_by_lot": [float(deployment.drawn_experts(E, K, n, rng).mean()) for n in sizes],
+            "touched_at_random": [float(deployment.drawn_experts(E, K, n, rng).mean()) for n in sizes],
             "missed": deployment.misses(routing, E // 2), "missed_if_even": 1 - E // 2 / E,
             "ranks": ranks, "sent": int(moved.sent_R.sum()),
             "sent_if_even": 4 * config.d_model * routing.n_tokens * all_to_all.expected_vectors(E, K, ranks),

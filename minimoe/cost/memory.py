@@ -1,6 +1,6 @@
-"""Bytes that a model holds, in training and in generation: by formula, and as walked or traced in a run of ours.
+"""Memory of a model in training and in generation: by formula, and as measured in a run of ours.
 
-The most at once of a training step: `peak`.
+For the peak of a training step see `peak`.
 """
 
 import tracemalloc
@@ -16,9 +16,9 @@ from minimoe.moe import losses, routers
 class Format(NamedTuple):
     """How numbers are stored.
 
-    bits: of one number.
+    bits: bits per number.
     block: how many numbers share a scale; 0 is no scale.
-    scale_bits: of a scale.
+    scale_bits: bits per scale.
     """
 
     bits: int
@@ -26,7 +26,7 @@ class Format(NamedTuple):
     scale_bits: int = 0
 
     def bytes(self, n):
-        """Of n numbers."""
+        """Bytes of n numbers."""
         return n * (self.bits + (self.scale_bits / self.block if self.block else 0)) / 8
 
 
@@ -39,16 +39,16 @@ FORMATS = {
     "int4": Format(4, 64, 16),
     "mxfp4": Format(4, 32, 8),
 }
-"""Name -> Format.  mxfp8, mxfp4: OCP Microscaling Formats, version 1.0, a scale of 8 bits for 32 numbers, so 4.25 bits
-with mxfp4.  fp8: DeepSeek-V3's blocks of 128 x 128 with one float32 [arXiv:2412.19437, sec. 3.3.2].  int8, int4: a
-usual choice, one float16 for 64 numbers."""
+"""Name -> Format.  mxfp8, mxfp4: OCP Microscaling Formats, version 1.0, an 8-bit scale per 32 numbers, so 4.25 bits per
+number in mxfp4.  fp8: DeepSeek-V3's blocks of 128 x 128 with one float32 [arXiv:2412.19437, sec. 3.3.2].  int8, int4: a
+common choice, one float16 per 64 numbers."""
 
 ROUTING_NUMBERS = 17
-"""Of an assignment: seven whole numbers of 8 bytes (token, rank, expert twice, slot, rows twice), three of 4."""
+"""Of an assignment: seven 8-byte whole numbers (token, rank, expert twice, slot, rows twice) and three of 4 bytes."""
 
 ADAM_BYTES = {"float32": 4 + 4 + 8, "mixed precision": 2 + 2 + 12}
-"""Bytes per parameter: weight, gradient, and what Adam keeps: two moments, in mixed precision also a float32 copy of
-the weight.  Both are 16 [ZeRO, arXiv:1910.02054, sec. 3.1]."""
+"""Bytes per parameter: weight, gradient, and Adam's state, which is two moments and in mixed precision also a float32
+copy of the weight.  Both add up to 16 [ZeRO, arXiv:1910.02054, sec. 3.1]."""
 
 
 def weight_bytes(arch, rest="bf16", experts=None):
@@ -56,7 +56,7 @@ def weight_bytes(arch, rest="bf16", experts=None):
 
     Args:
         arch: Architecture.
-        rest: format of all weights but the experts' matrices.
+        rest: format of all weights except the experts' matrices.
         experts: format of the experts' matrices; None: the same.
     """
     listed = parts.parts(arch)
@@ -66,11 +66,11 @@ def weight_bytes(arch, rest="bf16", experts=None):
 
 
 def kv_numbers(arch, context=1):
-    """Numbers that the KV cache keeps of a sequence: 2 G P per token and layer, or one latent vector.
+    """How many numbers the KV cache holds per sequence: 2 G P per token and layer, or one latent vector.
 
                                                         [DeepSeek-V2, arXiv:2405.04434, table 1]
-    A layer with a window keeps its last tokens, a linear one its state of H P P.  With two stacks: of the decoder's
-    sequence and of the encoder's, in the decoder's layers.
+    A layer with a window keeps its last tokens, a linear one its state of H P P numbers.  With two stacks, the
+    decoder's layers cache the decoder's sequence and the encoder's.
 
     Args:
         arch: Architecture.
@@ -86,16 +86,16 @@ def kv_numbers(arch, context=1):
 
 
 def activation_numbers(config, batch, sequence, rows=None):
-    """Numbers that our forward pass keeps for its backward, in closed form: of float32, so times 4 bytes.
+    """How many numbers our forward pass keeps for its backward, in closed form; in float32, times 4 bytes.
 
     Args:
         config: ModelConfig.
         batch: sequences.
         sequence: S, tokens of each.
-        rows: layer -> rows that its experts compute; None is dropless, K per token.
+        rows: layer -> number of rows that its experts compute; None is dropless, K per token.
     """
     D, H, G, P, S, T = (config.d_model, config.n_heads, config.kv_heads, config.head_width, sequence, batch * sequence)
-    norm = 2 * T * D + T  # what was normalized, before the gain and after, and its scale
+    norm = 2 * T * D + T  # normalized tokens, before and after the gain, and their scale
     attention = T * (3 * H + 2 * G) * P + batch * H * S * S  # q, k, v, the mix twice; the weights of all pairs
     total = norm + T * config.vocab_size  # of the head; the probabilities
     for layer, kind in enumerate(config.layer_kinds):
@@ -115,7 +115,7 @@ def activation_numbers(config, batch, sequence, rows=None):
 
 
 def routing_numbers(config, n_tokens):
-    """Those of them that the router of one layer keeps, its Routing and the auxiliary losses."""
+    """The part of them that belongs to the router of one layer, its Routing and the auxiliary losses."""
     facts = routers.ROUTERS[config.router].FACTS
     of_losses = sum(losses.LOSSES[name].kept_scores for name, coef in config.loss_coefs.items() if coef > 0)
     scores = (facts.kept_scores + of_losses) * n_tokens * config.n_experts
@@ -126,7 +126,7 @@ class Memory(NamedTuple):
     """Bytes that a training step holds.
 
     parameters: of the model.
-    gradients: as many.
+    gradients: the same number.
     moments: AdamW's two.
     activations: what the forward pass keeps for the backward.
     """
@@ -138,13 +138,13 @@ class Memory(NamedTuple):
 
 
 def step_memory(config, batch, sequence, seed=0):
-    """Memory of a training step, the activations by walking the caches of one that ran.
+    """Memory of a training step, where the activations are measured in the caches of a run.
 
     Args:
         config: ModelConfig.
         batch: sequences.
         sequence: tokens of each.
-        seed: of the parameters, the tokens, and what training draws at random.
+        seed: seed of the parameters, the tokens, and the random choices of training.
     """
     params = model.init_params(config, seed)
     rng = np.random.default_rng(seed)
@@ -155,14 +155,14 @@ def step_memory(config, batch, sequence, seed=0):
 
 
 def cache_bytes(cache, params):
-    """Bytes that a forward pass keeps for its backward: every distinct buffer in the cache but the parameters."""
+    """Bytes that a forward pass keeps for its backward: every distinct buffer in the cache except the parameters."""
     owned = {id(_buffer(array)) for array in params.values()}
     buffers = {id(b): b.nbytes for b in map(_buffer, parameters.arrays_in(cache)) if id(b) not in owned}
     return sum(buffers.values())
 
 
 def peak_bytes(function):
-    """Most bytes that `function()` had allocated at once, beyond what there was before."""
+    """Peak of the bytes that `function()` allocates, beyond what was allocated before."""
     tracemalloc.start()
     try:
         function()

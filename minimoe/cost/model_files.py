@@ -1,9 +1,9 @@
-"""Models described in JSON files: how one is read.
+"""Reads models that are described in JSON files.
 
 A file is {"models": [...]}, such a list, or one record: {"name": "mine", "arch": {"vocab": 32000, ...}}.  The keys of
-"arch" are the fields of `Architecture`, those of its "mla" the fields of `Latent`, with the values that are documented
-there and no others; null leaves a key at its default.  Records can have more keys, such as "source": they are not read.
-Or it is the `config.json` of a Hugging Face model, which `huggingface` reads.
+"arch" are the fields of `Architecture`, and those of its "mla" are the fields of `Latent`; only the values documented
+there are allowed, and null leaves a key at its default.  Records can have additional keys, such as "source", which are
+not read.  A file can also be the `config.json` of a Hugging Face model, which `huggingface` reads.
 """
 
 import json
@@ -17,17 +17,17 @@ from minimoe.cost.architecture import Architecture, Latent
 
 REMARKS = ("aux_coef_hf", "lb_coef", "z_coef", "groups", "group_limit", "route_scale", "batch", "dropout", "lr",
            "optimizer", "iters")
-"""Keys of "arch" that no cost depends on: how a model is trained, what its gates are multiplied by."""
+"""Keys of "arch" that do not affect the cost: how a model is trained, and the scale of its gates."""
 
 FOREIGN = {"model_type", "architectures", "hidden_size", "num_hidden_layers"}
-"""Keys that tell a `config.json`."""
+"""Keys that identify a `config.json`."""
 
 LISTS = ("attention", "dense_layers")
 """Keys of "arch" whose values are lists."""
 
 
 LARGEST_FILE = 1 << 26
-"""Bytes of a file that is read; descriptions of models have a few thousand."""
+"""Largest size of a file in bytes; descriptions of models have a few thousand."""
 
 
 class Model(NamedTuple):
@@ -35,10 +35,10 @@ class Model(NamedTuple):
 
     key: its name on a command line.
     name: its name in tables.
-    arch: what it is made of.
-    published: what its publishers print, as they print it: "total", "active", and the "convention" that the active
-        count follows; empty for a model of a user.
-    source: where that stands, or the file.
+    arch: its Architecture.
+    published: the counts that its publishers give, as printed: "total", "active", and the "convention" of the active
+        count; empty for a user's model.
+    source: where they are printed, or the file.
     """
 
     key: str
@@ -77,13 +77,13 @@ def read_architecture(record):
 
 
 def _given(record, described, remarks=(), prefix=""):
-    """The fields of a dataclass that a record gives a value for.
+    """The fields of a dataclass for which a record has a value.
 
-    record: dict.   described: the dataclass.   remarks: keys that are left out.   prefix: of keys in messages.
+    record: dict.   described: the dataclass.   remarks: keys that are ignored.   prefix: of keys in messages.
     """
     known = {f.name: f.default is MISSING for f in fields(described)}
     for key, value in record.items():
-        hint = architecture.did_you_mean(key, (*known, *remarks)) or f"; there are {', '.join((*known, *remarks))}"
+        hint = architecture.did_you_mean(key, (*known, *remarks)) or f"; the keys are {', '.join((*known, *remarks))}"
         architecture.check(key in known or key in remarks, prefix + key, value, f"there is no such key{hint}")
     for key, required in known.items():
         architecture.check(not required or record.get(key) is not None, prefix + key, None, "is required")
@@ -110,7 +110,7 @@ def _models(data, path):
     for place, entry in enumerate(entries, 1):
         try:
             model = _model(entry, path)
-            architecture.check(model.name not in found, "name", model.name, "an earlier model has this name too")
+            architecture.check(model.name not in found, "name", model.name, "an earlier model already has this name")
         except ValueError as error:
             name = f", {entry['name']!r}" if isinstance(entry, dict) and "name" in entry else ""
             raise ValueError(f"model {place}{name}: {error}") from None
@@ -123,5 +123,5 @@ def _model(entry, path):
         raise ValueError('must be a record with "name" and "arch"')
     name = entry["name"]
     one_line = isinstance(name, str) and name.strip() and name.isprintable()
-    architecture.check(one_line, "name", name, "must be text of one line")
+    architecture.check(one_line, "name", name, "must be a single line of text")
     return Model(name, name, read_architecture(entry["arch"]), {}, str(path))

@@ -1,10 +1,10 @@
-"""Our own models, described as published ones are."""
+"""Our own models, described in the same way as published ones."""
 
 from minimoe.cost.architecture import Architecture
 from minimoe.moe import routers, soft
 
 WORDS = {0: "fixed", 1: None, 2: "noisy"}
-"""Matrices of a router -> the word of a description for it."""
+"""Number of a router's matrices -> the word for it in a description."""
 
 
 def architecture(config):
@@ -18,7 +18,7 @@ def architecture(config):
 
 
 def _experts(config):
-    """What only a model with experts has."""
+    """The fields that only a model with experts has."""
     facts = routers.ROUTERS[config.router].FACTS
     return dict(
         n_routed_experts=config.n_experts, top_k=config.top_k, expert_hidden=config.d_hidden,

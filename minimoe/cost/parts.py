@@ -1,4 +1,4 @@
-"""The weights of a model, part by part: all counts of parameters, FLOPs and bytes add up this list."""
+"""The weights of a model, part by part.  All counts of parameters, FLOPs and bytes are sums over this list."""
 
 import functools
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from minimoe.cost.architecture import FFN_MATRICES
 
 BUCKETS = 32
-"""Distances that relative positions tell apart, each with a number per head [T5, arXiv:1910.10683, sec. 2.1]."""
+"""Number of distances that relative positions distinguish, one number per head for each [T5, arXiv:1910.10683, 2.1]."""
 
 NAMES = ("embedding", "positions", "norms", "attention", "router", "experts", "shared experts", "dense", "head")
 
@@ -14,11 +14,11 @@ NAMES = ("embedding", "positions", "norms", "attention", "router", "experts", "s
 class Part(NamedTuple):
     """Weights of one kind in one layer.
 
-    layer: its place from 0; None outside of the layers.
+    layer: its index from 0; None outside the layers.
     name: one of NAMES.
-    total: parameters.
-    active: parameters that one token uses.
-    products: multiply-adds of the matrix products of one token with them, forward.
+    total: number of parameters.
+    active: number of parameters that one token uses.
+    products: multiply-adds of one token's matrix products with them, forward.
     """
 
     layer: int | None
@@ -31,9 +31,9 @@ class Part(NamedTuple):
 class Parameters(NamedTuple):
     """Numbers of parameters.  Active is what one token uses; papers differ in which embeddings they count.
 
-    total: all.
+    total: all parameters.
     active: with all embeddings.
-    active_without_input_embedding: without the table that tokens are looked up in, unless it is the head too.
+    active_without_input_embedding: without the table in which tokens are looked up, unless it is also the head.
     active_without_embeddings: without that table, learned positions and the head.
     """
 
@@ -43,7 +43,7 @@ class Parameters(NamedTuple):
     active_without_embeddings: int
 
     def record(self):
-        """Each count under its name in JSON, of files, lists and pages alike."""
+        """Each count under its name in all JSON output."""
         return {"total": self.total, "active_incl_all_embeddings": self.active,
                 "active_excl_input_embedding": self.active_without_input_embedding,
                 "active_non_embedding": self.active_without_embeddings}
@@ -51,7 +51,7 @@ class Parameters(NamedTuple):
 
 @functools.cache
 def parts(arch):
-    """All parts of an Architecture, a tuple in the order of the forward pass."""
+    """All parts of an Architecture, as a tuple in the order of the forward pass."""
     table = arch.vocab * arch.d_model
     listed = [Part(None, "embedding", table, table, 0)]  # a look-up
     if arch.positions == "learned":
@@ -68,9 +68,9 @@ def parts(arch):
 
 @functools.cache
 def decoder_parts(arch):
-    """The parts that one more token of a sequence needs: all; of two stacks the decoder's.
+    """The parts that one more token of a sequence needs: all parts, or with two stacks the decoder's.
 
-    The decoder's keys and values of the encoder's sequence are in the cache, so their matrices are left out.
+    The decoder's keys and values for the encoder's sequence are in the cache, so their matrices are left out.
     """
     if len(arch.stacks) == 1:
         return parts(arch)
@@ -96,12 +96,12 @@ def parameters(arch):
 
 
 def shown_name(arch, name):
-    """The name that a part is shown under: what every token uses is a dense block, be it the only expert."""
+    """The display name of a part: a network that every token uses is called dense, even if it is the only expert."""
     return "dense" if arch.dense and name in ("experts", "shared experts") else name
 
 
 def n_attentions(arch, layer):
-    """Attentions of a layer: a decoder next to an encoder attends to its own stack and to the other."""
+    """Number of attentions in a layer: the decoder of two stacks attends to itself and to the encoder."""
     return 2 if len(arch.stacks) == 2 and layer >= arch.stacks[0] else 1
 
 
@@ -158,18 +158,18 @@ def _layer(arch, i, kind, of_attention):
 
 
 def _norm_vectors(arch):
-    """Vectors of a norm: its gain, if it has one, and the bias of a LayerNorm where norms have biases."""
+    """Number of vectors of a norm: its gain, if it has one, and the bias of a LayerNorm where norms have biases."""
     layer_norm = arch.norm == "LayerNorm" or (not arch.norm and arch.biases is True)
     return 0 if arch.norm == "without weights" else 1 + (layer_norm and "norms" in arch.biased)
 
 
 def _router_columns(arch):
-    """Numbers that a router makes of a token.  Soft MoE makes one per slot, and mixes with them to slots and back."""
+    """How many numbers a router computes per token.  Soft MoE computes one per slot, for mixing into slots and back."""
     return arch.soft_slots or arch.n_routed_experts * arch.router_matrices
 
 
 def _attention(arch, kind):
-    """Of one attention, of a kind: parameters, those of its matrices, and those of norms inside it."""
+    """Parameters of one attention of a kind: of its matrices and biases, of its matrices, and of norms inside it."""
     D, H, P, value, latent = arch.d_model, arch.n_heads, arch.query_width, arch.value_width, arch.mla
     G = H if kind == "linear" else arch.kv_heads
     if latent is None:
@@ -189,13 +189,13 @@ def _attention(arch, kind):
 
 
 def _feed_forward(arch, width, biased, blocks=1):
-    """Parameters of feed-forward networks, and those of their matrices.
+    """Parameters of feed-forward networks: all of them, and those of matrices.
 
     Args:
         arch: Architecture.
-        width: hidden numbers of all of them together.
+        width: total width of their hidden layers.
         biased: whether each matrix has biases.
-        blocks: how many networks share the width.
+        blocks: number of networks that share the width.
     """
     n = FFN_MATRICES[arch.ffn_type]
     matrices = n * arch.d_model * width

@@ -1,4 +1,4 @@
-"""Where in a model the program is: for a while the functions of its parts note when they are entered and left."""
+"""Which part of the model is running: the functions of its parts record when they are entered and left."""
 
 import contextlib
 import functools
@@ -14,8 +14,8 @@ WAYS = ("forward", "backward", "update")
 class Place(NamedTuple):
     """A part of a step.
 
-    layer: its place from 0; None outside of the layers.
-    part: as the caller names it.
+    layer: its index from 0; None outside the layers.
+    part: the caller's name for it.
     way: one of WAYS.
     """
 
@@ -26,13 +26,13 @@ class Place(NamedTuple):
 
 @contextlib.contextmanager
 def watched(config, parts, leave=lambda place: None):
-    """Within it, in one thread, the functions of the parts are watched.
+    """A block in which, in one thread, the functions of the parts are watched.
 
     Args:
         config: ModelConfig; its router's functions are the part "router".
         parts: name -> functions, as pairs of a module and a function's name, or the name that a forward and its
             backward share.
-        leave: called with the innermost open Place, or None, each time it is about to change.
+        leave: called with the innermost open Place, or None, before each change.
 
     Yields a function that returns the innermost open Place.
     """
@@ -44,7 +44,7 @@ def watched(config, parts, leave=lambda place: None):
     def layer_of(attribute, way):
         if not attribute.startswith("block_"):
             return open_places[-1].layer if open_places else None
-        i = entered[way] % config.n_layers  # group after group, a forward counts up and a backward down
+        i = entered[way] % config.n_layers  # in each group, forward counts up and backward counts down
         entered[way] += 1
         return i if way == "forward" else config.n_layers - 1 - i
 
@@ -82,4 +82,4 @@ def functions(config, parts):
 
 
 BLOCK = (model, "block")
-"""What tells the layers apart: it must be among the functions of the parts."""
+"""The function by which layers are counted: it must be among the functions of the parts."""

@@ -1,6 +1,6 @@
-"""Published models as data, to be counted: the table of this package.
+"""Published models as data: the table of this package.
 
-It gives what a model is made of, never how large it is: numbers of parameters are computed.
+It describes what a model is made of, not how large it is: numbers of parameters are computed.
 """
 
 import functools
@@ -11,7 +11,7 @@ from minimoe.cost import architecture, model_files, parts
 
 CONVENTIONS = {"all embeddings": "active_incl_all_embeddings",
                "without the input embedding": "active_excl_input_embedding", "no embeddings": "active_non_embedding"}
-"""What an active count of a paper follows -> its name among `counts`."""
+"""Convention of a paper's active count -> its name among `counts`."""
 
 
 def models():
@@ -20,7 +20,7 @@ def models():
 
 
 def find(key):
-    """The Model of a key.  Raises ValueError with all keys, and the nearest, if there is none."""
+    """The Model of a key.  Raises ValueError with all keys, and the most similar one, if there is none."""
     table = models()
     architecture.check(key in table, "model", key, f"must be one of {', '.join(table)}"
                        f"{architecture.did_you_mean(key, table)}")
@@ -28,14 +28,14 @@ def find(key):
 
 
 def counts(model):
-    """Parameters of a Model, as a record: in all, and active by the three conventions that papers follow."""
+    """Parameters of a Model, as a record: in total, and active by the three conventions that papers follow."""
     return {"name": model.name} | parts.parameters(model.arch).record()
 
 
 def printed(model):
-    """What its publishers print, and where; "here": the active count by their convention, None if they name none.
+    """The counts that its publishers give, and where; "here": our active count by their convention, None if unknown.
 
-    Empty for a model of a user.
+    Empty for a user's model.
     """
     if not model.published:
         return {}

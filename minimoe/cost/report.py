@@ -1,17 +1,17 @@
-"""The costs of a model in words and tables: the record of `sheet.sheet` as text, as wide as the terminal."""
+"""The costs of a model as text and tables: the record of `sheet.sheet`, as wide as the terminal."""
 
 from minimoe import terminal
 from minimoe.cost import quantities
 
 BOUND = {"bytes": "memory", "FLOPs": "compute"}
-"""What a step waits for, in a record -> what it is bound by, in words."""
+"""What a step is bound by: value in a record -> words."""
 
 AGAIN = 1.1
-"""A saving that grows by more than this with larger batches is worth a sentence."""
+"""A saving that grows by more than this factor with the batch size is worth a sentence."""
 
 
 def report(sheet):
-    """All of a record as text: what is saved, all costs, and what was counted and measured if it is there."""
+    """A whole record as text: what is saved, all costs, and what was counted and measured, if anything was."""
     measured = {"counted": counted_table, "step": step_table, "routing": routing_table}
     blocks = [f"{terminal.fill(sheet['name'])}\n{terminal.fill(sheet['shape'])}", saved_words(sheet),
               parameters_table(sheet["parameters"]) + published_words(sheet.get("published")), parts_table(sheet),
@@ -21,7 +21,7 @@ def report(sheet):
 
 
 def parameters_table(counts):
-    """Total, and the three counts of what is active."""
+    """The total, and the three counts of active parameters."""
     names = {"total": "all", "active_incl_all_embeddings": "active: that one token uses",
              "active_excl_input_embedding": "  without the input embedding",
              "active_non_embedding": "  without embedding, positions and head"}
@@ -30,7 +30,7 @@ def parameters_table(counts):
 
 
 def published_words(printed):
-    """What the publishers print, with our count by their convention; empty if there is nothing."""
+    """The counts that the publishers give, with our count by their convention; empty if there are none."""
     if not printed:
         return ""
     active = f"active {printed['active']}"
@@ -42,7 +42,7 @@ def published_words(printed):
 
 
 def parts_table(sheet):
-    """Where parameters and FLOPs are."""
+    """The parameters and FLOPs of each part."""
     all_of_it, flops = sheet["parameters"], sheet["forward_flops_per_token"]
     rows = [("part", "parameters", "active", "share", "FLOPs/token", "share")]
     for row in sheet["parts"]:
@@ -68,7 +68,7 @@ def _scores_words(sheet):
 
 
 def _idle_router(rows):
-    """A line that a router ran where there was nothing to choose, if it did."""
+    """A line about a router that ran although there was nothing to choose, if one did."""
     names = {row["part"] for row in rows}
     if "router" in names and "experts" not in names:
         yield terminal.fill("router: with one dense block it has nothing to choose, but its product runs, so it is "
@@ -90,21 +90,21 @@ def memory_table(sheet):
 
 
 def _keeps_all(sheet):
-    """Whether the KV cache has every token in every layer: no window is full, and no state is of fixed size."""
+    """Whether the KV cache has every token in every layer: no window is full, and no state has a fixed size."""
     return sheet["memory"]["cache_per_sequence"] == sheet["context"] * sheet["memory"]["cache_per_token"]
 
 
 def decoding_table(sheet):
-    """One decoding step, by the batch size; that the model cannot decode, if it cannot."""
+    """One decoding step, by batch size; or that the model cannot decode."""
     if not sheet["decode"]:
-        return terminal.fill("it cannot generate token by token: it would need the tokens to come")
+        return terminal.fill("it cannot generate token by token: it would need tokens that do not exist yet")
     twin, turn = sheet["dense_twin"], sheet["turning_batch"]
     rest, experts = sheet["memory"]["formats"]
     dense = twin["decode_seconds"] if twin else [None] * len(sheet["decode"])
     cells = [_decoding_cells(row, sheet, times) for row, times in zip(sheet["decode"], dense, strict=True)]
     form = rest if experts == rest else f"{rest}, experts in {experts}"
     bound = (f"compute-bound from a batch of {turn:,} sequences on" if turn else
-             "memory-bound at every batch size: each sequence reads a KV cache of its own")
+             "memory-bound at every batch size: each sequence reads its own KV cache")
     return "\n".join([
         terminal.fill(f"decoding on {sheet['machine']['words']}: sequences of {sheet['context']:,} tokens, {form}, at "
                       f"the machine's peaks, {'even routing, ' * bool(twin)}attention to "
@@ -118,14 +118,14 @@ def decoding_table(sheet):
 
 
 def _decoding_cells(row, sheet, times):
-    """Column -> its cell for a batch size.  times: what a dense model of equal size takes longer; None: it is one."""
+    """Column -> its cell for a batch size.  times: how many times longer a dense model of equal size takes; or None."""
     held = (sheet["memory"]["weights_as_said"] + row["cache_bytes"]) / sheet["machine"]["memory"]
     used = {"experts used": f"{row['distinct_experts']:.1f}"} if times else {}
     twin = {"dense: ms": f"{1e3 * times * row['seconds']:.3g}"} if times else {}
-    return {"batch": str(row["texts"]), **used, "weights read": quantities.short(row["weight_bytes"], "B"),
+    return {"batch": str(row["batch_size"]), **used, "weights read": quantities.short(row["weight_bytes"], "B"),
             "cache read": quantities.short(row["cache_bytes"], "B"), "FLOPs": quantities.short(row["flops"]),
             "FLOPs/byte": f"{row['intensity']:.1f}", "memory": f"{quantities.full(100 * held)}%",
-            "ms/step": f"{1e3 * row['seconds']:.3g}", "bound by": BOUND[row["waits_for"]],
+            "ms/step": f"{1e3 * row['seconds']:.3g}", "bound by": BOUND[row["bound_by"]],
             "tokens/s": quantities.full(row["tokens_per_second"]), **twin}
 
 
@@ -157,21 +157,22 @@ def conventions_table(sheet):
 
 
 def saved_words(sheet):
-    """The claim that a model with few active parameters saves that much compute, for this model; empty for a dense."""
+    """How much this model saves by having few active parameters; empty for a dense model."""
     twin = sheet["dense_twin"]
     if twin is None:
         return ""
     times = twin["decode_seconds"]
-    listed = ", ".join(f"{t:.1f} at batch size {row['texts']}" for row, t in zip(sheet["decode"], times, strict=True))
-    again = ("; in the largest batch the dense model is compute-bound, and the MoE saves again"
+    sizes = [row["batch_size"] for row in sheet["decode"]]
+    listed = ", ".join(f"{t:.1f} at batch size {n}" for n, t in zip(sizes, times, strict=True))
+    again = ("; at the largest batch size the dense model is compute-bound, and the MoE saves again"
              if times and times[-1] > AGAIN * min(times) else "")
-    decoding = (f"A decoding step takes this many times less time: {listed}. Sequences use different experts, and all "
-                f"that are used are read{again}. ") if listed else ""
+    decoding = (f"A decoding step is faster by a factor of {listed}. Sequences use different experts, and every expert "
+                f"that is used must be read{again}. ") if listed else ""
     return terminal.fill(
         f"What is saved: {twin['active_share']:.0%} of the parameters are active. Compared with a dense model of equal "
-        f"size its routed experts take {twin['expert_flops']:.1f} times fewer FLOPs, the whole model "
-        f"{twin['flops']:.1f} times fewer, in training and in reading as well. {decoding}Its weights take as much "
-        "memory as those of the dense model: nothing is saved. How good it is compared with that dense model is a "
+        f"size, its routed experts take {twin['expert_flops']:.1f} times fewer FLOPs and the whole model "
+        f"{twin['flops']:.1f} times fewer, in training and in prefill. {decoding}Its weights take as much memory as "
+        "those of the dense model: nothing is saved there. How its quality compares with that dense model is a "
         "different question (`compare`).")
 
 
@@ -200,7 +201,7 @@ def _expert_rows(counted):
     chosen, kept = (sum(row[name] for row in counted["layers"]) for name in ("chosen", "kept"))
     wasted = counted["padding_flops"] / counted["training_flops"]
     dropped = terminal.fill(f"{1 - kept / max(chosen, 1):.1%} of the assignments had no room and were dropped; "
-                            f"{wasted:.1%} of the FLOPs went into empty slots")
+                            f"{wasted:.1%} of the FLOPs were spent on empty slots")
     return f"{terminal.table(rows)}\n{dropped}"
 
 
@@ -208,25 +209,25 @@ def step_table(held):
     """Bytes of a training step that ran."""
     rows = [("bytes of a training step", "measured", "by formula"),
             *((name, quantities.short(held[name], "B"), "") for name in ("parameters", "gradients", "moments")),
-            ("kept for the backward pass, by a group", quantities.short(held["activations"], "B"),
+            ("activations for the backward pass, per group", quantities.short(held["activations"], "B"),
              quantities.short(held["activations_formula"], "B")),
-            ("most at once", quantities.short(held["peak"], "B"), quantities.short(held["peak_formula"], "B"))]
+            ("peak", quantities.short(held["peak"], "B"), quantities.short(held["peak_formula"], "B"))]
     return terminal.table(rows)
 
 
 def routing_table(layers):
-    """What real routing does: experts touched, memory that misses, ranks that wait."""
+    """The effects of real routing: experts used, cache misses, waiting ranks."""
     even = layers[0]
-    rows = [("layer", *(f"batch {n}" for n in even["texts"]), "to fetch", "to others", "busiest device", "time")]
+    rows = [("layer", *(f"batch {n}" for n in even["batch_sizes"]), "to fetch", "to others", "busiest device", "time")]
     rows += [(str(row["layer"]), *(f"{n:.2f}" for n in row["touched"]), f"{row['missed']:.0%}",
               quantities.short(row["sent"], "B"), f"{row['imbalance']:.2f}",
               f"{row['seconds'] / row['seconds_if_even']:.2f}") for row in layers]
     rows.append(("even routing, by formula", *(f"{n:.2f}" for n in even["touched_if_even"]),
                  f"{even['missed_if_even']:.0%}",
                  quantities.short(even["sent_if_even"], "B"), "1.00", "1.00"))
-    rows.append(("even routing, random draws", *(f"{n:.2f}" for n in even["touched_by_lot"]), "", "", "", ""))
-    notes = ["to fetch: share of a sequence's uses of experts that are not in memory, which holds half of them, the "
-             "last used", f"to others: tokens' bytes that go to experts on another of the {even['ranks']} devices",
-             "busiest device: its tokens over the mean", "time: of the layer on them, over that of even shares"]
-    head = "the run's own routing of held-out text: experts of a layer that a decoding step uses, by batch size"
+    rows.append(("even routing, random draws", *(f"{n:.2f}" for n in even["touched_at_random"]), "", "", "", ""))
+    notes = ["to fetch: share of a sequence's uses of experts that miss a cache of half of them (the last used)",
+             f"to others: bytes of tokens that are sent to experts on other devices, of {even['ranks']} devices",
+             "busiest device: its tokens over the mean", "time: of the layer on the devices, over that of even routing"]
+    head = "how the run routes held-out text: experts of a layer that a decoding step uses, by batch size"
     return "\n".join([terminal.fill(head), terminal.table(rows), *map(terminal.fill, notes)])

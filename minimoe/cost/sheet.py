@@ -6,20 +6,20 @@ from collections import Counter
 from minimoe.cost import all_to_all, conventions, deployment, formula, memory, parts
 
 MOST_RANKS = 8
-"""Devices that the experts are spread over: as many of these as divide the experts."""
+"""Number of devices for the experts: the largest number up to this that divides the experts."""
 
 
 def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True, causal=True):
     """The record of an Architecture.  Units: FLOPs, bytes, seconds.
 
     Args:
-        name: of the model.
+        name: name of the model.
         arch: Architecture.
-        context: tokens of the sequences.
+        context: tokens per sequence.
         machine: Machine.
         rest: format of the weights and the KV cache, see `memory.FORMATS`.
         experts: format of the experts' matrices; None: the same.
-        decodes: whether it can generate token by token, else there is nothing on decoding.
+        decodes: whether it can generate token by token; if not, the record has nothing on decoding.
         causal: count the scores that a causal kernel computes; False: the masked ones too, as our attention does.
     """
     batches, experts = deployment.BATCHES if decodes else (), None if arch.dense else experts
@@ -52,7 +52,7 @@ def sheet(name, arch, context, machine, rest="bf16", experts=None, decodes=True,
 
 
 def shape(arch):
-    """What an Architecture is taken to be, in a line: defaults are filled in."""
+    """An Architecture in one line, with defaults filled in."""
     heads = f"{arch.n_heads} heads"
     if arch.mla is not None:
         heads += f", latent attention of width {arch.mla.kv_lora_rank}"
@@ -68,13 +68,13 @@ def shape(arch):
     if not arch.dense:
         shared = f" and {arch.n_shared_experts} shared" if arch.n_shared_experts else ""
         blocks.append(f"{moe} layers with {arch.top_k} of {arch.n_routed_experts} {arch.ffn_type} experts of "
-                      f"{arch.expert_hidden} a token{shared}")
+                      f"{arch.expert_hidden} per token{shared}")
     return (f"{arch.vocab:,} tokens in the vocabulary, width {arch.d_model:,}, {heads}, {arch.positions} positions; "
-            f"{'; '.join(blocks)}; head {'tied to' if arch.tied_embeddings else 'beside'} the embedding")
+            f"{'; '.join(blocks)}; head {'tied to' if arch.tied_embeddings else 'separate from'} the embedding")
 
 
 def flops_of_parts(arch, context, causal=True):
-    """Forward FLOPs per token of each part, when sequences of `context` tokens are read at once.
+    """Forward FLOPs per token of each part, when a sequence of `context` tokens is read in one pass.
 
     causal: count the scores that a causal kernel computes; False: the masked ones too, as our attention does.
     """
@@ -85,7 +85,7 @@ def flops_of_parts(arch, context, causal=True):
 
 
 def by_shown_name(arch, amounts):
-    """Amounts of parts, name -> number, under the names of `parts.shown_name`."""
+    """Amounts of parts, name -> number, under their display names."""
     sums = Counter()
     for name, amount in amounts.items():
         sums[parts.shown_name(arch, name)] += amount
@@ -108,14 +108,14 @@ def part_rows(arch, work):
 
 
 def decode_row(arch, batch, context, machine, rest, experts):
-    """One decoding step.  Arguments are those of `sheet`; batch: sequences."""
+    """One decoding step.  For the arguments see `sheet`; batch: number of sequences."""
     step = deployment.decode_step(arch, batch, context, rest, experts, rest)
     seconds = step.seconds(machine)
     distinct = 0.0 if arch.dense else deployment.distinct_experts(arch.n_routed_experts, arch.top_k, batch)
-    return {"texts": batch, "distinct_experts": distinct, "weight_bytes": step.weights,
+    return {"batch_size": batch, "distinct_experts": distinct, "weight_bytes": step.weights,
             "cache_bytes": step.cache, "flops": step.flops, "intensity": step.intensity, "seconds": seconds,
             "tokens_per_second": batch / seconds,
-            "waits_for": "bytes" if step.bytes / machine.bandwidth > step.flops / machine.flops else "FLOPs"}
+            "bound_by": "bytes" if step.bytes / machine.bandwidth > step.flops / machine.flops else "FLOPs"}
 
 
 def expert_parallelism(arch, machine, rest):
@@ -124,20 +124,20 @@ def expert_parallelism(arch, machine, rest):
     Args:
         arch: Architecture.
         machine: Machine, each device.
-        rest: format of the weights; vectors are float32 with float32, else they have 2 bytes.
+        rest: format of the weights; vectors are float32 with float32 weights, otherwise 2 bytes per number.
 
     The record has
-        vectors: that a token sends to other devices in a layer.
-        vectors_once: the same if one goes to each device, however many of its experts are there.
-        bytes: there and back.
-        link_seconds: to send them.
-        expert_seconds: of the experts' FLOPs.
+        vectors: number of vectors that a token sends to other devices in a layer.
+        vectors_once: the same if each device gets at most one, however many of the token's experts are there.
+        bytes: bytes sent there and back.
+        link_seconds: time to send them.
+        expert_seconds: time of the experts' FLOPs.
     """
     E, K, layers = arch.n_routed_experts, arch.top_k, arch.kinds.count("moe")
     ranks = math.gcd(MOST_RANKS, E)
     if E < 2 or arch.soft_slots:
         return None
-    sent = layers * 2 * (4 if rest == "float32" else 2) * arch.d_model  # vectors are not packed as weights can be
+    sent = layers * 2 * (4 if rest == "float32" else 2) * arch.d_model  # vectors are not quantized, unlike weights
     vectors, once = (all_to_all.expected_vectors(E, K, ranks, once) for once in (False, True))
     work = 2 * sum(part.products for part in parts.parts(arch) if part.name == "experts")
     return {"ranks": ranks, "vectors": vectors, "vectors_once": once, "bytes": sent * vectors,
@@ -145,15 +145,15 @@ def expert_parallelism(arch, machine, rest):
 
 
 def dense_twin(arch, batches, context, machine, rest, experts, causal=True):
-    """How many times as much a model costs in which every token uses every expert: a dense one of equal size.
+    """How many times more a dense model of equal size costs, in which every token uses every expert.
 
-    None for a model with no experts to leave out.  Arguments are those of `sheet`; batches: batch sizes.
+    None for a model with no experts to leave out.  For the arguments see `sheet`; batches: batch sizes.
 
     The record has
         active_share: active parameters over all.
-        expert_flops: FLOPs of the experts, the twin's over its own.
-        flops: the same of the whole model.
-        decode_seconds: of a decoding step, for each batch size.
+        expert_flops: FLOPs of the experts, the dense model's over its own.
+        flops: the same for the whole model.
+        decode_seconds: the same for the time of a decoding step, for each batch size.
     """
     if arch.n_routed_experts < 2:
         return None

@@ -2,8 +2,8 @@
 
     f_D   FLOPs of a forward pass of the dense model        f_S   those of the sparse one, on a machine that skips zeros
 
-A training step has three times the FLOPs of its forward pass: one for the gradients of the inputs, one for those of the
-weights.  NumPy multiplies by the zeros, so that what it does is 3 f_D in every step.
+A training step has three times the FLOPs of its forward pass: once more for the gradients of the inputs, and once more
+for those of the weights.  NumPy also multiplies by the zeros, so it really computes 3 f_D in every step.
 """
 
 import numpy as np
@@ -14,23 +14,23 @@ from minimoe.sparsity import matrices, savings, schedules
 
 
 def record(mask_of, config):
-    """What the masks of a model save: `savings.record`, with the FLOPs that a token of a full context takes."""
+    """What the masks of a model save: `savings.record`, with the FLOPs per token of a full context."""
     work = sheet.flops_of_parts(ours.architecture(config), config.max_sequence, causal=False)
     return savings.record(mask_of, config, sum(work.values()))
 
 
 def training_flops(dense, sparse, train_config):
-    """FLOPs per token of a training step, the mean over a run with this way to change its masks.
+    """FLOPs per token of a training step, the mean over a run whose masks change in this way.
 
         static, set      3 f_S
         rigl             (3 f_S dT + 2 f_S + f_D) / (dT + 1): one dense gradient in dT + 1 steps
         snfs             2 f_S + f_D: one in every step             [all: RigL, arXiv:1911.11134, app. H]
-        gradual          3 (f_D - s_t (f_D - f_S) / s_f), of the share of zeros s_t that there is at each step
+        gradual          3 (f_D - s_t (f_D - f_S) / s_f), where s_t is the share of zeros at each step
         movement         2 of these and one f_D: its scores need the dense gradient
 
     Args:
         dense: f_D, per token.
-        sparse: f_S, with the share of zeros that the run has in the end.
+        sparse: f_S, with the final share of zeros.
         train_config: TrainConfig; a dense run if its sparsity is 0.
     """
     every, dynamic = train_config.sparsity_every, train_config.dynamic
@@ -52,7 +52,7 @@ def sparse_flops(config, sparsity):
 
 
 def pruning_flops(config, method, n_tokens):
-    """FLOPs of pruning a dense model once: the calibration text through the model, and what else multiplies matrices.
+    """FLOPs of pruning a dense model once: the calibration text's forward passes, and all other matrix products.
 
         magnitude 0;  wanda 2 f_D T;  neurons by taylor 3 f_D T
         sparsegpt     2 f_D T, and of each matrix 2 T D^2 for H, 2 D^3 for its inverse, D^2 F for the updates
@@ -69,7 +69,7 @@ def pruning_flops(config, method, n_tokens):
 
 
 def _mean_progress(train_config):
-    """Mean over the steps of a run of the share of the final zeros that there are at the step's forward pass."""
+    """Mean over the steps of a run of the share of the final zeros that exist in the step's forward pass."""
     last, every, total = train_config.last_mask_step, train_config.sparsity_every, 0.0
     for step in range(train_config.n_steps):
         changed = min(step // every * every, last)

@@ -184,11 +184,11 @@ def test_a_run_has_the_costs_of_its_own_routing(record, answer):
     assert [row["layer"] for row in found] == [0, 1]
     for row in found:
         assert 0 < row["missed"] <= 1 and row["missed_if_even"] == 0.5
-        assert row["texts"] == [1] and row["touched"] == row["touched_if_even"] == row["touched_by_lot"] == [2]
+        assert row["batch_sizes"] == [1] and row["touched"] == row["touched_if_even"] == row["touched_at_random"] == [2]
         assert 1 <= row["imbalance"] <= 4 and row["seconds"] >= row["seconds_if_even"] > 0
         # 4 experts on 4 devices, 2 a token: 1.5 of 2 vectors leave; tiny is 32 wide, in float32
         assert (row["ranks"], row["sent_if_even"]) == (4, 4 * 32 * 1.5 * n_tokens)
-    assert "the run's own routing of held-out text" in answer("--run moe --text words.txt")
+    assert "how the run routes held-out text" in answer("--run moe --text words.txt")
 
 
 def test_what_is_counted_of_a_run_is_its_own_work_on_its_own_text(record):

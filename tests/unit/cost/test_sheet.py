@@ -39,8 +39,8 @@ def test_a_record_by_hand():
     # one sequence: norms 40, attention 192, dense 168, router 32, experts 2 * 72, shared 72, head 40, cache 5 * 16
     # 808 FLOPs take 0.808 s, 768 bytes 7.68 s
     assert RECORD["decode"][0] == {
-        "texts": 1, "distinct_experts": 2, "weight_bytes": 688, "cache_bytes": 80, "flops": 808,
-        "intensity": 808 / 768, "seconds": 7.68, "tokens_per_second": 1 / 7.68, "waits_for": "bytes"}
+        "batch_size": 1, "distinct_experts": 2, "weight_bytes": 688, "cache_bytes": 80, "flops": 808,
+        "intensity": 808 / 768, "seconds": 7.68, "tokens_per_second": 1 / 7.68, "bound_by": "bytes"}
     # 4 experts on 4 devices; two experts a token, each elsewhere with 3/4: 1.5 vectors of 4 numbers of 2 bytes, there
     # and back in one layer; no two experts share a device.  Two experts take 2 * 72 FLOPs
     assert RECORD["exchange"] == {"ranks": 4, "vectors": 1.5, "vectors_once": 1.5, "bytes": 24, "link_seconds": 24 / 7,
@@ -60,11 +60,11 @@ def test_the_rows_of_decoding_are_steps():
     record = sheet.sheet("tiny", TINY, 2, machine, "int8", "mxfp4")
     for row, batch in zip(record["decode"], BATCHES, strict=True):
         step = deployment.decode_step(TINY, batch, 2, "int8", "mxfp4", "int8")
-        assert (row["texts"], row["weight_bytes"], row["cache_bytes"], row["flops"]) == (batch, *step)
+        assert (row["batch_size"], row["weight_bytes"], row["cache_bytes"], row["flops"]) == (batch, *step)
         assert row["tokens_per_second"] == batch / row["seconds"] == batch / step.seconds(machine)
         assert row["distinct_experts"] == 4 * (1 - 0.5**batch)
-        assert row["waits_for"] == ("bytes" if step.bytes / 100 > step.flops / 300 else "FLOPs")
-    assert record["decode"][0]["waits_for"] == "bytes" and record["decode"][-1]["waits_for"] == "FLOPs"
+        assert row["bound_by"] == ("bytes" if step.bytes / 100 > step.flops / 300 else "FLOPs")
+    assert record["decode"][0]["bound_by"] == "bytes" and record["decode"][-1]["bound_by"] == "FLOPs"
     assert record["bytes_read"] == {n: deployment.bytes_read(TINY, n, 2, "int8", "mxfp4", "int8") for n in BATCHES}
     turn = deployment.turning_batch(TINY, machine, 2, rest="int8", experts="mxfp4", cache="int8")
     assert record["turning_batch"] == turn > 1
@@ -102,7 +102,7 @@ def test_the_dense_twin_by_hand():
 def test_the_shape_in_words():
     assert sheet.shape(TINY) == (
         "5 tokens in the vocabulary, width 4, 2 heads, 1 of keys and values, rotary positions; 1 layers with a swiglu "
-        "block of 7; 1 layers with 2 of 4 swiglu experts of 3 a token and 1 shared; head beside the embedding")
+        "block of 7; 1 layers with 2 of 4 swiglu experts of 3 per token and 1 shared; head separate from")
     # one expert is a dense block as wide as it and the shared one together
     single = sheet.shape(replace(TINY, n_routed_experts=1, top_k=1, tied_embeddings=True))
     assert "; 1 layers with a swiglu block of 7; 1 layers with a swiglu block of 6; head tied to" in single
@@ -173,7 +173,7 @@ def test_what_was_counted_says_where_it_differs_and_what_was_lost(monkeypatch):
     assert "2 x 3 random tokens, in 2 groups, counted" in text and "rows of the dense block in layer" in text
     assert text.splitlines()[-3].split() == ["2", "8", "8", "12"]
     assert " ".join(text.splitlines()[-2:]) == ("12.5% of the assignments had no room and were dropped; 25.0% of the "
-                                                "FLOPs went into empty slots")
+                                                "FLOPs were spent on empty slots")
 
 
 def test_the_tables_of_a_run(monkeypatch):
@@ -182,8 +182,8 @@ def test_the_tables_of_a_run(monkeypatch):
             "peak_formula": 7}
     rows = [line.rsplit(maxsplit=4) for line in report.step_table(held).splitlines()[5:]]
     assert [words for _, *words in rows] == [["4", "B", "5", "B"], ["6", "B", "7", "B"]]
-    layer = {"layer": 3, "texts": [1, 4], "touched": [2.0, 3.5], "touched_if_even": [2.0, 4.5],
-             "touched_by_lot": [2.0, 4.4], "missed": 0.25, "missed_if_even": 0.5, "ranks": 4, "sent": 1500,
+    layer = {"layer": 3, "batch_sizes": [1, 4], "touched": [2.0, 3.5], "touched_if_even": [2.0, 4.5],
+             "touched_at_random": [2.0, 4.4], "missed": 0.25, "missed_if_even": 0.5, "ranks": 4, "sent": 1500,
              "sent_if_even": 1000, "imbalance": 1.5, "seconds": 3.0, "seconds_if_even": 2.0}
     head, _, row, even, drawn, *notes = report.routing_table([layer]).splitlines()[1:]
     assert row.split() == ["3", "2.00", "3.50", "25%", "1.5", "kB", "1.50", "1.50"]
