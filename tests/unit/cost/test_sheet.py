@@ -102,7 +102,7 @@ def test_the_dense_twin_by_hand():
 def test_the_shape_in_words():
     assert sheet.shape(TINY) == (
         "5 tokens in the vocabulary, width 4, 2 heads, 1 of keys and values, rotary positions; 1 layers with a swiglu "
-        "block of 7; 1 layers with 2 of 4 swiglu experts of 3 per token and 1 shared; head separate from")
+        "block of 7; 1 layers with 2 of 4 swiglu experts of 3 per token and 1 shared; head separate from the embedding")
     # one expert is a dense block as wide as it and the shared one together
     single = sheet.shape(replace(TINY, n_routed_experts=1, top_k=1, tied_embeddings=True))
     assert "; 1 layers with a swiglu block of 7; 1 layers with a swiglu block of 6; head tied to" in single
