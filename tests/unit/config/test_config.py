@@ -159,7 +159,7 @@ def test_a_help_text_ends_with_the_unit_if_there_is_one():
 def test_the_help_of_a_loss_names_the_weights_that_routers_have_unless_it_is_set():
     text = {field.name: field.metadata["help"] for field in dataclasses.fields(ModelConfig)}
     assert text["z_coef"].endswith("(ST-MoE); if not set: 0.001 for softmax_topk, st_moe, 0 for other routers [1]")
-    assert text["entropy_coef"].endswith("unsure; if not set: 0 for all routers [1]")
+    assert text["entropy_coef"].endswith("overconfidence; if not set: 0 for all routers [1]")
     assert [name for name in text if name.endswith("_coef")] == COEFS
 
 

@@ -83,8 +83,8 @@ def record(answer):
     ("--ranks 2", ["--ranks", "no use without --run"]), ("--list --batch 4", ["--batch", "no use with --list"]),
     ("--run limited --text words.txt --ranks 4", ["ranks = 4", "divide the 6 experts"]),
     ("--run moe --text other.txt", ["the text is not the one"]), ("--file strange.json", ["strange.json", "d_model"]),
-    ("--list --format int8", ["--format", "no use with several models", "for a picture: --figure"]),
-    ("--file one.json --json --machine a100", ["--machine", "no use with the counts of --json", "--figure"]),
+    ("--list --format int8", ["--format", "no effect on several models", "for a picture: --figure"]),
+    ("--file one.json --json --machine a100", ["--machine", "no effect on the counts of --json", "--figure"]),
 ])
 def test_an_impossible_option_is_refused_by_name_and_value(run, line, words):
     status, out, err = run(line)
@@ -133,7 +133,7 @@ def test_a_model_has_its_usual_machine_format_and_context_unless_given(record, a
     assert record("--model gpt-2 --context 100")["context"] == 100
     text = answer("--preset tiny --pad-experts --capacity-factor 0.5 --bandwidth 1.5e12 --flops 7e14")
     assert text.startswith("an MoE, 2 of 4 (from the preset tiny)\n") and "DIFFERS" not in text
-    assert "but bandwidth 1.5 TB/s and flops 700 TFLOP/s as told: sequences of 32" in " ".join(text.split())
+    assert "but bandwidth 1.5 TB/s and flops 700 TFLOP/s as given: sequences of 32" in " ".join(text.split())
 
 
 def test_a_file_is_a_page_a_table_or_a_list_of_counts(answer, record, monkeypatch):
