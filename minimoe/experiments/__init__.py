@@ -1,6 +1,7 @@
 """Experiments: tables of model variants, trained over several seeds, and what they show.
 
     engine           the machine that runs them: variants x seeds, on any executor
+    executors        where the runs train: here, or in processes at the same time
     wording          numbers over seeds in words, and verdicts as lists
     archive          what is kept of runs that are too long to repeat
     tour             the main job: an MoE between two dense models

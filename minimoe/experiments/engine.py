@@ -9,9 +9,6 @@ do not depend on where it runs: here, or in the threads or processes of any `con
 machine or many.
 """
 
-import contextlib
-import multiprocessing
-import signal
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, replace
@@ -22,6 +19,7 @@ import numpy as np
 
 from minimoe import terminal
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.experiments import executors
 from minimoe.training import runs
 
 
@@ -147,41 +145,6 @@ class Results(NamedTuple):
             raise ValueError(f"{runs_failed}, the others are kept: {shown}{more}")
 
 
-class Here(futures.Executor):
-    """The Executor that runs each call at once, in this process, so that Ctrl-C reaches the run."""
-
-    def submit(self, function, /, *arguments, **options):
-        """A Future that is done.  An interruption is raised, not kept in it."""
-        future = futures.Future()
-        try:
-            future.set_result(function(*arguments, **options))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-@contextlib.contextmanager
-def side_by_side(processes):
-    """A block's Executor: that many processes on this machine, which end with the block; None, for here, if it is one.
-
-    An interruption ends them at once; what a run had not saved is trained again by the same command.
-    Raises ValueError for fewer than 1.
-    """
-    if processes < 1:
-        raise ValueError(f"processes = {processes}: must be 1 or more")
-    if processes == 1:
-        yield None
-        return
-    with futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"),
-                                     signal.signal, (signal.SIGINT, signal.SIG_IGN)) as executor:
-        try:
-            yield executor
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
-
-
 def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=None):
     """Train and measure the cells of an experiment that are missing, and return the Results of all.
 
@@ -191,13 +154,13 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
         fresh: whether to train again what is there.
         threads: of each run, see `loop.train`; no number depends on it.
         say: prints a line.
-        executor: any `concurrent.futures.Executor` whose workers see the same files; None runs the cells here, one
-            after another, with a progress bar each.
+        executor: any `concurrent.futures.Executor` whose workers see the same files, see `executors`; None runs the
+            cells here, one after another, with a progress bar each.
 
     A cell that fails is reported, and loses no other.  Raises KeyboardInterrupt after Ctrl-C; the same call resumes.
     """
     here = executor is None
-    executor = Here() if here else executor
+    executor = executors.Here() if here else executor
     cell_of, running, waiting = {}, set(), _in_order(experiment)  # Future -> Cell; Futures; Cells
     try:
         while waiting or running:

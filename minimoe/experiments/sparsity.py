@@ -8,7 +8,7 @@ import numpy as np
 from minimoe import terminal
 from minimoe.config import preset
 from minimoe.cost import quantities, sparse
-from minimoe.experiments import archive, engine, sparse_plan, wording
+from minimoe.experiments import archive, engine, executors, sparse_plan, wording
 from minimoe.experiments.engine import Experiment
 from minimoe.experiments.sparse_plan import DENSE, SMALLER, SOURCE
 from minimoe.plots import figures, sparsity_comparison
@@ -84,7 +84,7 @@ def main(quick=False, seeds=3, fresh=False, processes=1, say=terminal.say):
     say(terminal.fill(f"Training {len(planned.variants)} models, each for {quantities.short(planned.budget)} FLOPs, "
                       "counted by the papers' formulas for a machine that skips zeros.\n"
                       "Interrupt when you like: the same command resumes.\n"))
-    with engine.side_by_side(processes) as executor:
+    with executors.side_by_side(processes) as executor:
         found = engine.run(comparison, corpus, fresh, say=say, executor=executor)
     entries = [Entry(label, **measured) for label, measured in found.measured.items()]
     if len(entries) == len(planned.variants):

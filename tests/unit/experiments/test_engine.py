@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimoe.experiments import compare, engine, routers, sparsity, studies, tour
+from minimoe.experiments import compare, engine, executors, routers, sparsity, studies, tour
 from minimoe.experiments.engine import Experiment, Variant
 from minimoe.training import checkpoint, loop, runs
 from tests import small
@@ -100,7 +100,7 @@ def test_labels_with_one_folder_share_their_runs(experiment, monkeypatch):
 
 def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment, tmp_path):
     here, _ = run(experiment)
-    for name, pool in (("threads", ThreadPoolExecutor), ("processes", engine.side_by_side)):
+    for name, pool in (("threads", ThreadPoolExecutor), ("processes", executors.side_by_side)):
         with pool(2) as executor:
             there, lines = run(replace(experiment, folder=tmp_path / name), executor=executor)
         assert_same(there.measured, here.measured)
@@ -110,14 +110,14 @@ def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment,
 
 
 def test_an_interruption_ends_the_processes_at_once(experiment):
-    with pytest.raises(KeyboardInterrupt), engine.side_by_side(2) as executor:
+    with pytest.raises(KeyboardInterrupt), executors.side_by_side(2) as executor:
         slow = [executor.submit(time.sleep, 60) for _ in range(2)]
         executor.submit(abs, 0)
         while not all(future.running() for future in slow):
             time.sleep(0.01)
         raise KeyboardInterrupt
     assert not multiprocessing.active_children() and all(future.exception() for future in slow)
-    with pytest.raises(ValueError, match="processes = 0: must be 1 or more"), engine.side_by_side(0):
+    with pytest.raises(ValueError, match="processes = 0: must be 1 or more"), executors.side_by_side(0):
         pass
 
 
