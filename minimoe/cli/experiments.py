@@ -84,10 +84,11 @@ def add_figures(subparsers):
 def run_figures(options):
     """Draw the figures again: those of the tour from its runs, the others from what was kept and from formulas."""
     from minimoe.course import lessons
-    from minimoe.experiments import compare, routers, sparsity, studies, tour
+    from minimoe.experiments import compare, diagrams, routers, sparsity, studies, tour
     from minimoe.plots import cost_shares
     failed = []
-    for figure in (routers.figure, compare.figure, sparsity.figure, cost_shares.figure, studies.figure, lessons.figure):
+    for figure in (diagrams.figure, routers.figure, compare.figure, sparsity.figure, cost_shares.figure,
+                   studies.figure, lessons.figure):
         try:
             figure()
         except ValueError as error:  # one that cannot be drawn keeps no other from it

@@ -5,6 +5,7 @@
     wording          numbers over seeds in words, and verdicts as lists
     archive          what is kept of runs that are too long to repeat
     tour             the main job: an MoE between two dense models
+    diagrams         the two diagrams of README: a block, and the way of tokens to experts and back
     routers          every router on one small budget
     compare          MoE and dense models at equal steps, FLOPs and time
     effective_size   the dense model that an MoE is worth

@@ -1,5 +1,8 @@
 """The sparse part of the model: each token goes to a few of many experts.
 
+Two pictures show it with real numbers: figures/block.png (the layer inside its transformer block, `plots/block.py`)
+and figures/dispatch.png (dispatch and combine, `plots/dispatch_combine.py`).
+
     layer               the five steps of an MoE layer, and the five backward steps
     routing             the table of assignments that a router makes and everything else reads
     gates               which K experts a token uses, and the weight of each

@@ -2,6 +2,9 @@
 
     palette             every colour, once
     figures             how a figure begins, how its axes look, and how it is written
+    diagram             boxes, lines and words of a diagram, for light and dark pages
+    block               a transformer block with the numbers of one token
+    dispatch_combine    tokens to rows sorted by expert, and back
     loss_curves         validation loss against steps and FLOPs
     expert_load         where the assignments go, over time and by domain
     coloured_text       characters on the colours of their experts

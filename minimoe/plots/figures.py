@@ -122,7 +122,7 @@ def save(figure, path):
     check_path(path)
     _no_formulas(figure)
     with files.written(path, "the figure") as temporary, default_style():
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor=figure.get_facecolor(), metadata={"Software": None})
 
 
 def _no_formulas(figure):

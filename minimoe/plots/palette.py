@@ -3,6 +3,8 @@
 No matplotlib: a terminal and a web page paint with these colours too.
 """
 
+from typing import NamedTuple
+
 ORANGE, SKY_BLUE, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
 """Okabe and Ito's palette, by their names."""
@@ -54,6 +56,27 @@ ALARMS = (GREY_F4, PALE_VERMILION, VERMILION)
 
 IDLE, SHARED = GREY_E4, GREY_44
 """A weight that the token does not use, and one that every token uses."""
+
+
+class Theme(NamedTuple):
+    """What differs between a light page and a dark one; the experts' colours do not.
+
+    page: the background.   ink: words and outlines.   soft: words of less weight.   line: the residual stream.
+    box: inside of a box.   idle: what the token does not use.   dropped: what found no room.
+    """
+
+    page: str
+    ink: str
+    soft: str
+    line: str
+    box: str
+    idle: str
+    dropped: str
+
+
+LIGHT = Theme(WHITE, INK, GREY_66, GREY_99, GREY_F4, GREY_E4, "#b34700")
+DARK = Theme("#0d1117", "#e6edf3", "#9da7b3", "#6e7681", "#212830", "#2b323b", "#ff8c42")
+"""GitHub's two backgrounds, and what can be read on them."""
 
 
 def colour(expert):

@@ -15,7 +15,7 @@ import pytest
 from minimoe import cli, gradcheck, model
 from minimoe.analysis import causality, doctor
 from minimoe.course import lessons
-from minimoe.experiments import compare, routers, sparsity, studies, tour
+from minimoe.experiments import compare, diagrams, routers, sparsity, studies, tour
 from minimoe.generation import sampling
 from minimoe.plots import cost_shares
 from minimoe.training import checkpoint
@@ -201,13 +201,13 @@ def test_a_figure_that_cannot_be_drawn_keeps_no_other_from_it(run, monkeypatch):
         raise ValueError("there is no routers.npz")
 
     drawn = []
-    for module in (routers, compare, sparsity, cost_shares, studies, lessons):
+    for module in (diagrams, routers, compare, sparsity, cost_shares, studies, lessons):
         monkeypatch.setattr(module, "figure", lambda module=module: drawn.append(module))
     for there in (True, False):
         monkeypatch.setattr(tour, "draw_again", lambda there=there: there)
         status, out, _ = run("figures")
         assert status == 0 and ("left as they are: `python -m minimoe` trains what they show" in out) == (not there)
-    assert drawn == [routers, compare, sparsity, cost_shares, studies, lessons] * 2
+    assert drawn == [diagrams, routers, compare, sparsity, cost_shares, studies, lessons] * 2
     monkeypatch.setattr(routers, "figure", fail)
     status, _, err = run("figures")
     assert status == 2 and "there is no routers.npz" in err

@@ -6,9 +6,12 @@ import numpy as np
 
 from minimoe import cost
 from minimoe.cost import deployment, published, sheet
+from minimoe.moe.routing import Routing, Tokens
 from minimoe.plots import (
+    block,
     coloured_text,
     cost_shares,
+    dispatch_combine,
     expert_load,
     loss_curves,
     pareto,
@@ -93,6 +96,13 @@ W_DF = np.arange(8.0).reshape(4, 2) - 4
 USED, ALL = np.zeros((2, 3, D, E * F), bool), np.ones((2, 3, D, F), bool)
 USED[0, :, :, :F] = USED[0, :, :, 2 * F:3 * F] = True  # token 0 uses experts 0 and 2
 USED[1, :, :, 3 * F:] = True  # token 1 uses expert 3
+ROUTED = Routing(  # c to experts 0 and 2, a to 2 and 1, t to 2 and 0, in which there was room for one
+    token_A=np.array([0, 0, 1, 1, 2, 2]), expert_A=np.array([0, 2, 2, 1, 2, 0]), rank_A=np.array([0, 1] * 3),
+    gate_A=np.array([0.75, 0.25, 0.5625, 0.4375, 0.625, 0.375]), slot_A=np.array([0, 0, 1, 0, 2, 1]),
+    kept_A=np.array([True, True, True, True, False, True]), logit_TE=np.zeros((3, 3)), capacity=2,
+    prob_TE=np.array([[0.6, 0.2, 0.2], [0.1, 0.35, 0.45], [0.33, 0.12, 0.55]]), tokens=Tokens.anonymous(np.ones(3) > 0))
+BLOCK = {"attention.w_q_DHP": np.ones((4, 2, 5)), "attention.gain_D": np.ones(4), "moe.gain_D": np.ones(4),
+         "moe.w_router_DE": np.ones((4, 3)), "moe.w_up_EDF": np.ones((3, 4, 6)), "moe.w_down_EFD": np.ones((3, 6, 4))}
 WAYS = {"dense": [(400, np.array([2.0, 2.2])), (100, np.array([3.0, 3.2]))], "RigL": [(200, np.array([2.6, 2.6]))]}
 NATS, SHARE, FLOPS = "loss (nats per token)", "share of assignments", "training FLOPs (matrix products"
 
@@ -165,6 +175,8 @@ TITLED = {
              ("SET", "RigL"), [0, 1, 2, 3, 4]),
     "ways": (lambda t: sparse_training.ways({"x": ("experts", (1.0, 0.4), "less"), "y": ("z", (0.8, 5), "")}, "ab", t),
              ("share of the dense model",), [0.85 * 0.4, 0.85 * 0.8]),
+    "block": (lambda t: block.transformer_block(ROUTED, 1, "cat", BLOCK, t), (), []),
+    "dispatch": (lambda t: dispatch_combine.dispatch_combine(ROUTED, "cat", t), (), []),
     "gradient map": (lambda _: gradients.gradient_map(), (), []),
     "cost shares": (lambda _: cost_shares.cost_shares(list(RECORDS.values())[1:3]), ("share (%)",), []),
 }
