@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parents[2] / "notebooks/results"
 WRITTEN = Path("notebooks/results")
 """Where commands write them: in the folder that they are typed in, as figures are."""
 
-COMMANDS = {"balance": "studies", "capacity": "studies", "compare": "compare", "routers": "routers",
-            "sparsity": "sparsity"}
+COMMANDS = {"balance": "studies", "capacity": "studies", "granularity": "studies", "compare": "compare",
+            "routers": "routers", "sparsity": "sparsity"}
 """Name of a result -> the command that makes it."""
 
 

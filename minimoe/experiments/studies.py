@@ -1,8 +1,9 @@
 """What the lessons look at and cannot train in their minute: small runs, and what is kept of each study in one file.
 
 The files are committed under notebooks/results, so that the lessons run at once; `python -m minimoe studies` makes them
-again.  All models are one small MoE, the preset `lessons`, with one remedy or one capacity changed at a time; those
-with one expert per token have experts twice as wide, so as much work and more parameters.
+again.  All models are one small MoE, the preset `lessons`, with one thing changed at a time: a remedy, a capacity, or
+how the experts are cut.  Those with one expert per token have experts twice as wide, so as much work and more
+parameters.
 """
 
 from collections.abc import Callable
@@ -57,6 +58,11 @@ def _at_other_capacities(state, corpus):
             "drop_position": np.array([one["drop_position"] for one in found])}
 
 
+def _losses(state, corpus):
+    """The loss at every evaluation."""
+    return {"ce": np.array(state.history["eval_ce"]), "eval_step": np.array(state.history["eval_step"])}
+
+
 ALONE = dict(balance_coef=0.0, z_coef=0.0)
 """No auxiliary loss but what is said beside it."""
 
@@ -75,6 +81,14 @@ STUDIES = {
     "capacity": Study("how much room do experts need?", {
         "dropless" if factor is None else f"capacity {factor:g}": dict(capacity_factor=factor)
         for factor in (0.5, 0.75, 1.0, 1.25, 2.0, None)}, _at_other_capacities),
+    "granularity": Study("do fine-grained and shared experts help?", {
+        "dense": dict(n_experts=1, top_k=1, d_hidden=64),
+        "2 of 8": {},
+        "4 of 16": dict(n_experts=16, top_k=4, d_hidden=16),
+        "8 of 32": dict(n_experts=32, top_k=8, d_hidden=8),
+        "1 shared + 3 of 15": dict(n_experts=15, top_k=3, d_hidden=16, n_shared_experts=1),
+        "2 shared + 6 of 30": dict(n_experts=30, top_k=6, d_hidden=8, n_shared_experts=2),
+    }, _losses),
 }
 """Name -> Study.  A result is the file of that name."""
 

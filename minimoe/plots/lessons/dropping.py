@@ -1,4 +1,4 @@
-"""Pictures of capacity: the room in each expert, which tokens lost an expert, and training against evaluation."""
+"""Pictures of capacity: slots and drops, which tokens lost an expert and what they pay, training against evaluation."""
 
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -40,25 +40,88 @@ def slots(count_E, capacity, title):
 def lost_assignments(lost, title):
     """Which tokens lost what: one panel per name, one row per sequence, one column per position; dark: everything.
 
-    lost: name -> array [sequences, places] of 0 (nothing), 1 (some) or 2 (all assignments of the token lost).
+    lost: name -> array [sequences, positions] of 0 (nothing), 1 or 2 (both assignments of the token lost).
     """
     rows = -(-len(lost) // 2)
     figure = figures.new_figure(7.8, 1.9 * rows + 0.8, title, 12)
     axes = np.atleast_2d(figure.subplots(rows, 2, sharex=True, sharey=True))
     for axis, (name, lost_BS) in zip(axes.flat, lost.items(), strict=False):
         axis.imshow(lost_BS, cmap=ListedColormap(palette.LOST), vmin=0, vmax=2, aspect="auto", interpolation="nearest")
-        axis.set(title=f"{name}: {(lost_BS == 2).sum()} lost all", yticks=range(0, len(lost_BS), 3))
+        axis.set(title=f"{name}: {(lost_BS == 2).sum()} tokens lost both", yticks=range(0, len(lost_BS), 3))
         axis.title.set(color=palette.INK, fontsize=11)
         axis.tick_params(colors=palette.INK)
     for axis in axes.flat[len(lost):]:
         axis.set_axis_off()
     for axis in axes[-1]:
-        axis.set_xlabel("place in the text (characters)")
+        axis.set_xlabel("position (characters)")
     for axis in axes[:, 0]:
-        axis.set_ylabel("text of the batch")
+        axis.set_ylabel("sequence")
     figure.legend(handles=[Patch(facecolor=shade, label=f"lost {words}", edgecolor=palette.LIMIT) for shade, words in
                            zip(palette.LOST, ("nothing", "one of two", "both"), strict=True)],
                   loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@figures.picture
+def drops_and_work(factors, drop, work, title):
+    """What a capacity factor costs: the share of assignments dropped, and next to it the rows computed per useful row.
+
+    Args:
+        factors: capacity factors.
+        drop, work: name -> share of the assignments, and rows, [factors, routings]; up to three names.
+        title: words.
+    """
+    figure = figures.new_figure(8, 3.4, title, 12)
+    panels = {"assignments dropped (%)": (drop, 100), "rows computed per useful row": (work, 1)}
+    for axis, (label, (values, unit)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for (name, of_name), (shade, line) in zip(values.items(), palette.MODEL_STYLES, strict=False):
+            axis.plot(factors, unit * of_name.mean(axis=1), line, color=shade, lw=2.2, label=name)
+            axis.fill_between(factors, unit * of_name.min(axis=1), unit * of_name.max(axis=1), color=shade, alpha=0.2)
+        axis.axvline(1, color=palette.INK, lw=0.8, ls=":")
+        axis.set(xlabel="capacity factor (1: room for an even load)", ylabel=label)
+        figures.plain(axis)
+    figure.axes[0].legend(frameon=False, title="line: mean, band: range")
+    return figure
+
+
+@figures.picture
+def extra_losses(points, title):
+    """What tokens pay for lost gates: extra loss against the sum of their dropped gates, one line per drop order.
+
+    Args:
+        points: name -> rows of (sum of dropped gates, extra loss in nats, its standard error).
+        title: words.
+    """
+    figure = figures.new_figure(7.5, 3.8)
+    axis = figure.subplots()
+    for i, (name, rows) in enumerate(points.items()):
+        axis.errorbar(*rows.T, marker="osD^"[i % 4], capsize=3, lw=1.8, label=name,
+                      color=palette.colour((5, 4, 2, 6)[i % 4]))
+    axis.axhline(0, color=palette.INK, lw=0.8)
+    axis.set(xlabel="sum of the token's dropped gates over all layers", ylabel="extra loss (nats)", title=title)
+    axis.legend(frameon=False, title="order (bars: standard error)")
+    figures.plain(axis)
+    return figure
+
+
+@figures.picture
+def leaks(changed, title, least=0.01):
+    """How far a change of the last character moves earlier predictions: one panel per drop order, one bar per position.
+
+    Args:
+        changed: name -> largest change of a probability after each character, percentage points.
+        title: words.
+        least: where the logarithmic axis begins; what is below counts as unchanged.
+    """
+    figure = figures.new_figure(8, 3.4, title, 12)
+    ticks = [least * 10**power for power in range(5)]
+    for axis, (name, of_name) in zip(figure.subplots(1, len(changed), sharey=True), changed.items(), strict=True):
+        axis.bar(range(len(of_name)), np.maximum(of_name, least / 10), color=palette.colour(5), width=1)
+        axis.set(yscale="log", ylim=(least, ticks[-1]), yticks=ticks, yticklabels=[f"{tick:g}" for tick in ticks])
+        axis.set(xlabel="position (characters)", title=name)
+        axis.title.set_fontsize(10)
+        figures.plain(axis)
+    figure.axes[0].set_ylabel("largest change of a probability\n(percentage points, log scale)")
     return figure
 
 

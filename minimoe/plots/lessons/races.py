@@ -102,24 +102,48 @@ def effective_sizes(sizes, ce, falling, moes, title):
 
 
 @figures.picture
-def letters(count, groups, top_k, title):
-    """Which expert takes which letter: one panel per layer, one row per expert, one column per letter; dark: few.
+def training(runs, levels, title):
+    """Loss of two models while training, each batch as a line and held-out text as marks, and levels to reach.
 
     Args:
-        count: of each layer, how often each letter went to each expert, [letters, E]; letters stand group by group.
-        groups: the letters of each group, one string each.
-        top_k: experts of a token; one of them takes 1 / top_k at most.
+        runs: name -> (loss of each step, steps of the evaluations, loss on held-out text), nats per token.
+        levels: words -> loss, a dotted line.
         title: words.
     """
-    figure = figures.new_figure(8, 1.7 * len(count) + 1, title, 12)
-    for layer, (axis, of_layer) in enumerate(zip(np.atleast_1d(figure.subplots(len(count), 1)), count, strict=True)):
-        share = of_layer / of_layer.sum(axis=1, keepdims=True)
-        shown = axis.imshow(share.T, cmap="cividis", vmin=0, vmax=1 / top_k, aspect="auto", interpolation="nearest")
-        for edge in np.cumsum([len(group) for group in groups])[:-1] - 0.5:
-            axis.axvline(edge, color="white", lw=4)
-        axis.set(xticks=range(len(of_layer)), xticklabels=list("".join(groups)), yticks=range(of_layer.shape[1]),
-                 ylabel=f"layer {layer}\nexpert")
-        figures.frameless(axis)
-    figure.colorbar(shown, ax=figure.axes, label="share of the letter's assignments", aspect=15)
-    figure.axes[len(count) - 1].set_xlabel("letter")
+    figure = figures.new_figure(7.5, 3.6)
+    axis = figure.subplots()
+    for (name, (ce, eval_step, eval_ce)), shade, mark in zip(runs.items(), (palette.MOE, palette.DENSE), "Ds",
+                                                             strict=True):
+        axis.plot(ce, "-", color=shade, lw=0.8, alpha=0.6)
+        axis.plot(eval_step, eval_ce, mark, color=shade, ms=7, fillstyle="none", mew=2, label=f"{name}, held-out text")
+    for words, level in levels.items():
+        axis.axhline(level, color=palette.LIMIT, lw=1, ls=":")
+        axis.annotate(words, (1.01, level), xycoords=("axes fraction", "data"), fontsize=9.5, va="center")
+    ticks = [0.3, 0.5, 1, 2, 4]
+    axis.set(xlabel="steps", ylabel="loss (nats per token)", yscale="log", ylim=(0.3, 5), yticks=ticks,
+             yticklabels=[f"{tick:g}" for tick in ticks], title=title)
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.7))
+    figures.plain(axis)
+    return figure
+
+
+@figures.picture
+def seed_lines(ce, title):
+    """Loss of each model, one column per model: a line joins the runs of one seed, which saw the same text.
+
+    ce: name of a model -> one loss per seed, nats per token.
+    """
+    figure = figures.new_figure(8, 3.6)
+    axis = figure.subplots()
+    for seed, of_seed in enumerate(zip(*ce.values(), strict=True)):
+        axis.plot(of_seed, "osD"[seed % 3] + "-", color=palette.colour((4, 5, 2)[seed % 3]), ms=7, lw=1.3,
+                  label=f"seed {seed}")
+    axis.plot([of_model.mean() for of_model in ce.values()], "_", color=palette.INK, ms=34, mew=2, label="mean")
+    axis.set(xticks=range(len(ce)), xticklabels=[name.replace(" + ", "\n+ ") for name in ce],
+             ylabel="held-out loss\n(nats per token)", title=title)
+    axis.margins(x=0.08, y=0.12)
+    axis.grid(axis="x", color=palette.PALE_GRID, lw=0.8)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figures.plain(axis)
     return figure

@@ -25,7 +25,7 @@ def test_what_is_read_is_what_was_written_with_four_bytes_for_a_number_with_a_po
 
 
 def test_results_that_are_not_there_are_refused_with_what_makes_them(tmp_path):
-    with pytest.raises(ValueError, match=r"result = 'balances'.*balance, capacity, compare, routers, sparsity"):
+    with pytest.raises(ValueError, match=r"result = 'balances'.*balance, capacity, granularity, compare"):
         archive.read("balances")
     with pytest.raises(ValueError, match=r"compare\.npz.*python -m minimoe compare"):
         archive.read("compare", tmp_path)

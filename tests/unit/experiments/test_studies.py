@@ -17,15 +17,17 @@ def test_each_study_is_trained_and_kept_with_a_row_per_seed(here, monkeypatch):
         monkeypatch.setitem(studies.STUDIES, name, study._replace(changes=dict(list(study.changes.items())[:2])))
     small.printed(studies.main, quick=True, seeds=2)
     results = here / "runs/studies-quick/results"
-    balance, capacity = (archive.read(name, results) for name in ("balance", "capacity"))
+    balance, capacity, granularity = (archive.read(name, results) for name in studies.STUDIES)
     assert list(balance) == ["no loss", "balance 0.01"] and list(capacity) == ["capacity 0.5", "capacity 0.75"]
+    state = runs.load("runs/studies-quick/granularity/2-of-8/seed1")
+    np.testing.assert_allclose(granularity["2 of 8"]["ce"][1], state.history["eval_ce"], rtol=1e-6)
     _check_recorded(balance["balance 0.01"])
     _check_capacities(capacity["capacity 0.5"])
     _check_model(results)
     before = {path: path.read_bytes() for path in results.rglob("*.npz")}
     monkeypatch.setattr(loop, "train", None)
     small.printed(studies.main, quick=True, seeds=2)
-    assert {path: path.read_bytes() for path in results.rglob("*.npz")} == before and len(before) == 3
+    assert {path: path.read_bytes() for path in results.rglob("*.npz")} == before and len(before) == 4
 
 
 def _check_recorded(found):
@@ -61,7 +63,7 @@ def _check_model(results):
 
 def test_each_remedy_is_what_its_label_says_and_nothing_else():
     """The number behind a loss is its weight, that behind bias the rate; noise has Shazeer's two losses, 0.1 each."""
-    base, (_, balance, capacity) = preset("lessons", {"vocab_size": 9})[0], studies.experiments(False, 3, 9)
+    base, (_, balance, capacity, cut) = preset("lessons", {"vocab_size": 9})[0], studies.experiments(False, 3, 9)
     configs = {label: variant.model for label, variant in balance.variants.items()}
     weights = {label: {name: coef for name, coef in config.loss_coefs.items() if coef}
                for label, config in configs.items()}
@@ -76,13 +78,17 @@ def test_each_remedy_is_what_its_label_says_and_nothing_else():
         "capacity 0.5": 0.5, "capacity 0.75": 0.75, "capacity 1": 1.0, "capacity 1.25": 1.25, "capacity 2": 2.0,
         "dropless": None}
     assert {config.top_k * config.d_hidden for config in configs.values()} == {base.top_k * base.d_hidden}
+    widths = {(of.n_shared_experts + of.top_k) * of.d_hidden for of in (cell.model for cell in cut.variants.values())}
+    assert widths == {base.top_k * base.d_hidden}
+    assert {(of.n_shared_experts + of.n_experts) * of.d_hidden for of in (cell.model for cell in cut.variants.values())
+            if of.n_experts > 1} == {base.n_experts * base.d_hidden}
 
 
 def test_folders_of_labels_are_distinct_names_of_files_and_quick_ones_not_where_the_lessons_read():
     assert engine.slug("K = 1, no loss") == "k-1-no-loss"
     folders = [cell.folder.as_posix() for study in studies.experiments(False, 1, 9) for label in study.variants
                for cell in study.cells(label)]
-    assert len(set(folders)) == len(folders) == 1 + 9 + 6
+    assert len(set(folders)) == len(folders) == 1 + 9 + 6 + 6
     assert all(re.fullmatch(r"runs/studies/[a-z0-9.-]+/[a-z0-9.-]+/seed0", folder) for folder in folders)
     for study in studies.experiments(True, 3, 9):
         assert study.archive.parts[:2] == study.folder.parts[:2] == ("runs", "studies-quick")

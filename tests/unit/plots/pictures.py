@@ -71,6 +71,7 @@ COSTS = {"like small": (1.0, 1.0, 100.0, "B"), "half-way": (4.0, 8.0, 16.0, ""),
 RAISED = {"healthy": [(0, 3), (0, 3), (0, 0)], "sick": [(3, 3), (1, 3), (2, 2)]}
 LOST = {"one": np.array([[0, 1, 2], [2, 2, 0]]), "two": np.zeros((2, 3), int), "three": np.ones((2, 3), int)}
 CE_NTF = np.array([[[3.0, 2.0], [2.5, 2.2]], [[3.2, 2.2], [2.7, 2.2]]])  # means 3.1, 2.1 and 2.6, 2.2
+POINTS = np.array([[0.0, 0.1, 0.01], [0.5, 0.2, 0.02]])  # sum of dropped gates, extra loss, its error
 DLOGIT_TE = np.array([[-0.5, 0.0, 0.5], [0.0, 2.0, -2.0]])
 CHOSEN_TE = np.array([[True, False, True], [False, True, True]])
 ERRORS, FLIPPED = np.array([[1.0, 1e-4], [1e-6, 10.0]]), np.array([[True, False], [False, True]])  # by step
@@ -87,7 +88,6 @@ PANELS = {"steps": ("steps", [(STEPS, CE), (STEPS, CE + 1), (STEPS, CE + 2)]),
 GAPS = {"even": np.array([0.02, -0.01, 0.02]), "behind": np.array([-0.1, -0.3, -0.2])}
 FAMILY = np.array([[3.0, 3.2], [2.0, 2.2], [2.4, 2.2]])  # means 3.1, 2.1, 2.3; the last two are pooled to 2.2
 MOES = {"x": (2.65, 141.0), "y": (1.9, 400 - 1e-9), "z": (3.3, 100 + 1e-9)}
-COUNT = [np.array([[3, 1], [0, 4], [2, 2]]), np.array([[4, 0], [4, 0], [1, 3]])]  # two layers, three letters
 D, E, F = 3, 4, 5
 CUT = {"heads": (np.array([0.9, 0.8]), np.array([0.7, 0.4]), np.array([2.5, 3.5])), "zeros": np.ones((3, 1))}
 CE_NS = {"one": np.array([[2.0, 3.0], [2.2, 3.4]]), "two": np.array([[2.5, 3.7]])}  # means 2.1, 3.2
@@ -125,7 +125,13 @@ TITLED = {
     "relative costs": (lambda t: downsides.relative_costs(COSTS, ("small", "MoE", "large"), t), (), [0.5]),
     "alarms": (lambda t: downsides.alarms(RAISED, ["collapse", "dead", "drops"], t), (), []),
     "slots": (lambda t: dropping.slots(np.array([5, 2, 3]), 3, t), ("expert", "assignments"), [1, 2, 3]),
-    "lost": (lambda t: dropping.lost_assignments(LOST, t), ("place in the text (characters)", "text of"), [0, 1, 2]),
+    "lost": (lambda t: dropping.lost_assignments(LOST, t), ("position (characters)", "sequence"), [0, 1, 2]),
+    "drops and work": (lambda t: dropping.drops_and_work(STEPS, {"a": CE.T, "b": CE.T / 2}, {"a": CE.T + 1}, t),
+                       ("capacity factor", "dropped (%)", "useful row"), [STEPS, 350, 225, 112.5, 4.5, 3.25]),
+    "extra losses": (lambda t: dropping.extra_losses({"a": POINTS, "b": POINTS + 5}, t), (
+        "dropped gates", "extra loss (nats)"), [POINTS[:, :2], POINTS[:, :2] + 5]),
+    "leaks": (lambda t: dropping.leaks({"a": np.array([0.0, 3.0]), "b": np.array([20.0, 0.5])}, t), (
+        "position (characters)", "percentage points"), [3.0, 20.0, 0.5, 0.01, 100]),
     "loss matrix": (lambda t: dropping.loss_matrix(CE_NTF, ["0.5", "1"], ["1", "2"], t),
                     ("in evaluation", "in training", NATS), [3.1, 2.1, 2.6, 2.2]),
     "score gradients": (lambda t: gradients.score_gradients({"raw": DLOGIT_TE, "balance": DLOGIT_TE / 100}, CHOSEN_TE,
@@ -137,9 +143,13 @@ TITLED = {
     "training curves": (lambda t: gradients.training_curves({"distance": DISTANCE, "loss": DISTANCE + 10}, "ab", t),
                         ("training steps", "distance", "loss"), [DISTANCE, DISTANCE + 10]),
     "load bands": (lambda t: load_balancing.load_bands(STEPS, {"one": LOAD, "two": LOAD[::-1]}, t),
-                   ("optimizer steps",), LOAD[:, :, 0]),
-    "load against loss": (lambda t: load_balancing.load_against_loss(BUSIEST, t, even=1.5),
-                          ("multiples of an even load", NATS), [*BUSIEST.values(), 3.1, 1.2, 2.1, 1.5]),
+                   ("training steps",), LOAD[:, :, 0]),
+    "busiest experts": (lambda t: load_balancing.busiest_experts({"a": CE, "b": CE + 1}, t),
+                        ("steps", "multiples of an even load"), [3.5, 2.25, 1.5, 4.5]),
+    "pushes": (lambda t: load_balancing.pushes(LOAD[0, 0], np.array([-0.5, 0.1, 0.4]), STEPS / 40, STEPS, t),
+               ("load (share", "minus gradient", "crowded expert"), [LOAD[0, 0], STEPS / 40, STEPS]),
+    "biases": (lambda t: load_balancing.biases(LOAD[0], LOAD[1], t), ("even load", "bias"), [LOAD, 1]),
+    "remedies": (lambda t: load_balancing.remedies(BUSIEST, t), ("busiest", NATS), [*BUSIEST.values(), 1]),
     "text by expert": (lambda t: load_balancing.text_by_expert({"local": LOAD, "global": LOAD[::-1]}, "abc", t),
                        ("expert", "share of the domain's assignments"), LOAD),
     "experts used": (lambda t: machines.experts_used([1, 2, 4], [2, 3.5, 5.5], ([2, 3, 4], [2, 4, 7]), FOUND, 8, t),
@@ -156,8 +166,10 @@ TITLED = {
     "gaps": (lambda t: races.gaps(GAPS, t), ("nats per token",), [*GAPS.values(), [0.01, -0.2, 0]]),
     "effective sizes": (lambda t: races.effective_sizes([100, 200, 400], FAMILY, [3.1, 2.25, 2.25], MOES, t), (
         "parameters of a dense model", NATS), [FAMILY, [100, 200, 400], 2.1, 2.25, list(MOES.values())]),
-    "letters": (lambda t: races.letters(COUNT, ("ab", "c"), 1, t), (
-        "letter", "layer 0\nexpert", "share of the letter's"), [0.75, 0, 0.5, 0.25, 1, 1.5]),
+    "training": (lambda t: races.training({"MoE": (CE[0], STEPS, CE[1]), "dense": (CE[1], STEPS, CE[0])}, {"best": 0.5},
+                                          t), ("steps", NATS), [STEPS, CE, 0.5]),
+    "seed lines": (lambda t: races.seed_lines({"a": CE[:, 0], "b": CE[:, 2]}, t), ("(nats per token)",), [
+        CE[:, 0], CE[:, 2], 3.5, 1.5]),
     "used weights": (lambda t: sparse_models.used_weights({"dense": (ALL, 1), "MoE": (USED, E)}, ["a", "b"], t),
                      ("a square is a weight", "token a"), []),
     "twins": (lambda t: sparse_models.twins({"MoE": (1e6, 3e6), "dense": (4e6, 0)}, {

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from minimoe.plots import palette
-from minimoe.plots.lessons import choices, downsides, gradients, load_balancing, paths, sparse_models
+from minimoe.plots.lessons import choices, downsides, gradients, paths, sparse_models
 from tests.unit.plots import pictures
 from tests.unit.plots.pictures import drawn, words
 
@@ -109,12 +109,19 @@ def test_rows_are_models_and_columns_seeds():
         assert words(axis.texts) == [f"{share:.0%}" for share in load.ravel()]
 
 
-def test_every_seed_has_a_mark_and_their_mean_a_larger_one():
-    for seeds, mean in zip(*(drawn("load against loss")[0].lines[i:-1:2] for i in (0, 1)), strict=True):
-        np.testing.assert_allclose(np.ravel(mean.get_data()), np.mean(seeds.get_data(), axis=1))
-        assert mean.get_markersize() > seeds.get_markersize() and mean.get_marker() == seeds.get_marker()
-    many = load_balancing.load_against_loss({str(i): (np.ones(1), np.ones(1)) for i in range(9)}, "").axes[0].lines
-    assert len({(line.get_marker(), line.get_color()) for line in many[:-1]}) == 9
+def test_a_line_joins_the_runs_of_a_seed_and_names_stand_where_lines_end():
+    above, below = drawn("remedies")
+    assert [line.get_ydata().tolist() for line in above.lines[:2]] == [[3.0, 1.1], [3.2, 1.3]]
+    assert [line.get_ydata().tolist() for line in below.lines] == [[2.0, 1.9], [2.2, 2.3]]
+    assert words(below.get_xticklabels()) == ["no\nloss", "even"]
+    # their means over the last eight steps, here all three: 14.5 / 6, and 1 more
+    assert [(text.get_text(), text.xy[1]) for text in drawn("busiest experts")[0].texts] == [
+        ("a", pytest.approx(14.5 / 6)), ("b", pytest.approx(20.5 / 6))]
+    # experts 0, 1, 2 end with 0.05, 0.35, 0.6, and their names have even distances
+    assert [(text.get_text(), text.xyann[1]) for text in drawn("biases")[1].texts] == [
+        ("expert 0", 0.05), ("expert 1", pytest.approx(0.325)), ("expert 2", 0.6)]
+    heads = [text.xy for text in drawn("pushes")[1].texts]
+    assert heads == [(0, -0.5), (1, 0.1), (2, 0.4)]
 
 
 def test_dropping():
@@ -124,7 +131,8 @@ def test_dropping():
     assert bars == [[(0, 3), (0, 2), (0, 3)], [(3, 2), (2, 0), (3, 0)], [(3, 0), (2, 1), (3, 0)]]
     assert words(axis.texts) == ["2\ndropped", "3", "1\nempty", "2", "3", "capacity 3"]
     *axes, empty = drawn("lost")
-    assert [axis.get_title() for axis in axes] == ["one: 3 lost all", "two: 0 lost all", "three: 0 lost all"]
+    assert [axis.get_title() for axis in axes] == [
+        f"{name}: {n} tokens lost both" for name, n in (("one", 3), ("two", 0), ("three", 0))]
     np.testing.assert_array_equal(axes[0].images[0].get_array(), pictures.LOST["one"])
     assert max(np.diff([grey(axes[0].images[0], lost) for lost in (0, 1, 2)])) < -0.15 and not empty.axison
     [axis] = drawn("loss matrix")  # mean and half the range; the best of a row has a star, the same capacity a frame
@@ -143,7 +151,7 @@ def test_races_gaps_and_sizes():
     # sizes at the ends of the family, though logarithms have rounded them
     assert words(drawn("effective sizes")[0].get_legend().get_texts())[2:] == [
         "x: worth 141", "y: worth at least 400", "z: worth at most 100"]
-    assert words(drawn("letters")[0].get_xticklabels()) == ["a", "b", "c"]
+    assert [line.get_ydata().tolist() for line in drawn("seed lines")[0].lines] == [[3, 2], [4, 1], [3.5, 1.5]]
 
 
 def test_streams_lie_side_by_side_at_both_ends():
