@@ -76,7 +76,8 @@ def pushes(load_E, push_E, prob_T, push_T, title):
     shades = [palette.colour(e) for e in range(E)]
     loads.bar(range(E), load_E, color=shades)
     loads.axhline(1 / E, color=palette.INK, ls=":", lw=1)
-    loads.set(xlabel="expert (dotted: even)", ylabel="load (share of assignments)", xticks=range(E), title="the load of each expert")
+    loads.set(xlabel="expert (dotted: even)", ylabel="load (share of assignments)", xticks=range(E),
+              title="the load of each expert")
     arrows.axhline(0, color=palette.INK, lw=1)
     for e in range(E):
         arrows.annotate("", (e, push_E[e]), (e, 0), arrowprops=dict(arrowstyle="-|>", lw=3, color=shades[e]))

@@ -145,7 +145,7 @@ def test_names_that_no_lesson_has_lessons_without_a_cover_and_folders_without_le
     with pytest.raises(ValueError, match=r"lesson = '07'.*01_good, 02_bad"):
         lessons.main(["01", "07"])
     assert cli.main(["lessons", "07"]) == 2 and "01_good" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="01_good.ipynb has 0 pictures.*must be one"):
+    with pytest.raises(ValueError, match="01_good.ipynb has 0 pictures.*must be 1"):
         lessons.figure(pytest.fail)
     for path in folder.iterdir():
         path.unlink()
