@@ -1,7 +1,7 @@
-"""What this machine makes of a training step: its time, the floor under it, and where in the model the time goes.
+"""The speed of a training step on this machine: its time, a lower bound, and how the time is spent in the model.
 
-The floor is the step's own matrix products and nothing else.  Where the time goes is measured on the code that trains,
-see `timers`.
+The lower bound is the time of the step's matrix products alone.  How the time is spent is measured in the training code
+itself, see `timers`.
 """
 
 import os
@@ -22,14 +22,14 @@ from minimoe.training import data, loop
 from minimoe.training.threads import workers
 
 WARM, WRITTEN = 3, 64
-"""Rounds that are not counted, since the first ones have fresh memory to get; tokens that a round generates."""
+"""Rounds that are not counted, since the first ones allocate memory; tokens that a round generates."""
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds, one entry per round: a step, its products, the step with its groups one after another, without and with
-    timers, and the generation of WRITTEN tokens (NaN if the model cannot).
+    """Seconds, one entry per round: a step; its products; the step with its groups one after another, without and with
+    timers; and the generation of WRITTEN tokens (NaN if the model cannot generate).
 
-    places: one dict per round, Place -> seconds.  products: of all groups of a step, as `cost.Product`.
+    places: one dict per round, Place -> seconds.  products: those of all groups of a step, as `cost.Product`.
     """
 
     model_config: ModelConfig
@@ -46,13 +46,13 @@ class Measured:
 
 
 def measure(model_config, train_config, steps, threads=1, rounds=range):
-    """Time a step, its floor, its parts and generation, one after another, `steps` times; random tokens.
+    """Time a step, its lower bound, its parts and generation, one after another, `steps` times, on random tokens.
 
     Args:
-        model_config, train_config: of the model, and of the step.
-        steps: rounds that count.
-        threads: groups of the batch at the same time.
-        rounds: counts the rounds, as `range` does; `progress.rounds` shows them.
+        model_config, train_config: configuration of the model and of the step.
+        steps: number of rounds that count.
+        threads: number of groups of the batch that run at the same time.
+        rounds: iterates over the rounds as `range` does; `progress.rounds` shows them.
     Returns Measured.
     Raises ValueError for steps below 1, and where `loop.new_state` does.
     """
@@ -70,7 +70,7 @@ def measure(model_config, train_config, steps, threads=1, rounds=range):
 
     with workers(threads) as each:
         for _ in rounds(WARM + steps):
-            loop.step_once(state, text, each)  # not timed: it finds the caches full of what came before
+            loop.step_once(state, text, each)  # not timed: the caches still hold the previous measurement
             step = seconds(lambda: loop.step_once(state, text, each))
             floor = seconds(lambda: list(each(lambda run: run(), replays)))
             serial = seconds(lambda: loop.step_once(state, text))
@@ -84,16 +84,16 @@ def measure(model_config, train_config, steps, threads=1, rounds=range):
 
 
 def step_seconds(configs, train_config, text, threads=1, rounds=20, each_round=range):
-    """Name -> median time of a training step of each model, round-robin: a slow moment of the machine falls on all.
+    """Name -> median time of a training step of each model, round-robin, so that slow moments affect all of them.
 
-    configs: name -> ModelConfig.  rounds: steps of each.  each_round: counts them, as `range` does.
+    configs: name -> ModelConfig.  rounds: steps of each.  each_round: iterates over them as `range` does.
     """
     states = {name: loop.new_state(config, train_config, text) for name, config in configs.items()}
     times = {name: [] for name in configs}
     with workers(threads) as each:
         for _ in each_round(rounds):
             for name, state in states.items():
-                loop.step_once(state, text, each)  # not timed: it finds the caches full of what came before
+                loop.step_once(state, text, each)  # not timed: the caches still hold the previous measurement
                 times[name].append(seconds(lambda state=state: loop.step_once(state, text, each)))
     return {name: float(np.median(of_model)) for name, of_model in times.items()}
 
@@ -105,9 +105,9 @@ def group_products(model_config, train_config, seed):
 
 
 def replay(products):
-    """A function that runs these matrix products and nothing else: arrays of each shape are there already.
+    """A function that runs these matrix products and nothing else, on arrays that already exist.
 
-    products: pairs of shapes.  Arrays of one shape are one array, so it reads less memory than a step does.
+    products: pairs of shapes.  Factors of the same shape share one array, so it reads less memory than a step does.
     """
     rng = np.random.default_rng(0)
     arrays = {shape: rng.standard_normal(shape, np.float32) for shape in sorted({s for pair in products for s in pair})}
@@ -129,9 +129,9 @@ def seconds(function):
 
 
 def usual(places):
-    """Place -> seconds: the median over the rounds of its share, of the median round; what there is in few rounds is 0.
+    """Place -> seconds: its median share over the rounds, times the median round; 0 for a place in few rounds.
 
-    A share stays what it is while other programs slow the machine down.  The shares are brought to add up to 1.
+    A share does not change when other programs slow the machine down.  The shares are rescaled to sum to 1.
     """
     every = dict.fromkeys(place for of_round in places for place in of_round)
     shares = {place: np.median([of_round.get(place, 0.0) / sum(of_round.values()) for of_round in places])
@@ -141,22 +141,22 @@ def usual(places):
 
 
 def parts(places):
-    """Those of PARTS that take time, in order: a dense model has no router."""
+    """The names in PARTS that take time, in order: a dense model has no router."""
     return [part for part in PARTS if any(place.part == part for place in places)]
 
 
 def report(measured):
-    """All that was measured, as text: how fast a step is, the machine, and where the time goes."""
+    """All measurements as text: the speed of a step, the machine, and how the time is spent."""
     places = usual(measured.places)
     overhead = np.median(measured.timed / measured.serial) - 1
-    how = (f"Where the time goes, on one thread, groups one after another: {1e3 * sum(places.values()):.1f} ms. "
+    how = (f"How the time is spent, on one thread, groups one after another: {1e3 * sum(places.values()):.1f} ms. "
            f"The step above takes {1e3 * np.median(measured.step):.1f} ms on {measured.threads}. "
            f"The timers change the time by {overhead:+.1%}.")
     layers = {layer: f"layer {layer}" for layer in range(measured.model_config.n_layers)}
     return "\n\n".join([
         terminal.fill(_answer(measured, places)), terminal.fill(_setting(measured), hanging="  "), speeds(measured),
         terminal.fill(how), breakdown(places, "part", {part: part for part in parts(places)}),
-        breakdown(places, "layer", layers | {None: "outside of the layers"})])
+        breakdown(places, "layer", layers | {None: "outside the layers"})])
 
 
 def _answer(measured, places):
@@ -176,7 +176,7 @@ def _setting(measured):
 
 
 def _tokens(config):
-    """Tokens in a step."""
+    """Number of tokens in a step."""
     return config.accumulate * config.batch * config.sequence
 
 
@@ -191,7 +191,7 @@ def machine(threads, dtype):
 
 
 def speeds(measured):
-    """The step, its floor and generation as a table: medians, and between which 80 % of the rounds lie."""
+    """The step, its lower bound and generation as a table: medians, and the range of the middle 80 % of the rounds."""
     flops = sum(product.flops for product in measured.products)
     tokens = _tokens(measured.train_config)
     ratio = np.percentile(measured.step / measured.floor, (50, 10, 90))
@@ -215,7 +215,7 @@ def _speed(name, times, tokens, flops=None):
 def breakdown(places, field, names):
     """Milliseconds and share of the step, by way, as a table.
 
-    places: Place -> seconds.  field: of Place, what a row is.  names: value of the field -> name of its row, in order.
+    places: Place -> seconds.  field: the field of Place that a row stands for.  names: its values -> names of the rows.
     """
     rows, total = [(f"{field} (ms)", *WAYS, "together", "share")], sum(places.values())
     for value, name in names.items():
@@ -227,9 +227,9 @@ def breakdown(places, field, names):
 
 
 def title(places):
-    """What a figure of the places shows: the part that most of the time goes to."""
+    """The message of a figure of the places: the part that takes most of the time."""
     spent = Counter()
     for place, t in places.items():
         spent[place.part] += t
     part, most = max(spent.items(), key=lambda item: item[1])
-    return f"{most / spent.total():.0%} of a training step goes into {'the rest' if part == REST else part}"
+    return f"{most / spent.total():.0%} of a training step is spent on {'the rest' if part == REST else part}"

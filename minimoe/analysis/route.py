@@ -1,4 +1,4 @@
-"""Routing as text for a terminal: tokens on the colour of their expert, and the ledger of every decision."""
+"""Routing as text for a terminal: tokens in the color of their expert, and the ledger of every decision."""
 
 from itertools import groupby
 
@@ -7,10 +7,10 @@ from minimoe.plots import palette
 
 
 def coloured(text, experts, colours=None):
-    """The text with each character on the colour of its expert; without colours, the experts' numbers beneath.
+    """The text with each character in the color of its expert; without colors, the experts' numbers are below it.
 
     experts: the expert of each character, -1 for none.  colours: see `terminal.colour_system`.  Lines that are too long
-    for the terminal are broken, a tab is a space, and what the terminal cannot show is escaped.
+    for the terminal are broken, a tab becomes a space, and characters that the terminal cannot show are escaped.
     """
     shown, start = [], 0
     for line in text.split("\n"):
@@ -22,7 +22,7 @@ def coloured(text, experts, colours=None):
 
 
 def legend(n_experts, colours=None):
-    """The experts' names in their colours, in one line if it is long enough."""
+    """The experts' names in their colors, in one line if they fit."""
     names = [(f" {e} ", e) for e in range(n_experts)]
     head = "experts: "
     lines = _packed(names, terminal.width() - len(head), length=lambda pair: len(pair[0]))
@@ -30,7 +30,7 @@ def legend(n_experts, colours=None):
 
 
 def ledger(rows, text):
-    """The ledger as a table: layer, token, its experts with their gates, and whether each kept it and why."""
+    """The ledger as a table: layer, token, its experts with their gates, and whether and why each kept it."""
     cells = [("layer", "token", "", "expert: gate, kept or dropped and why")]
     room = terminal.width() - len("layer  token  '\\n'  ")
     for (layer, token), group in groupby(rows, key=lambda row: (row.layer, row.token)):
@@ -41,7 +41,7 @@ def ledger(rows, text):
 
 
 def _packed(words, room, gap=0, length=len):
-    """Lists of words, as many in each as a line has room for."""
+    """Lists of words, as many in each as fit into a line."""
     lines, used = [], 0
     for word in words:
         if lines and used + gap + length(word) <= room:
@@ -54,7 +54,7 @@ def _packed(words, room, gap=0, length=len):
 
 
 def _painted(pairs, colours):
-    """Lines of text from pairs of characters and expert: one with colours, two without."""
+    """Lines of text from pairs of characters and expert: one with colors, two without."""
     if colours is None:
         return ["".join(characters for characters, _ in pairs),
                 "".join(_digit(e).ljust(len(characters)) for characters, e in pairs).rstrip()]

@@ -1,42 +1,42 @@
-"""The signs by which a sparse model shows that it fails, each with its evidence.
+"""The symptoms of a failing sparse model, each with its evidence.
 
-A sign is one function of a TrainState: it returns whether to raise the alarm, and the evidence in numbers.
-All that they read was written down in training (`training/record.py`).  Late is the last quarter of the records: one
+A symptom is a function of a TrainState that returns whether to raise the alarm, and the evidence in numbers.  It reads
+only what was recorded in training (`training/record.py`).  "Late" is the last quarter of the records, since a single
 batch says little, and no router fails at the start.  The evidence is that of the worst layer, by its number in the
 model.
 
-Healthy, below, is what nearly all runs of learned routers had, three seeds each, on both texts that the project has.
+"Healthy", below, is the range of nearly all runs of learned routers, three seeds each, on both texts of the project.
 """
 
 import numpy as np
 
 from minimoe.moe import routers, telemetry
 
-LATE = 0.25  # share of the records that is late
-USED = 0.25  # collapse: experts in use, on the way from K (all tokens have the same ones) to E; healthy: above 0.3
+LATE = 0.25  # share of the records that counts as late
+USED = 0.25  # collapse: experts in use, on a scale from K (all tokens use the same ones) to E; healthy: above 0.3
 DEAD = 0.01  # dead: share of an even load; from a hundredth of its tokens an expert learns next to nothing
-BUSY = 3.0  # overload: times an even load; capacity factors in use are 1 to 2 (Switch, ST-MoE); healthy: 1 to 2.8
-DROPPED = 0.1  # learned routers with room for 5/4 of the mean load: 0 to 2 %; a fixed map of characters: 14 %
-STARVED = 0.01  # the router's gradient from the task against its experts'; healthy: 0.08 to 1
-SURE = 0.1  # entropy against log E: with 8 experts, the first has a probability of about 0.96; healthy: 0.5 to 0.95
-INFORMED = 0.05  # information about the token, of the most that an expert could carry; at random 0, healthy: above 0.25
+BUSY = 3.0  # overload: times an even load; usual capacity factors are 1 to 2 (Switch, ST-MoE); healthy: 1 to 2.8
+DROPPED = 0.1  # learned routers with a capacity factor of 5/4: 0 to 2 %; a fixed map of characters: 14 %
+STARVED = 0.01  # the router's gradient from the task over that of its experts; healthy: 0.08 to 1
+SURE = 0.1  # entropy over log E: with 8 experts, the first has a probability of about 0.96; healthy: 0.5 to 0.95
+INFORMED = 0.05  # information about the token, over the possible maximum; at random 0, healthy: above 0.25
 CHURN = 0.2  # late change of assignments; healthy: below 0.15, but 0.2 to 0.7 if the learning rate stays large
 LARGE = 10.0  # logits: odds of exp(10) = 22,000 to 1, and bfloat16 has steps of 1/16 there; healthy: 1 to 4
 
 
 class NoEvidence(Exception):
-    """There is nothing to judge by, and why."""
+    """There is no evidence to judge by; the message says why."""
 
 
 def collapse(state):
-    """Router collapse: a few experts get nearly everything.
+    """Router collapse: a few experts get nearly all tokens.
 
-    Experts in use: exp(entropy of the load), which is n if n of them share the load evenly.  The smaller number of
-    training and held-out text counts, since noise or a plan can balance a training batch.
+    Experts in use: exp(entropy of the load), which is n if n experts share the load evenly.  The smaller of the numbers
+    for training and held-out text counts, since noise or a plan can balance a training batch.
     """
     config = state.model_config
     if config.top_k == config.n_experts:
-        raise NoEvidence("every token has all experts")
+        raise NoEvidence("every token uses all experts")
     used_L, words = _experts_in_use(state), f"{{}} of {config.n_experts} experts in use"
     alarm, evidence = _judge(state, used_L, "below", _fewest(config), ".1f", words)
     held_out_L, place = _perplexity(_held_out_load(state)), used_L.argmin()
@@ -47,7 +47,7 @@ def collapse(state):
 
 
 def dead(state):
-    """Dead experts: nearly no tokens, neither late in training nor on held-out text."""
+    """Dead experts: they get almost no tokens, neither late in training nor on held-out text."""
     share_LE = state.model_config.n_experts * np.maximum(_late(state, "load").mean(axis=0), _held_out_load(state))
     layers = state.model_config.moe_layers
     place, expert = np.unravel_index(share_LE.argmin(), share_LE.shape)
@@ -61,18 +61,18 @@ def dead(state):
 def overload(state):
     """Overload: the busiest expert of a batch has far more than an even load, and the others wait for it.
 
-    The most that it can have is E / K times an even load; where that is below the limit, look for a collapse.
+    Its load is at most E / K times an even load; where that is below the limit, `collapse` detects the problem.
     """
     busy_L = state.model_config.n_experts * _late(state, "load").max(axis=2).mean(axis=0)
     return _judge(state, busy_L, "above", BUSY, ".1f", "the busiest expert has {} times an even load")
 
 
 def drops(state):
-    """Dropped assignments: late in training or on held-out text, whichever is more; and whom it hits in training.
+    """Dropped assignments: late in training or on held-out text, whichever is more; and which tokens they hit.
 
-    An expert fills up in the order of its queue.  By default that is the order of the group (of sequences that
-    queue together, see `batches`), so that the last sequences are turned away more than the first ones, and in each the
-    last tokens.
+    An expert fills up in the order of its queue.  By default that is the order of the group (of sequences that queue
+    together, see `batches`).  So the last sequences lose more assignments than the first ones, and so do the last
+    tokens of each sequence.
     """
     config = state.model_config
     if (config.capacity_factor, config.eval_capacity_factor) == (None, None):
@@ -85,12 +85,12 @@ def drops(state):
 
 
 def starved(state):
-    """Starved router gradient: the router's choices hardly move the loss, so that the task cannot teach it.
+    """Starved router gradient: the router's choices hardly change the loss, so that it cannot learn from the task.
 
-    A router learns from the task through its gates alone.  What comes that way to its weights is measured against the
-    gradient of its experts' weights, which is of the same tokens; the pull of its auxiliary losses is kept apart.  This
-    sees gates that are constant or saturated.  It does not see weights that never change.  AdamW rescales gradients,
-    so a starved router still moves: where its auxiliary losses and the few undecided tokens push it.
+    A router learns from the task through its gates alone.  That part of its gradient is compared with the gradient of
+    its experts' weights, which comes from the same tokens; the part from its auxiliary losses is excluded.  This
+    detects gates that are constant or saturated, but not weights that never change.  AdamW rescales gradients, so a
+    starved router still moves, in the direction of its auxiliary losses and of the few undecided tokens.
     """
     _need_scores(state)
     gates_L, own_L, work_L = (_late(state, f"grad_{name}").mean(axis=0) for name in ("gates", "own", "experts"))
@@ -101,7 +101,7 @@ def starved(state):
 
 
 def certainty(state):
-    """Entropy collapse: the router is certain about nearly every token, right or wrong, and hardly tries others."""
+    """Entropy collapse: the router is certain about nearly every token, right or wrong, and hardly explores."""
     _need_scores(state)
     most = np.log(state.model_config.n_experts)
     return _judge(state, _late(state, "entropy").mean(axis=0) / most, "below", SURE, ".1%",
@@ -112,8 +112,8 @@ def aimless(state):
     """Balanced but unspecialized: the load is even, but an expert's tokens have nothing in common.
 
     The expert of an assignment carries I nats of information about its token, at most H(load) - log K.  I is about 0
-    for experts at random or by position, and for scores that are noise.  Knowing the domain counts as well.  Collapsed
-    layers are left out.
+    for experts chosen at random or by position, and for scores that are noise.  Information about the domain counts
+    as well.  Collapsed layers are left out.
     """
     config = state.model_config
     token_L, position_L, domain_L = (np.maximum(_history(state, f"eval_information_{label}")[-1], 0)
@@ -121,22 +121,22 @@ def aimless(state):
     most_L = np.log(_perplexity(_held_out_load(state))) - np.log(config.top_k)
     balanced_L = (_experts_in_use(state) >= _fewest(config)) & (config.top_k < config.n_experts)
     if not balanced_L.any():
-        raise NoEvidence("the load is not balanced, or every token has all experts")
+        raise NoEvidence("the load is not balanced, or every token uses all experts")
     share_L = np.where(balanced_L, np.maximum(token_L, domain_L) / np.where(balanced_L, most_L, 1), np.inf)
     words = "the expert carries {} of the information that it could about the token"
     alarm, evidence = _judge(state, share_L, "below", INFORMED, ".1%", words)
     n_tokens = state.train_config.eval_batches * state.train_config.batch * state.train_config.sequence
     if alarm and n_tokens * config.top_k < 5 * config.vocab_size * config.n_experts:
-        raise NoEvidence(f"{n_tokens} held-out tokens are too few to tell; raise eval_batches")
+        raise NoEvidence(f"{n_tokens} held-out tokens are too few to tell; increase eval_batches")
     i = share_L.argmin()
     return alarm, (f"{evidence}: {token_L[i]:.2f} nats about the token, {domain_L[i]:.2f} about the domain, "
                    f"{position_L[i]:.2f} about the position")
 
 
 def churn(state):
-    """Churn: late in training tokens still change experts, which have learned from tokens that they will not get.
+    """Churn: late in training tokens still change experts, so experts have learned from tokens that they will not get.
 
-    Looks at the same held-out tokens at the last evaluation and at the last one that is a tenth of the run before it,
+    Compares the same held-out tokens at the last evaluation and at the last one at least a tenth of the run before it,
     and only in the last quarter of a run: until then, change is learning.
     """
     step, n_steps = np.array(_history(state, "eval_step")), state.train_config.n_steps
@@ -152,7 +152,7 @@ def churn(state):
 
 
 def growth(state):
-    """Logit growth: scores so large that gates saturate, and that few digits are left for their differences."""
+    """Logit growth: the scores are so large that gates saturate and their differences lose precision."""
     _need_scores(state)
     late_L = _late(state, "logit").mean(axis=0)
     alarm, evidence = _judge(state, late_L, "above", LARGE, ".1f", "the largest logit of a token is {} nats")
@@ -166,14 +166,14 @@ def _judge(state, value_L, side, limit, form, words):
     evidence = (f"{words.format(format(value_L[worst], form))} in layer {layers[worst]} (alarm {side} "
                 f"{format(limit, '.0%' if '%' in form else 'g')})")
     also = ", ".join(str(layers[i]) for i in np.flatnonzero(bad_L) if i != worst)
-    return bool(bad_L.any()), f"{evidence}; alarm in {also} too" if also else evidence
+    return bool(bad_L.any()), f"{evidence}; also in {also}" if also else evidence
 
 
 def _history(state, name):
     if not state.history.get(name):
         raise NoEvidence("not recorded: a run that has just begun, or one of an earlier version")
     if not np.isfinite(state.history[name]).all():
-        raise NoEvidence(f"what was recorded of it is not finite ({name})")
+        raise NoEvidence(f"its record is not finite ({name})")
     return state.history[name]
 
 
@@ -189,7 +189,7 @@ def _need_scores(state):
 
 
 def _held_out_load(state):
-    """Load of each expert at the last evaluation, all domains together: load_LE."""
+    """The load of each expert at the last evaluation, over all domains: load_LE."""
     return _history(state, "eval_load")[-1].mean(axis=0)
 
 
@@ -198,7 +198,7 @@ def _experts_in_use(state):
 
 
 def _fewest(config):
-    """Experts in use below which a layer has collapsed."""
+    """The number of experts in use below which a layer has collapsed."""
     return config.top_k + USED * (config.n_experts - config.top_k)
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the functions of its parts look at the clock when they are entered and left."""
+"""How the time of a step is spent: the functions of its parts read the clock when they are entered and left."""
 
 import contextlib
 import time
@@ -22,22 +22,23 @@ PARTS = {
     "optimizer": ((optimizer, "global_norm"), (optimizer, "adamw_update"), (model, "after_step")),
     REST: (places.BLOCK, (loop, "step_once")),
 }
-"""Part of a step -> (module, function, or what a forward and its backward are both called).
+"""Part of a step -> (module, function name, or the name that a forward and its backward share).
 
-The configuration's router comes to "router".  Soft MoE weighs and mixes in one function, so it has no time of a router.
+The configuration's router is added under "router".  Soft MoE weights and mixes in one function, so it has no router
+time.
 """
 
 
 @contextlib.contextmanager
 def timers(config, clock=time.perf_counter):
-    """Within it the functions of PARTS are timed, in one thread; a dict Place -> seconds fills, complete at the end.
+    """A block in which the functions of PARTS are timed, in one thread; yields Place -> seconds, complete at its end.
 
-    A function's time is its own, without that of timed functions that it calls, so that the times add up.
+    A function's time excludes that of timed functions that it calls, so that the times add up.
     """
     spent, now = Counter(), clock()
 
     def charge(place):
-        """Give the time since the last look at the clock to the innermost function that is open."""
+        """Add the time since the last reading of the clock to the innermost function that is running."""
         nonlocal now
         before, now = now, clock()
         if place is not None:

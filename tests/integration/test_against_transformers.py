@@ -31,7 +31,7 @@ NOT_MIXTRALS = {
     "balance loss": replace(CONFIG, balance_coef=0.5),
     "z-loss": replace(CONFIG, z_coef=0.3),
     "raw gates": replace(WITH_LOSSES, renormalize=False),
-    "one expert a token": replace(WITH_LOSSES, top_k=1),
+    "one expert per token": replace(WITH_LOSSES, top_k=1),
     "capacity": replace(WITH_LOSSES, capacity_factor=0.6),  # E * C = 40 < K * T = 66: somebody is dropped
     "capacity, raw gates": replace(WITH_LOSSES, capacity_factor=0.6, renormalize=False),
 }

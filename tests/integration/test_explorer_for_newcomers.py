@@ -15,7 +15,7 @@ def typed(page):
 
 
 def answer(routing, token):
-    """What the line at the bottom of a phone says of a token."""
+    """The line at the bottom of a phone's screen about a token."""
     own = np.flatnonzero(routing.token_A == token)
     experts = [f"{expert} ({gate:.2f}{'' if kept else ', dropped'})" for expert, gate, kept in zip(
         routing.expert_A[own], routing.gate_A[own], routing.kept_A[own], strict=True)]
@@ -59,13 +59,13 @@ def test_plain_words_come_before_names_of_the_code_and_what_is_of_no_use_is_hidd
     """The line of a phone on a wide screen, the choice between texts if there is one, second choices if K is 1."""
     page = visit(make())
     about = page.locator("#about").inner_text()
-    assert about.index("the 2 highest take the token") < about.index("softmax_topk")
-    assert re.search(r"top_k, the number of experts a token, is 2\b", about)
+    assert about.index("the token goes to the 2 highest") < about.index("softmax_topk")
+    assert re.search(r"top_k, the number of experts per token, is 2\b", about)
     for selector in ("#answer", "#texts"):
         expect(page.locator(selector)).to_be_hidden()
     second = page.locator("#legend li", has_text="second choice")
     expect(second).to_be_visible()
-    page.get_by_label("Experts a token").fill("1")
+    page.get_by_label("Experts per token").fill("1")
     expect(second).to_be_hidden()
 
 
@@ -116,17 +116,17 @@ def test_a_refusal_goes_when_another_control_sets_the_factor(visit, way_out):
 
 def test_who_queues_first_differs_in_words_and_in_who_is_dropped_but_not_in_how_many(visit):
     page = visit(make(eval_capacity_factor=0.7))
-    control, dropped = page.get_by_label("Who queues first"), []
+    control, dropped = page.get_by_label("Order of the queue"), []
     assert control.locator("option").all_inner_texts() == [
-        "position: earlier tokens first", "rank: all first choices, then second ones",
-        "priority: first choices, surest tokens first"]
+        "position: earlier tokens first", "rank: first choices before second ones",
+        "priority: first choices, most confident first"]
     for order in ("position", "rank", "priority"):
         control.select_option(order)
-        expect(page.locator("#control-words")).to_contain_text("The order changes who is dropped, not how many.")
+        expect(page.locator("#control-words")).to_contain_text("The order changes which tokens are dropped")
         dropped.append({(token, rank) for token, rank, *_, kept in decisions(page)[0] if not kept})
     assert len({len(who) for who in dropped}) == 1 and len(set(map(frozenset, dropped))) == 3
     typed(page).fill("8")
-    expect(page.locator("#control-words")).to_contain_text("Nobody is dropped in this layer, whoever queues first.")
+    expect(page.locator("#control-words")).to_contain_text("No token is dropped in this layer, in any order.")
 
 
 def test_the_path_is_dashed_where_an_expert_dropped_the_token(visit):
@@ -143,7 +143,7 @@ def test_the_path_is_dashed_where_an_expert_dropped_the_token(visit):
             "all => all.map((n) => getComputedStyle(n).strokeDasharray !== 'none')")
         assert dashes == by
         assert page.locator("#path svg .struck").count() == lost
-        said = "the token passes by on the residual stream" in page.locator("#path-words").inner_text()
+        said = "the token stays on the residual stream" in page.locator("#path-words").inner_text()
         assert said == bool(lost)
         seen |= set(by)
     assert seen == {True, False}

@@ -32,7 +32,7 @@ def test_the_page_routes_as_the_run_did_and_as_it_would_under_other_rules(visit,
     assert decisions(page) == recorded(routings)
     for factor, order in ((0.35, "priority"), (1.1, "position")):
         limit(page, factor)
-        page.get_by_label("Who queues first").select_option(order)
+        page.get_by_label("Order of the queue").select_option(order)
         again = [capacity.keep_forward(r, state.model_config.top_k, factor, order)[0] for r in routings]
         assert decisions(page) == recorded(again)
     page.get_by_label("no limit").check()
@@ -45,7 +45,7 @@ def test_the_first_layer_with_more_experts_a_token_is_that_of_the_model_with_mor
     """Scores of later layers would change; those of the first do not."""
     state = make()
     page, more = visit(state), replace(state.model_config, top_k=5)
-    page.get_by_label("Experts a token").fill("5")
+    page.get_by_label("Experts per token").fill("5")
     [first, *_] = model.forward(state.params, state.tokenizer.encode(TEXT)[None], more)[1]
     assert decisions(page)[0] == recorded([first])[0]
     expect(page.locator("#k")).to_have_text("5")
@@ -53,7 +53,7 @@ def test_the_first_layer_with_more_experts_a_token_is_that_of_the_model_with_mor
 
 def test_a_control_that_the_router_does_not_allow_is_disabled_with_the_reason(visit):
     page = visit(make("gshard"))
-    expect(page.get_by_label("Experts a token")).to_be_disabled()
+    expect(page.get_by_label("Experts per token")).to_be_disabled()
     expect(page.locator("#control-words")).to_contain_text("router gshard always uses 2")
 
 
@@ -139,7 +139,7 @@ def test_the_path_goes_through_the_experts_of_each_layer(visit):
 
 
 def focused(page):
-    """What has the focus: a token's number, an id, the name of a group, the words of a button, or "out" of the page."""
+    """What has the focus: a token's number, an id, the name of a group, the label of a button, or "out" of the page."""
     return page.evaluate("((node) => node === document.body ? 'out' : node.dataset.token || node.id || node.name "
                          "|| node.textContent)(document.activeElement)")
 
@@ -192,9 +192,9 @@ def test_a_phone_has_no_sideways_scroll_and_a_tap_pins(visit, router):
 
 
 CONTRAST = """selector => {
-  const channels = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+  const channels = (color) => color.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
     .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-  const light = (colour) => channels(colour).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0.05);
+  const light = (color) => channels(color).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0.05);
   const node = document.querySelector(selector);
   const behind = (n) => (/^rgba.*, 0\\)$/.test(getComputedStyle(n).backgroundColor) ? behind(n.parentElement)
     : getComputedStyle(n).backgroundColor);
@@ -204,7 +204,7 @@ CONTRAST = """selector => {
 
 
 @pytest.mark.parametrize(("scheme", "motion"), [("light", "reduce"), ("dark", "no-preference")])
-def test_both_colour_schemes_can_be_read_and_what_moves_can_be_stopped(visit, scheme, motion):
+def test_both_color_schemes_can_be_read_and_what_moves_can_be_stopped(visit, scheme, motion):
     page = visit(make(eval_capacity_factor=0.7), color_scheme=scheme, reduced_motion=motion)
     seconds = page.locator(TOKENS).first.evaluate("n => getComputedStyle(n).transitionDuration")
     assert seconds == ("0s" if motion == "reduce" else "0.15s")

@@ -1,10 +1,10 @@
-"""The router explorer: one page of HTML in which a text's routing can be looked at, and its rules changed.
+"""The router explorer: an HTML page that shows how a text is routed, and on which the rules can be changed.
 
-The page computes routing itself, from scores that are recorded here: `arithmetic.js` is `minimoe/moe` once more, and
-tests hold the two together.  It asks nothing of the network.
+The page computes the routing itself, from scores that are recorded here.  `arithmetic.js` repeats `minimoe/moe`, and
+tests make sure that the two agree.  The page needs no network.
 
-    recording   what the page knows: the numbers of every router on every text, and the settings of the run
-    rules       how each router decides in evaluation, in the few terms that the page's arithmetic knows
+    recording   the page's data: the numbers of every router on every text, and the settings of the run
+    rules       how each router decides in evaluation, in the few terms that the page can compute
 """
 
 import json
@@ -15,7 +15,7 @@ from minimoe import files
 from minimoe.analysis.explorer import recording
 
 SCRIPTS = ("arithmetic.js", "tokens.js", "ledger.js", "load.js", "path.js", "factor.js", "view.js")
-"""In the order in which they run: the last one starts the page."""
+"""The scripts in the order in which they run; the last one starts the page."""
 
 MOST_BYTES = 2_000_000
 
@@ -23,7 +23,7 @@ MOST_BYTES = 2_000_000
 def page(state, texts=None, run="run"):
     """The page of a trained run, as HTML.
 
-    state: a TrainState.  texts: each a sequence by itself; None is a bit of English and Python.  run: what to call it.
+    state: a TrainState.  texts: each is a separate sequence; None is a bit of English and Python.  run: its name.
     Raises ValueError for a model without routers, for a text that is empty, too long or has unknown characters, and if
     the page would be larger than MOST_BYTES.
     """
@@ -40,7 +40,7 @@ def page(state, texts=None, run="run"):
 
 
 def escaped(data):
-    """JSON that can stand in a script element: ASCII, and without the sign that could end it."""
+    """JSON that is safe inside a script element: ASCII, without the character that could end the element."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
 
 
@@ -50,7 +50,7 @@ def check_path(path):
 
 
 def save(html, path):
-    """Write a page, whole or not at all.
+    """Write a page, completely or not at all.
 
     Raises ValueError if the path does not end in .html, or the folder or the disk does not allow it.
     """

@@ -1,8 +1,8 @@
-// The arithmetic of routing in evaluation, as `minimoe/moe` has it: who goes where, with what gate, to which slot, and
-// whether there is room.  It knows nothing of the page: numbers in, numbers out.
+// The arithmetic of routing in evaluation, the same as in `minimoe/moe`: which token goes to which expert, with what
+// gate, to which slot, and whether there is room.  It does not depend on the page: numbers in, numbers out.
 //
 // Names end in their shape: T tokens, E experts, K choices per token, A assignments.
-// A rule says how a router chooses, a layer holds its recorded numbers: `rules.py` and `recording.py` explain both.
+// A rule says how a router chooses, a layer holds its recorded numbers: see `rules.py` and `recording.py`.
 "use strict";
 
 /** Rounds to the type that the run computes in, so that sums and quotients are those of the library. */
@@ -16,7 +16,7 @@ function fraction(decimal) {
   return shift < 0 ? [digits, 10n ** BigInt(-shift)] : [digits * 10n ** BigInt(shift), 1n];
 }
 
-/** Slots an expert has, C = clip(ceil(factor * K * T / E), 1, T); null without a limit.  factor: a decimal in a string.
+/** Slots per expert, C = clip(ceil(factor * K * T / E), 1, T); null without a limit.  factor: a decimal in a string.
  *
  *  Floating point would make 56 of 1.1 * 200 / 4 = 55: hence fractions. */
 function capacity(nAssignments, nTokens, nExperts, factor) {
@@ -28,14 +28,14 @@ function capacity(nAssignments, nTokens, nExperts, factor) {
   return Number(exact < 1n ? 1n : exact > most ? most : exact);
 }
 
-/** The places of the topK largest numbers, largest first; of equal ones that of the larger tie, and then the first. */
+/** The indices of the topK largest numbers, largest first; ties go to the larger entry of `ties`, then to the first. */
 function best(numbers, topK, ties = null) {
   const places = Array.from(numbers.keys());
   places.sort((a, b) => numbers[b] - numbers[a] || (ties && ties[b] - ties[a]) || a - b);
   return places.slice(0, topK);
 }
 
-/** The scores, and -Infinity for the experts outside of a token's best groups of experts.
+/** The scores, and -Infinity for the experts outside a token's best groups of experts.
  *
  *  A group's score is the sum of its best: of two, or of K / topGroups.  tie_E: as ties of `best`, or null. */
 function withinGroups(score_E, tie_E, { n_groups, top_groups, group_score }, topK, round) {
@@ -51,9 +51,9 @@ function withinGroups(score_E, tie_E, { n_groups, top_groups, group_score }, top
   return score_E.map((score, expert) => (allowed.has(Math.floor(expert / size)) ? score : -Infinity));
 }
 
-/** Who goes where: a list of {token, rank, expert}, token by token.  One function for each kind of choice. */
+/** The choices: a list of {token, rank, expert}, token by token.  One function for each kind of choice. */
 const CHOICES = {
-  /** Each token takes the K experts with the highest numbers. */
+  /** Each token chooses the K experts with the highest numbers. */
   best(layer, rule, topK, round) {
     return (layer.choice_TE ?? layer.logit_TE).flatMap((score_E, token) => {
       const tie_E = layer.tie_TE?.[token] ?? null;
@@ -62,13 +62,13 @@ const CHOICES = {
     });
   },
 
-  /** Experts in turn, by the token's place. */
+  /** Experts round-robin, by the token's position. */
   turn(layer, rule, topK) {
     return layer.prob_TE.flatMap((prob_E, token) => Array.from({ length: topK }, (_, rank) => (
       { token, rank, expert: (token * topK + rank) % prob_E.length })));
   },
 
-  /** Each expert takes the K T / E tokens with the highest probability for it; a token's surest expert comes first. */
+  /** Each expert takes the K T / E tokens with the highest probability for it; a token's best one comes first. */
   experts(layer, rule, topK) {
     const { prob_TE } = layer, nTokens = prob_TE.length, nExperts = prob_TE[0].length;
     const room = capacity(topK * nTokens, nTokens, nExperts, "1");
@@ -82,13 +82,13 @@ const CHOICES = {
       .map((expert, rank) => ({ token, rank, expert })));
   },
 
-  /** As the run did, whatever K is. */
+  /** The recorded choices of the run, whatever K is. */
   recorded(layer) {
     return layer.recorded;
   },
 };
 
-/** The gates of one token's experts.  Returns those of its assignments that are sent, each with its gate. */
+/** The gates of one token's experts.  Returns the assignments that are used, each with its gate. */
 function gated(chosen, layer, rule, topK, round) {
   if (rule.choice === "recorded") return chosen.map((assignment) => ({ ...assignment, gate: round(assignment.gate) }));
   if (rule.equal_gates) return chosen.map((assignment) => ({ ...assignment, gate: round(1 / topK) }));
@@ -106,7 +106,7 @@ function gated(chosen, layer, rule, topK, round) {
     .filter((_, i) => i === 0 || rule.least_share === null || round(scores[i] / sum) > round(rule.least_share));
 }
 
-/** Who queues first: comparisons of two assignments.  Chance is for training; evaluation goes by position. */
+/** The order of the queue: comparisons of two assignments.  Random is for training; evaluation goes by position. */
 const ORDERS = {
   position: (a, b) => a.token - b.token || a.rank - b.rank,
   rank: (a, b) => a.rank - b.rank || a.token - b.token,
@@ -114,7 +114,7 @@ const ORDERS = {
   random: (a, b) => ORDERS.position(a, b),
 };
 
-/** How many assignments of the same expert stand before each.  Returns slots in the order of the assignments. */
+/** How many assignments to the same expert queue before each one.  Returns slots in the order of the assignments. */
 function queue(assignments, order, prob_TE) {
   const surest_T = prob_TE.map((prob_E) => Math.max(...prob_E));
   const turns = assignments.map((assignment, i) => ({ ...assignment, i }));
@@ -127,7 +127,7 @@ function queue(assignments, order, prob_TE) {
   return slot_A;
 }
 
-/** The distribution over all experts; of a router that looks at no vector, 1/K for each of a token's experts. */
+/** The distribution over all experts; for a router that ignores the vectors, 1/K for each of a token's experts. */
 function probabilities(assignments, layer, rule, topK, round) {
   if (!rule.equal_gates) return layer.prob_TE;
   const prob_TE = layer.prob_TE.map((prob_E) => prob_E.map(() => 0));
@@ -139,7 +139,7 @@ function probabilities(assignments, layer, rule, topK, round) {
  *
  *  dtype: of the run.  topK: K.  factor: the capacity factor, a decimal in a string; null is no limit.
  *  order: a name of ORDERS.  Returns assignments, a list of {token, rank, expert, gate, slot, kept}; capacity, or null;
- *  prob_TE; of each expert count_E and kept_E, before capacity and after it, and load_E, its share of the assignments;
+ *  prob_TE; for each expert count_E and kept_E, before and after capacity, and load_E, its share of the assignments;
  *  dropRate, the share of the assignments that found no room. */
 function routeLayer(layer, rule, dtype, { topK, factor, order }) {
   const round = ROUND[dtype] ?? ((number) => number);

@@ -1,17 +1,17 @@
-// The capacity factor: a slider, a field to type in and a tick for no limit, which always say the same.
+// The capacity factor: a slider, a text field and a checkbox for no limit, which always agree.
 "use strict";
 
-/** What "no limit" goes back to when its tick is taken away. */
+/** The factor that comes back when "no limit" is unchecked. */
 let lastFactor = "1.25";
 
-/** Shows the factor in force.  Without a limit there is no number to see, and the slider is grey, but moves. */
+/** Shows the current factor.  Without a limit there is no number, and the slider is gray but still moves. */
 function showFactor() {
   byId("factor-typed").value = state.factor ?? "";
   byId("factor").value = lastFactor;
   markFactor();
 }
 
-/** Shows all but the field, in which somebody may be typing. */
+/** Updates everything except the text field, in which the user may be typing. */
 function markFactor() {
   const { factor } = state, slider = byId("factor");
   byId("no-limit").checked = factor === null;
@@ -21,20 +21,20 @@ function markFactor() {
   refuse("");
 }
 
-/** Says beside the field why what stands in it is not used; "" takes that back. */
+/** Shows next to the field why its value is not used; "" removes the message. */
 function refuse(words) {
   byId("factor-wrong").textContent = words;
   byId("factor-typed").setAttribute("aria-invalid", words !== "");
 }
 
-/** Routes with another factor, a decimal in a string as Python writes it too; null is no limit. */
+/** Routes with a new factor, a decimal in a string in the same form as in Python; null is no limit. */
 function limitTo(factor) {
   state.factor = factor;
   lastFactor = factor ?? lastFactor;
   draw();
 }
 
-/** Takes a factor that was typed; one that is none leaves the last one in force. */
+/** Uses a factor that was typed; an invalid one leaves the last factor in force. */
 function typeFactor({ target }) {
   const factor = Number(target.value);
   if (!(factor > 0 && factor < Infinity)) return refuse(`must be above 0; still ${state.factor ?? "no limit"}`);

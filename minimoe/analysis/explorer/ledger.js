@@ -1,40 +1,40 @@
-// Why a token went where it went: every expert's numbers, and what came of them.
+// Why a token went where it went: the numbers of every expert, and the result.
 "use strict";
 
 const MOST_ROWS = 12;
 
-/** The router's way of choosing, in a sentence. */
+/** How the router chooses, in a sentence. */
 function story() {
   const { rule } = data, K = state.topK, T = text().characters.length;
   const room = capacity(K * T, T, data.n_experts, "1");
-  const winners = K === 1 ? "the highest takes the token" : `the ${K} highest take the token`;
+  const winners = K === 1 ? "the token goes to the highest" : `the token goes to the ${K} highest`;
   const groups = rule.top_groups === rule.n_groups ? ""
     : `, among those of its best ${rule.top_groups} of ${rule.n_groups} groups of experts`;
   const number = rule.chosen_by ? `number (${rule.chosen_by})` : "score";
   return {
     best: `The router gives each of the ${data.n_experts} experts a ${number}; ${winners}${groups}.`,
-    turn: `Nothing is compared: experts take ${K === 1 ? "a token" : `the token ${K} at a time,`} in turn.`,
+    turn: `Nothing is compared: each token gets the next ${K === 1 ? "expert" : `${K} experts`}, round-robin.`,
     experts: `Here the experts choose: each takes the ${count(room, "token")} with the highest probability for it.`,
-    recorded: "This page does not know how the router chooses, and shows what it did.",
+    recorded: "This page does not know how the router chooses, and shows its recorded choices.",
   }[rule.choice];
 }
 
-/** What came of it, in a sentence. */
+/** The result, in a sentence. */
 function outcome(assignments) {
   const kept = assignments.filter((assignment) => assignment.kept);
   if (kept.length) return "";
-  const others = data.shared ? "only the shared experts work on it" : "the layer leaves it as it is";
+  const others = data.shared ? "only the shared experts process it" : "the layer leaves it unchanged";
   return assignments.length ? ` None of its experts had room: ${others}.` : ` No expert takes it: ${others}.`;
 }
 
-/** What came of one assignment. */
+/** The result of one assignment. */
 function fate({ slot, kept }) {
   const limit = routing().capacity;
   if (limit === null) return "kept: no limit";
   return kept ? `kept: place ${slot + 1} of ${limit}` : `dropped: place ${slot + 1}, room for ${limit}`;
 }
 
-/** Why an expert that the token does not have was passed over, where its number alone does not tell. */
+/** Why an expert was not chosen for the token, where its number alone does not explain it. */
 function passedOver(expert, numbers, layer) {
   const { rule } = data;
   if (rule.choice !== "best") return "";
@@ -46,11 +46,11 @@ function passedOver(expert, numbers, layer) {
   return among ? `not used: at most ${rule.least_share} of the gates` : "";
 }
 
-/** The columns: heading, and what stands in the row of an expert. */
+/** The columns: heading, and the cell in the row of an expert. */
 function columns(layer, prob_E) {
   const fixed = (number, digits = 3) => number.toFixed(digits).replace("-", "\u2212"), token = state.token;
   return [
-    ["expert", ({ expert }) => inColour(element("span", { className: "chip" }, `${expert}`), expert)],
+    ["expert", ({ expert }) => inColor(element("span", { className: "chip" }, `${expert}`), expert)],
     !data.rule.equal_gates && ["score", ({ expert }) => fixed(layer.logit_TE[token][expert], 2)],
     data.rule.chosen_by && [data.rule.chosen_by, ({ expert }) => fixed(layer.choice_TE[token][expert])],
     ["probability", ({ expert }) => {
@@ -63,7 +63,7 @@ function columns(layer, prob_E) {
   ].filter(Boolean);
 }
 
-/** All experts, those of the token first, then by what the router compares. */
+/** All experts, those of the token first, then sorted by the numbers that the router compares. */
 function ranking(layer, assignments, prob_E) {
   const numbers = data.rule.choice === "best" ? (layer.choice_TE ?? layer.logit_TE)[state.token] : prob_E;
   const own = new Map(assignments.map((assignment) => [assignment.expert, assignment]));
@@ -88,10 +88,10 @@ function drawLedger() {
   byId("gate-words").textContent = gateWords(rows.length - most);
 }
 
-/** Where the token goes, in the line that narrow screens have at their bottom while the text is in sight. */
+/** Where the token goes, in the line at the bottom of narrow screens while the text is visible. */
 function drawAnswer() {
   const experts = routing().ofToken[state.token].flatMap(({ expert, gate, kept }, i) => [i ? ", " : "expert ",
-    element("span", {}, inColour(element("span", { className: "chip" }, `${expert}`), expert),
+    element("span", {}, inColor(element("span", { className: "chip" }, `${expert}`), expert),
       ` (${gate.toFixed(2)}${kept ? "" : ", dropped"})`)]);
   const shown = `“${sign(text().characters[state.token])}”: `;
   byId("answer-words").replaceChildren(shown, ...(experts.length ? experts : ["no expert"]));
@@ -99,9 +99,9 @@ function drawAnswer() {
 
 function gateWords(hidden) {
   const { rule } = data, K = state.topK;
-  const more = hidden > 0 ? `${count(hidden, "more expert")} scored less. ` : "";
-  if (rule.equal_gates) return `${more}A gate is the weight of an expert's answer: here 1 / ${K}, whoever it is.`;
+  const more = hidden > 0 ? `${count(hidden, "more expert")} scored lower. ` : "";
+  if (rule.equal_gates) return `${more}A gate is the weight of an expert's output: here always 1 / ${K}.`;
   const shares = rule.renormalize && K > 1 ? ", as a share of the sum over the chosen experts" : "";
   const times = rule.scale === 1 ? "" : `, times ${rule.scale}`;
-  return `${more}A gate is the weight of an expert's answer: ${rule.gate}${shares}${times}.`;
+  return `${more}A gate is the weight of an expert's output: ${rule.gate}${shares}${times}.`;
 }

@@ -1,4 +1,4 @@
-// How much each expert has to do: a bar an expert, kept and dropped, and the line of the capacity.
+// The load of each expert: one bar per expert, kept and dropped, and the line of the capacity.
 "use strict";
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -6,7 +6,7 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 function bar(expert, most) {
   const { count_E, kept_E, capacity: limit } = routing(), kept = kept_E[expert], over = count_E[expert] - kept;
   const part = (size, className) => {
-    const node = inColour(element("i", { className }), expert);
+    const node = inColor(element("i", { className }), expert);
     node.style.width = `${100 * size / most}%`;
     return node;
   };
@@ -14,7 +14,7 @@ function bar(expert, most) {
   line.style.left = `${100 * limit / most}%`;
   const track = element("div", { className: "bar", "aria-hidden": "true" },
     ...(kept ? [part(kept, "in")] : []), ...(over ? [part(over, "over")] : []), ...(limit === null ? [] : [line]));
-  return element("li", {}, inColour(element("span", { className: "chip" }, `${expert}`), expert), track,
+  return element("li", {}, inColor(element("span", { className: "chip" }, `${expert}`), expert), track,
     element("span", {}, `${kept} kept${over ? `, ${over} dropped` : ""}`));
 }
 
@@ -26,6 +26,6 @@ function drawLoad() {
     : `The line: room for ${count(limit, "token")} in each expert.`;
   const dropped = assignments.filter(({ kept }) => !kept).length;
   byId("summary").textContent = `Layer ${routing().layer}: ${dropped} of ${count(assignments.length, "assignment")} `
-    + `dropped (${percent(dropRate)}). Expert ${busiest} is asked most: ${percent(load_E[busiest])} of them; an even `
+    + `dropped (${percent(dropRate)}). Expert ${busiest} is the busiest: ${percent(load_E[busiest])} of them; an even `
     + `share is ${percent(1 / data.n_experts)}.`;
 }

@@ -1,4 +1,4 @@
-// The way of a token through the layers, before the ways of all.
+// The path of a token through the layers, in front of the paths of all tokens.
 "use strict";
 
 const NODE_HEIGHT = 20, HEADING = 24;
@@ -28,7 +28,7 @@ function bands(first_LT) {
   return [...sizes.values()];
 }
 
-/** Where nodes stand in a picture of some width, and how wide they are; many layers and experts stand closer. */
+/** The positions of nodes in a picture of some width, and how wide they are; many layers and experts are closer. */
 function places(width) {
   const nodeWidth = Math.min(30, 0.6 * width / routings.length), gap = data.n_experts > 16 ? 6 : 14;
   const step = (width - nodeWidth - 8) / Math.max(routings.length - 1, 1);
@@ -43,22 +43,22 @@ function curve({ x, y, nodeWidth }, layer, from, to) {
   return `M${left} ${y(from)} C${middle} ${y(from)} ${middle} ${y(to)} ${right} ${y(to)}`;
 }
 
-/** A rectangle around the place of an expert, with so much room around it. */
+/** A rectangle around the node of an expert, with this much room around it. */
 function box({ x, y, nodeWidth }, layer, expert, room) {
   const width = nodeWidth + 2 * room, height = NODE_HEIGHT + 2 * room;
   return { x: x(layer) - width / 2, y: y(expert) - height / 2, width, height, rx: 4 + room / 2 };
 }
 
-/** An expert; without its colour and struck out where it dropped the token. */
+/** An expert; without its color, and struck out, where it dropped the token. */
 function node(at, layer, expert) {
   const lost = routings[layer].ofToken[state.token].some((choice) => choice.expert === expert && !choice.kept);
   const ink = lost ? "var(--ink)" : data.inks[expert % data.inks.length];
-  return [shape("rect", { ...box(at, layer, expert, 0), fill: lost ? "var(--panel)" : colour(expert),
+  return [shape("rect", { ...box(at, layer, expert, 0), fill: lost ? "var(--panel)" : color(expert),
     stroke: "var(--edge)" }),
   shape("text", { x: at.x(layer), y: at.y(expert), fill: ink, class: lost ? "struck" : "" }, `${expert}`)];
 }
 
-/** The token's line from first choice to first choice: {d, by}.  Where an expert dropped it, it only passes by. */
+/** The token's line from first choice to first choice: {d, by}.  It passes by an expert that dropped the token. */
 function ownSteps(at) {
   const own = routings.map(({ ofToken }) => ofToken[state.token][0]);
   return own.slice(1).map((to, layer) => ({ layer, from: own[layer], to })).filter(({ from, to }) => from && to)
@@ -76,7 +76,7 @@ function pathWords() {
     .map(({ expert, kept }) => (kept ? `${expert}` : `${expert} (dropped)`)).join(", ") || "none"}`);
   const lost = routings.some(({ ofToken }) => ofToken[state.token].some(({ kept }) => !kept));
   return `Experts of ${character()}, token ${state.token + 1}: ${layers.join("; ")}.`
-    + (lost ? " Dropped: the token passes by on the residual stream, and that expert adds nothing to it." : "");
+    + (lost ? " Dropped: the token stays on the residual stream, and that expert adds nothing to it." : "");
 }
 
 function drawPath() {
@@ -90,7 +90,7 @@ function drawPath() {
   picture.replaceChildren(
     ...flows.map(({ layer, from, to, size }) => shape("path", { class: "band", d: curve(at, layer, from, to),
       "stroke-width": Math.max(1, NODE_HEIGHT * size / widest),
-      style: state.expert === null ? "" : `stroke: ${colour(state.expert)}; opacity: .7` })),
+      style: state.expert === null ? "" : `stroke: ${color(state.expert)}; opacity: .7` })),
     ...["halo", "thread"].flatMap((name) => steps.map(({ d, by }) => (
       shape("path", { class: `${name} ${by ? "by" : ""}`, d })))),
     ...routings.flatMap((_, layer) => numbers.flatMap((expert) => node(at, layer, expert))),

@@ -1,4 +1,4 @@
-"""What the page knows: the numbers of every router on every text, and the settings of the run."""
+"""The page's data: the numbers of every router on every text, and the settings of the run."""
 
 import numpy as np
 
@@ -8,26 +8,26 @@ from minimoe.moe import capacity, routers
 from minimoe.plots import palette
 
 DEFAULT_TEXT = "The cat sat on the mat.\nfor i in range(9):\n    print(i + 1)\n"
-"""English, then Python; a context shorter than these 60 characters takes the first of them."""
+"""English, then Python; a context shorter than these 60 characters uses the first part."""
 
 ORDERS = {
     "position": "earlier tokens first",
-    "rank": "all first choices, then second ones",
-    "priority": "first choices, surest tokens first",
+    "rank": "first choices before second ones",
+    "priority": "first choices, most confident first",
 }
-"""The drop orders that evaluation knows, in words that fit a menu."""
+"""The drop orders of evaluation, in words that fit into a menu."""
 
 
 def default_texts(tokenizer, config):
-    """The text to show if none is given: one that the model knows the characters of, as long as its context at most."""
+    """The text to show if none is given: the model knows its characters, and it fits into the context."""
     known = set(DEFAULT_TEXT) <= set(tokenizer.characters)
     return [(DEFAULT_TEXT if known else tokenizer.characters)[:config.max_sequence]]
 
 
 def record(params, config, tokenizer, texts, run):
-    """All that the page shows, as a dict that JSON can hold.
+    """The page's data, as a dict for JSON.
 
-    texts: each a sequence by itself, and so a group with a capacity of its own.  run: the name of the run.
+    texts: each is a separate sequence, and so a group with its own capacity.  run: the name of the run.
     Raises ValueError for a model without routers, and for a text that is empty, too long or has unknown characters.
     """
     _check_config(config, run)
@@ -41,7 +41,7 @@ def record(params, config, tokenizer, texts, run):
             name: {"short": short, "words": capacity.ORDERS[name].summary} for name, short in ORDERS.items()},
         "settings": {"topK": config.top_k, "factor": None if factor is None else str(factor), "order": order},
         "drop_order": config.drop_order,
-        "colours": list(palette.EXPERT_COLOURS), "inks": [palette.ink_on(colour) for colour in palette.EXPERT_COLOURS],
+        "colors": list(palette.EXPERT_COLOURS), "inks": [palette.ink_on(color) for color in palette.EXPERT_COLOURS],
         "texts": [_text(params, config, tokenizer, text) for text in texts],
     }
 
@@ -55,9 +55,9 @@ def _check_config(config, run):
 
 
 def _text(params, config, tokenizer, text):
-    """One text with what each layer's router made of it."""
+    """One text with the decisions of each layer's router."""
     if not 1 <= len(text) <= config.max_sequence:
-        raise ValueError(f"the text {_short(text)!r} has {len(text)} characters: the model takes 1 to "
+        raise ValueError(f"the text {_short(text)!r} has {len(text)} characters: the model reads 1 to "
                          f"{config.max_sequence}")
     _, routings = model.forward(params, tokenizer.encode(text)[None], config)
     layers = [layer_data(routing, number, parameters.scope(params, f"layers.{number}.moe."), config.router)
@@ -72,8 +72,8 @@ def _short(text):
 def layer_data(routing, number, weights, router):
     """The numbers of one layer, as a dict: arrays as nested lists, under the names that `facts.Rule` explains.
 
-    number: of the layer.  weights: the router's.  router: its name.  Where the rule needs no choice_TE or gate_TE, the
-    page takes logit_TE or prob_TE.  Raises ValueError for numbers that are not finite.
+    number: of the layer.  weights: the router's.  router: its name.  If the rule needs no choice_TE or gate_TE, the
+    page uses logit_TE or prob_TE.  Raises ValueError for numbers that are not finite.
     """
     rule = routers.ROUTERS[router].FACTS.explorer
     arrays = {"logit_TE": routing.logit_TE, "prob_TE": routing.prob_TE} | rule.numbers(routing, weights)
@@ -93,8 +93,8 @@ def _assignments(routing):
 
 
 def numbers(array_TE):
-    """Nested lists with the shortest decimals that tell each number of its type from all others.
+    """Nested lists with the shortest decimals that identify each number of its type.
 
-    As text, 0.1 in float32 is 0.1, not 0.10000000149011612; two numbers are equal or larger as they were before.
+    As text, 0.1 in float32 is 0.1, not 0.10000000149011612; comparisons of two numbers have the same result as before.
     """
     return [[float(str(number)) for number in row] for row in array_TE]

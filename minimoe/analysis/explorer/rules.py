@@ -1,10 +1,10 @@
-"""How each router decides in evaluation, in the few terms that the page's arithmetic knows: see `facts.Rule`."""
+"""How each router decides in evaluation, in the few terms that the page can compute: see `facts.Rule`."""
 
 from minimoe.moe import routers
 
 
 def as_data(config):
-    """The rule of a configuration as a dict for the page: that of its router, and the fields that it reads."""
+    """The rule of a configuration as a dict for the page: its router's rule, and the fields that this needs."""
     facts = routers.ROUTERS[config.router].FACTS
     rule = facts.explorer
     return {"choice": rule.choice, "equal_gates": rule.equal_gates, "least_share": rule.least_share,
@@ -15,7 +15,7 @@ def as_data(config):
 
 
 def choices_of_k(config):
-    """The values of K that the page offers: least, most, and in words why not others, or "" where E is the reason."""
+    """The values of K that the page offers: least, most, and why not others, in words; "" where E is the reason."""
     facts = routers.ROUTERS[config.router].FACTS
     if facts.top_k is not None or facts.explorer.choice == "recorded":
         reason = (f"fixed: router {config.router} always uses {config.top_k}" if facts.top_k is not None

@@ -1,9 +1,9 @@
-// The text: one button a token, on the colour of its first expert, with its other choices below.
+// The text: one button per token, in the color of its first expert, with its other choices below.
 "use strict";
 
-/** An expert's number on its colour; crossed out and empty where the expert had no room. */
+/** An expert's number on its color; crossed out and empty where the expert had no room. */
 function choiceOf({ expert, kept }, tag, className, ...before) {
-  return inColour(element(tag, { className: kept ? className : `${className} dropped` }, ...before,
+  return inColor(element(tag, { className: kept ? className : `${className} dropped` }, ...before,
     tag === "span" && before.length ? element("b", {}, `${expert}`) : `${expert}`), expert);
 }
 
@@ -15,7 +15,7 @@ function tokenButton(token) {
     tabIndex: token === state.token ? 0 : -1 }, block, ...others.map((other) => choiceOf(other, "span", "choice")));
 }
 
-/** A token and its experts in words, for those who hear the page. */
+/** A token and its experts in words, for screen readers. */
 function spoken(token) {
   const experts = routing().ofToken[token].map(({ expert, kept }) => `expert ${expert}${kept ? "" : ", dropped"}`);
   return `${called(text().characters[token])}, token ${token + 1}: ${experts.join("; ") || "no expert"}`;
@@ -49,7 +49,7 @@ function markTokens() {
   });
 }
 
-/** The token to which a key leads from another; undefined for other keys, and where the text ends. */
+/** The token to which a key moves from this one; undefined for other keys, and at the ends of the text. */
 function neighbor(key, from) {
   const all = buttons(), { left, top } = all[from].getBoundingClientRect();
   const steps = { ArrowLeft: from - 1, ArrowRight: from + 1, Home: 0, End: all.length - 1 };

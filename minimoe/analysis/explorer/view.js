@@ -20,13 +20,13 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
-/** The colours repeat from the ninth expert on: its number always stands beside them. */
-function colour(expert) {
-  return data.colours[expert % data.colours.length];
+/** The colors repeat from the ninth expert on, so the number is always shown as well. */
+function color(expert) {
+  return data.colors[expert % data.colors.length];
 }
 
-function inColour(node, expert) {
-  node.style.setProperty("--expert", colour(expert));
+function inColor(node, expert) {
+  node.style.setProperty("--expert", color(expert));
   node.style.setProperty("--on-expert", data.inks[expert % data.inks.length]);
   return node;
 }
@@ -68,7 +68,7 @@ function draw() {
   drawToken();
 }
 
-/** Draws what depends on the token that is looked at. */
+/** Draws what depends on the current token. */
 function drawToken() {
   markTokens();
   drawLedger();
@@ -76,44 +76,44 @@ function drawToken() {
   drawPath();
 }
 
-/** Looks at a token, unless another one is pinned. */
+/** Makes a token the current one, unless another one is pinned. */
 function lookAt(token) {
   if (state.pinned || token === state.token) return;
   state.token = token;
   drawToken();
 }
 
-/** Pins a token, or lets go of the one that is pinned. */
+/** Pins a token, or releases the pinned one. */
 function pin(token) {
   state.pinned = !(state.pinned && state.token === token);
   state.token = token;
   drawToken();
 }
 
-/** What another order would change.  An expert keeps as many as it has room for, whoever comes first. */
+/** What a different order would change.  An expert keeps as many tokens as it has room for in any order. */
 function effectOfOrder() {
-  return routing().dropRate ? "The order changes who is dropped, not how many."
-    : "Nobody is dropped in this layer, whoever queues first.";
+  return routing().dropRate ? "The order changes which tokens are dropped, not how many."
+    : "No token is dropped in this layer, in any order.";
 }
 
 function drawControls() {
   byId("top-k").value = state.topK;
-  byId("k-words").textContent = data.rule.choice === "experts" ? "Experts a token, on average" : "Experts a token";
+  byId("k-words").textContent = data.rule.choice === "experts" ? "Experts per token, on average" : "Experts per token";
   byId("k").textContent = state.topK;
   byId("second-choice").hidden = !routing().assignments.some(({ rank }) => rank > 0);
   byId("order").value = state.order;
   const words = [
     state.factor !== null && `In the queues: ${data.orders[state.order].words}. ${effectOfOrder()}`,
-    data.top_k.why && `Experts a token: ${data.top_k.why}.`,
-    state.factor === null && "Without a limit it does not matter who queues first.",
-    data.drop_order === "random" && "In training this run's queues are random; evaluation leaves nothing to chance.",
+    data.top_k.why && `Experts per token: ${data.top_k.why}.`,
+    state.factor === null && "Without a limit the order of the queue does not matter.",
+    data.drop_order === "random" && "In training this run's queues are random; evaluation is deterministic.",
   ];
   byId("control-words").textContent = words.filter(Boolean).join(" ");
 }
 
 function radio(name, value, label, checked, expert = null) {
   const span = element("span", { className: expert === null ? "" : "expert" }, label);
-  if (expert !== null) inColour(span, expert);
+  if (expert !== null) inColor(span, expert);
   return element("label", {}, element("input", { type: "radio", name, value, checked }), span);
 }
 
@@ -149,11 +149,11 @@ function setUpRules() {
 }
 
 function setUp() {
-  const shared = data.shared ? ` Beside these it has ${count(data.shared, "shared expert")} for every token.` : "";
+  const shared = data.shared ? ` In addition it has ${count(data.shared, "shared expert")} for every token.` : "";
   byId("how-many").textContent = data.n_experts;
   byId("about").textContent = `${story()}${shared} In the code, this run (${data.run}) has router ${data.router}: `
-    + `${data.words}; top_k, the number of experts a token, is ${data.settings.topK}. In evaluation, which is what you `
-    + `see: ${data.evaluation}.`;
+    + `${data.words}; top_k, the number of experts per token, is ${data.settings.topK}. In evaluation, which is shown `
+    + `here: ${data.evaluation}.`;
   setUpChoices();
   setUpRules();
   setUpTokens();

@@ -216,15 +216,15 @@ def test_the_report_leads_with_how_fast_a_step_is():
     lines = bench.report(made()).splitlines()
     report = " ".join(" ".join(lines).split())
     assert report.startswith("A training step takes 100.0 ms, 4,000 tokens/s: 2.00 times as long as its matrix "
-                             "products alone. 60% of a training step goes into experts. machine: ")
+                             "products alone. 60% of a training step is spent on experts. machine: ")
     for words in ("step: 20 sequences of 20 random tokens, in 10 groups", "one after another: 100.0 ms. The step above "
                   "takes 100.0 ms on 2. The timers change the time by +10.0%.", "rest - - 30.00 30.00 30.0%",
-                  "layer 1 25.00 5.00 - 30.00 30.0% outside of the layers - - 30.00 30.00 30.0%"):
+                  "layer 1 25.00 5.00 - 30.00 30.0% outside the layers - - 30.00 30.00 30.0%"):
         assert words in report
     assert "optimizer" not in report  # takes no time here
     assert max(map(len, lines)) <= 80
     assert bench.title({Place(0, "norms", "update"): 1.0, Place(0, "rest", "update"): 3.0}) == (
-        "75% of a training step goes into the rest")
+        "75% of a training step is spent on the rest")
     line = bench.machine(3, np.dtype(np.float32))  # without names or paths
     assert f"threads: 3; float32; NumPy {np.__version__}; " in line
     assert ("one thread per product" in line) == ("blas" in {p["user_api"] for p in threadpoolctl.threadpool_info()})

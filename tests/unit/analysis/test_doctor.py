@@ -96,7 +96,7 @@ MADE_UP = {  # mode -> cases: history, what else the run has, alarm, the evidenc
          "^2.8 of 4 experts in use in layer 1 (alarm below 2.5): in training 2.8, on held-out text 2.8$"),
         (loads(EVEN, HALF), {}, True, "in training 4.0, on held-out text 2.0; balanced in training only, by noise"),
         (loads(HALF, EVEN), {}, True, "in training 2.0, on held-out text 4.0"),
-        (loads(EVEN), dict(top_k=4), None, "every token has all experts")],
+        (loads(EVEN), dict(top_k=4), None, "every token uses all experts")],
     "dead experts": [
         (loads([0.4, 0.28, 0.3, 0.02]), {}, False,  # 4 * 0.02 = 8 % of an even load
          "the least used, expert 3 of layer 1, has 8.0% of an even load (alarm below 1%)"),
@@ -133,12 +133,12 @@ MADE_UP = {  # mode -> cases: history, what else the run has, alarm, the evidenc
         (informed(0.035, 0.5, 0.01), dict(top_k=1), True, ""),  # of log 4
         (informed(np.log(4), 0, 0), dict(top_k=1), False, "the expert carries 100.0% of the information"),
         (informed(-0.01, -0.02, -0.01), {}, True, "carries 0.0%"),
-        (informed(0, 0, 0, HALF), {}, None, "the load is not balanced, or every token has all experts"),
+        (informed(0, 0, 0, HALF), {}, None, "the load is not balanced, or every token uses all experts"),
         (BALANCED_AND_NOT, dict(n_layers=3), False, "28.9% of the information that it could about the token in layer 2"
          ),  # 0.2 / 0.693
         # five batches of 12 * 64 tokens with 2 experts: 7680 assignments, 5 for each of 384 * 4 pairs
         (informed(0, 0, 0), dict(vocab_size=385, eval_batches=5), None,
-         "^3840 held-out tokens are too few to tell; raise eval_batches$"),
+         "^3840 held-out tokens are too few to tell; increase eval_batches$"),
         (informed(0, 0, 0), dict(vocab_size=384, eval_batches=5), True, ""),
         (informed(0.5, 0, 0), dict(vocab_size=385, eval_batches=5), False, "")],
     "late churn": [  # between the last evaluation and the last that is a tenth of the run before it
@@ -161,7 +161,7 @@ MADE_UP = {  # mode -> cases: history, what else the run has, alarm, the evidenc
         # of eight records the last two are late: (9 + 12) / 2 is an alarm, (9 + 11) / 2 is not, and 99 was long ago
         (records("logit", *[99] * 6, 9, 12), {}, True, ""), (records("logit", *[99] * 6, 9, 11), {}, False, ""),
         (records("logit", [11.0, 5.0, 30.0, 12.0]), dict(n_layers=5), True,
-         "30.0 nats in layer 3 (alarm above 10); alarm in 1, 4 too")],
+         "30.0 nats in layer 3 (alarm above 10); also in 1, 4")],
 }
 
 

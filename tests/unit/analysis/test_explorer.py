@@ -62,7 +62,7 @@ def test_the_page_holds_what_the_router_did_in_each_layer(dtype):
     state = run(dtype=dtype, n_layers=4, first_dense_layers=1, moe_every=2)
     data = data_in(explorer.page(state, ["abcab", "cb"]))
     assert data["dtype"] == np.dtype(dtype).name and len(data["texts"]) == 2
-    assert (data["colours"], data["inks"]) == (list(palette.EXPERT_COLOURS), [palette.ink(e) for e in range(8)])
+    assert (data["colors"], data["inks"]) == (list(palette.EXPERT_COLOURS), [palette.ink(e) for e in range(8)])
     assert {name: order["words"] for name, order in data["orders"].items()} == {
         name: order.summary for name, order in capacity.ORDERS.items() if name != "random"}  # nothing is left to chance
     for text, characters in zip(data["texts"], ("abcab", "cb"), strict=True):
@@ -142,8 +142,8 @@ def test_without_a_text_the_page_shows_one_that_the_model_knows():
 @pytest.mark.parametrize(("fields", "texts", "words"), [
     (dict(n_experts=1, top_k=1), ["a"], "run is a dense model (n_experts = 1)"),
     (dict(router="soft"), ["a"], "run has no layer that assigns tokens to experts"),
-    ({}, ["a", ""], "the text '' has 0 characters: the model takes 1 to 32"),
-    ({}, ["a" * 33], "has 33 characters: the model takes 1 to 32"), ({}, ["ax"], "not seen in training: 'x'")])
+    ({}, ["a", ""], "the text '' has 0 characters: the model reads 1 to 32"),
+    ({}, ["a" * 33], "has 33 characters: the model reads 1 to 32"), ({}, ["ax"], "not seen in training: 'x'")])
 def test_what_cannot_be_shown_is_refused(fields, texts, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         record(run(**fields), texts)
