@@ -125,7 +125,7 @@ def test_lessons_run_in_place_on_one_thread_again_without_another_byte_and_one_t
     assert notebook["cells"][1]["metadata"] == {"tags": ["derive"]}
     assert notebook["metadata"] == NOTEBOOKS["01_what_is_sparse"]["metadata"]
     assert lessons.main(["01"], check=True, say=printed.append) and path.read_bytes() == first
-    assert [line.rsplit(", ", 1)[1] for line in printed] == ["other bytes", "written", "the same bytes"]
+    assert [line.rsplit(", ", 1)[1] for line in printed] == ["different bytes", "written", "the same bytes"]
     before, printed = (folder / "02_bad.ipynb").read_bytes(), []
     assert not lessons.main(["02"], say=printed.append) and (folder / "02_bad.ipynb").read_bytes() == before
     assert "02_bad" in printed[0] and "ZeroDivisionError" in printed[0]

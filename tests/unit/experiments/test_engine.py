@@ -210,7 +210,7 @@ def test_finished_runs_are_measured_again_and_unfinished_ones_refused(experiment
     results, _ = run(experiment)
     assert_same(engine.measure_finished(experiment, CORPUS, "the command"), results.measured)
     longer = replace(experiment, variants={"narrow": Variant(MODEL, replace(BRIEF, n_steps=9))})
-    with pytest.raises(ValueError, match="another kind"):
+    with pytest.raises(ValueError, match="a different run"):
         engine.measure_finished(longer, CORPUS, "the command")
 
 
@@ -235,6 +235,6 @@ def test_a_run_that_begins_with_another_waits_for_it_wherever_it_runs_and_fails_
         "half": Variant(replace(MODEL, d_hidden=9), longer, start=engine.Start("first", with_half))})
     results, _ = run(wrong)
     assert [failure.cell.label for failure in results.failures] == ["half", "quarter"]
-    assert "another kind" in str(results.failures[0].error) and "no checkpoint" in str(results.failures[1].error)
+    assert "a different run" in str(results.failures[0].error) and "no checkpoint" in str(results.failures[1].error)
     with pytest.raises(ValueError, match="^variant 'half' begins with 'quarter', which does not stand before it$"):
         replace(chain, variants={"half": Variant(MODEL, BRIEF, start=engine.Start("quarter", with_half))})

@@ -50,7 +50,7 @@ def test_a_fresh_run_that_is_interrupted_is_resumed_without_fresh(tmp_path, monk
         raise loop.Interrupted("stopped after step 2")
 
     monkeypatch.setattr(loop, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="^it: stopped after step 2; the same command without --fresh goes on"):
+    with pytest.raises(KeyboardInterrupt, match="^it: stopped after step 2; the same command without --fresh resumes"):
         runs.finish(tmp_path, "it", MODEL, TRAINING, CORPUS, fresh=True)
 
 
@@ -82,5 +82,5 @@ def test_only_a_finished_run_is_loaded_as_finished(tmp_path):
         runs.load_finished(tmp_path, MODEL, TRAINING, CORPUS, "some command")
     save(tmp_path, step=6)
     assert runs.load_finished(tmp_path, MODEL, TRAINING, CORPUS, "some command").finished
-    with pytest.raises(ValueError, match="another kind"):
+    with pytest.raises(ValueError, match="a different run"):
         runs.load_finished(tmp_path, replace(MODEL, top_k=1), TRAINING, CORPUS, "some command")

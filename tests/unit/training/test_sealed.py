@@ -59,7 +59,7 @@ def entry(shape, content, descr="<f8"):
 @pytest.mark.parametrize(("entries", "kind", "words"), [
     ([("a", entry((1 << 40,), b"12345678"))], zipfile.ZIP_STORED, r"a claims the shape \(1099511627776,\) and has 8"),
     ([("a", entry((1 << 20,), bytes(1 << 23)))], zipfile.ZIP_DEFLATED, "its entries claim 8,388,736 bytes"),
-    ([("a", entry((1,), bytes(8)))] * 2, zipfile.ZIP_STORED, "an entry is there twice"),
+    ([("a", entry((1,), bytes(8)))] * 2, zipfile.ZIP_STORED, "an entry occurs twice"),
     ([("a", entry((1,), bytes(8)))], zipfile.ZIP_LZMA, "compressed in an unknown way"),
     ([("a", b"\x93NUMPY\3\0" + bytes(100))], zipfile.ZIP_STORED, r"unknown version \(3, 0\)"),
     ([("a", entry((1,), bytes(8), "|O"))], zipfile.ZIP_STORED, "allow_pickle")])
