@@ -19,7 +19,7 @@ FOLDER = Path("figures")
 THEMES = {"": palette.LIGHT, "-dark": palette.DARK}
 """End of a file's name -> how it is painted."""
 
-WORD, LAYER = "cat", 2
+WORD, LAYER = "example", 2
 """The last letter of the word is the token of the first diagram, in this layer."""
 
 TOKENS, SEED = "cats", 20

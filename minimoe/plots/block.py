@@ -57,12 +57,12 @@ def _draw_stream(axis, text, token, theme):
     """The token, and the stream to which what attention and the experts put out is added."""
     diagram.box(axis, STREAM - 26, TOKEN - 22, 52, 44, theme.box, theme.ink)
     diagram.words(axis, STREAM, TOKEN, text[token], theme.ink, diagram.LARGE, fontweight="bold", family="monospace")
-    diagram.words(axis, STREAM + 40, TOKEN, f"token {token} of “{''.join(text)}”", theme.ink, ha="left")
+    diagram.words(axis, STREAM + 40, TOKEN, f"a token, after “{''.join(text[:token])}”", theme.ink, ha="left")
     axis.plot([STREAM] * 2, [TOKEN + 22, OUT], color=theme.line, lw=8, solid_capstyle="butt", zorder=0)
     diagram.arrow(axis, [(STREAM, OUT - 10), (STREAM, OUT + 14)], theme.line, 6)
     for y in (JOIN_1, JOIN_2):
         diagram.plus(axis, STREAM, y, theme)
-    diagram.words(axis, STREAM - 24, (JOIN_1 + JOIN_2) / 2, "residual stream", theme.soft, rotation=90)
+    diagram.words(axis, STREAM - 24, (JOIN_1 + JOIN_2) / 2, "residual stream", theme.soft, rotation=90, va="center")
 
 
 def _named_box(axis, x, y, width, name, theme):

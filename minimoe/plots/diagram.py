@@ -29,8 +29,10 @@ def canvas(figure, theme):
 
 
 def words(axis, x, y, text, shade, size=SMALL, **options):
-    """Words whose middle is at (x, y), unless the options say otherwise."""
-    return axis.text(x, y, text, **({"ha": "center", "va": "center", "color": shade, "fontsize": size} | options))
+    """Words around (x, y), on a line that is the same for letters with and without tails; options of `axis.text`."""
+    down = 0 if "va" in options else 0.35 * size
+    usual = {"ha": "center", "va": "baseline", "color": shade, "fontsize": size}
+    return axis.text(x, y + down, text, **(usual | options))
 
 
 def box(axis, x, y, width, height, face, edge, line="-", thickness=1.4):

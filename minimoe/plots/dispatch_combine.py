@@ -90,7 +90,7 @@ def _draw_assignments(axis, routing, row_A, names, theme):
             diagram.box(axis, SLOT, y - ROW / 2 + 2, EXPERT - SLOT - 4, ROW - 2, theme.page, theme.dropped,
                         (0, (2, 2)), 2)
             diagram.cross(axis, EXPERT + 12, y, 8, theme.dropped)
-            diagram.words(axis, EXPERT + 30, y, "dropped", theme.dropped, ha="left", fontweight="bold")
+            diagram.words(axis, EXPERT + 30, y, "dropped: full", theme.dropped, ha="left", fontweight="bold")
 
 
 def _draw_tokens(axis, routing, token_T, names, theme):

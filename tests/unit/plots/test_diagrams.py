@@ -23,7 +23,7 @@ def bars(axis):
 def test_a_block_shows_one_tokens_probabilities_its_gates_and_the_parameters_that_it_uses():
     [axis] = DRAW["block"](palette.LIGHT).axes
     shown, bold = words(axis.texts), [text.get_text() for text in axis.texts if text.get_fontweight() == "bold"]
-    assert {".10", ".35", ".45", "top-2", "token 1 of “cat”"} <= set(shown)
+    assert {".10", ".35", ".45", "top-2", "a token, after “c”"} <= set(shown)
     assert {".35", ".45", "× 0.44", "× 0.56", "1", "2", "a"} <= set(bold) and not {".10", "0"} & set(bold)
     # attention 40 + 4, router and norm 12 + 4, each expert 24 + 24: all 60 + 3 * 48 = 204, and 60 + 2 * 48 = 156 used
     assert block.used_parameters(BLOCK, {1, 2}) == (156, 204)
@@ -40,7 +40,7 @@ def test_dispatch_sorts_rows_by_expert_and_combine_weighs_them_by_the_gates_with
     assert [name for _, name in slots] == list("ctacat")  # c, t | a, and an empty slot | c, a, and no room for t
     gates = sorted((text.get_position()[1], text.get_text()) for text in axis.texts if text.get_text().startswith("×"))
     assert [gate for _, gate in gates] == ["× 0.75", "× 0.38", "× 0.44", "× 0.25", "× 0.56"]
-    assert words(axis.texts).count("dropped") == 1 and "capacity C = 2" in words(axis.texts)
+    assert words(axis.texts).count("dropped: full") == 1 and "capacity C = 2" in words(axis.texts)
     colours = [palette.colour(e) for e in (0, 2, 1, 2, 0)] + [palette.DARK.page.upper()]  # that of t's last is open
     assert bars(axis) == [(shade, 44 * gate) for shade, gate in zip(
         colours, (0.75, 0.25, 0.4375, 0.5625, 0.375, 0.625), strict=True)]
