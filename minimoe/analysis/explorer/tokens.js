@@ -10,7 +10,7 @@ function choiceOf({ expert, kept }, tag, className, ...before) {
 function tokenButton(token) {
   const [first, ...others] = routing().ofToken[token], shown = sign(text().characters[token]);
   const block = first?.rank === 0 ? choiceOf(first, "span", "block", shown)
-    : element("span", { className: "block nobody" }, shown, element("b", {}, "–"));
+    : element("span", { className: "block empty" }, shown, element("b", {}, "–"));
   return element("button", { type: "button", className: "token", "data-token": token, "aria-label": spoken(token),
     tabIndex: token === state.token ? 0 : -1 }, block, ...others.map((other) => choiceOf(other, "span", "choice")));
 }

@@ -180,7 +180,7 @@ def test_an_interruption_stops_at_once_and_names_the_way_on(experiment, monkeypa
         raise loop.Interrupted("stopped after step 3")
 
     monkeypatch.setattr(loop, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="^narrow, seed 0: stopped after step 3; the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="^narrow, seed 0: stopped after step 3; the same command resumes"):
         run(experiment)
 
 
