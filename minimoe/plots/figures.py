@@ -54,8 +54,8 @@ def describe(figure):
     titles = [figure.get_suptitle()] if figure.get_suptitle() else [axis.get_title() for axis in figure.axes]
     seen = [figure.get_label()] if figure.get_label() else [
         words for axis in figure.axes for words in (axis.get_xlabel(), axis.get_ylabel())]
-    sentences = (" ".join("; ".join(filter(None, words)).split()).rstrip(".") for words in (titles, seen))
-    return " ".join(f"{sentence}." for sentence in sentences if sentence)
+    sentences = (" ".join("; ".join(filter(None, words)).split()) for words in (titles, seen))
+    return " ".join(words if words[-1] in ".?!" else f"{words}." for words in sentences if words)
 
 
 def new_figure(width, height, title=None, size=13, layout="constrained"):

@@ -1,6 +1,7 @@
 """Pictures that one lesson needs: what is longer than a cell, or shows an idea that lasts.
 
     sparse_models    01: which weights a token uses
+    one_batch        02: what a router prefers, and the queue in front of each expert
     gradients        03: gradients on their way back
     load_balancing   04: how even the work is, and what that does to the loss
     dropping         05: the slots of each expert, and what is dropped

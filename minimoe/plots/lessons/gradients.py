@@ -36,7 +36,7 @@ ONE_WAY = [("softmax", "choice"), ("choice", "gates"), ("choice", "dispatch")]
 
 @figures.picture
 def gradient_map():
-    """The layer as boxes: numbers go forward along grey arrows, gradients back along orange ones, none through the
+    """The layer as boxes: numbers go forward along gray arrows, gradients back along orange ones, none through the
     choice.
     """
     figure = figures.new_figure(8, 3.6)
@@ -83,6 +83,36 @@ def _ends(start, end):
 def _arrow(axis, tail, head, shade, line):
     axis.annotate("", head, tail, arrowprops={"arrowstyle": "-|>", "color": shade, "lw": 1.5, "linestyle": line,
                                               "shrinkA": 0, "shrinkB": 0})
+
+
+@figures.picture
+def turned_score(score_S, gate_SE, loss_S, name, title):
+    """A token's gates, stacked, and its loss, while one score is turned up; the loss breaks where the choice changes.
+
+    Args:
+        score_S: values of the score.
+        gate_SE: the gate of each expert, 0 where it is not chosen.
+        loss_S: the token's loss.
+        name: of the score.
+        title: words.
+    """
+    figure = figures.new_figure(7.5, 3.1, title, 12)
+    left, right = figure.subplots(1, 2)
+    used = np.flatnonzero(gate_SE.any(axis=0))
+    left.stackplot(score_S, gate_SE[:, used].T, colors=[palette.colour(e) for e in used], edgecolor=palette.WHITE,
+                   labels=[f"expert {e}" for e in used])
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(used), frameon=False, handlelength=1, fontsize=9)
+    left.set(ylabel="gates of the token (they sum to 1)", ylim=(0, 1))
+    changes = np.flatnonzero(((gate_SE[1:] > 0) != (gate_SE[:-1] > 0)).any(axis=1)) + 1
+    for part in np.split(np.arange(len(score_S)), changes):
+        right.plot(score_S[part], loss_S[part], "-", color=palette.INK, lw=2)
+    for change in changes:
+        right.axvline(score_S[change], color=palette.GREY_99, lw=1, ls=":")
+    right.set(ylabel="loss of the token")
+    for axis in (left, right):
+        axis.set(xlabel=name, xlim=(score_S[0], score_S[-1]))
+        figures.plain(axis)
+    return figure
 
 
 @figures.picture
@@ -144,7 +174,7 @@ def errors_by_step(steps, errors, title):
 
 @figures.picture
 def flips(steps, errors, flipped, title):
-    """Errors of a central difference, number by number and for several steps: which of them are flips?
+    """Errors of a central difference, one mark per number and step: crosses where a token changed experts.
 
     Args:
         steps: h.
@@ -169,26 +199,4 @@ def flips(steps, errors, flipped, title):
     axis.invert_xaxis()
     axis.legend(frameon=False, loc="lower left")
     figures.plain(axis)
-    return figure
-
-
-@figures.picture
-def training_curves(panels, names, title):
-    """Curves over training steps: one panel per measure, one kind of line per name, one line per seed.
-
-    Args:
-        panels: label of the axis -> curves, [names, seeds, steps]; from the second on, the axis is logarithmic.
-        names: of the models.
-        title: words.
-    """
-    figure = figures.new_figure(7.5, 3.2, title, 11)
-    axes = np.atleast_1d(figure.subplots(1, len(panels)))
-    for place, (axis, (label, curves)) in enumerate(zip(axes, panels.items(), strict=True)):
-        for name, (shade, line), seeds in zip(names, palette.MODEL_STYLES, curves, strict=False):
-            for seed, curve in enumerate(seeds):
-                axis.plot(1 + np.arange(len(curve)), curve, line, color=shade, lw=1.8,
-                          label=None if seed else f"{name}, {len(seeds)} seeds")
-        axis.set(xlabel="training steps", ylabel=label, yscale="log" if place else "linear")
-        figures.plain(axis)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
     return figure

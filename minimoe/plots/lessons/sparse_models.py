@@ -11,7 +11,7 @@ SERIES = ((palette.BLUE, "o", 12), (palette.VERMILION, "s", 8.5), (palette.GREEN
 
 @figures.picture
 def used_weights(blocks, tokens, title):
-    """Every weight of feed-forward blocks as a small square, coloured where the token of its row of panels uses it.
+    """Every weight of feed-forward networks as a small square, colored where the token of its row of panels uses it.
 
     Args:
         blocks: name -> (used, E).  used: [T, 3, D, J] booleans, for each token and each of the three matrices; a column
@@ -36,7 +36,7 @@ def used_weights(blocks, tokens, title):
         middles = [D + 1 + D / 2 + matrix * (D + 1) for matrix in range(3)]
         axes[row, 0].set_yticks(middles, ["gate", "up", "down"])
         axes[row, 0].set_ylabel(f"token {token}", fontsize=11, fontweight="bold", color=palette.INK)
-    figure.supxlabel("a square is a weight; dark or coloured: the token uses it; pale: it does not", fontsize=10,
+    figure.supxlabel("a square is a weight; dark or colored: the token uses it; pale: it does not", fontsize=10,
                      color=palette.INK)
     return figure
 
@@ -93,7 +93,7 @@ def twins(parameters, work, title):
             start += of_part[part] / 1e6
     figures.name_rows(left, list(parameters))
     left.set_xlabel("parameters (millions)")
-    right.set_xlabel("forward FLOPs a token (millions)")
+    right.set_xlabel("forward FLOPs per token (millions)")
     handles, labels = left.get_legend_handles_labels()
     shown = [part for part in palette.PARTS if part in seen]
     style = dict(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1)

@@ -26,6 +26,7 @@ from minimoe.plots.lessons import (
     gradients,
     load_balancing,
     machines,
+    one_batch,
     paths,
     pruning,
     races,
@@ -74,8 +75,9 @@ CE_NTF = np.array([[[3.0, 2.0], [2.5, 2.2]], [[3.2, 2.2], [2.7, 2.2]]])  # means
 POINTS = np.array([[0.0, 0.1, 0.01], [0.5, 0.2, 0.02]])  # sum of dropped gates, extra loss, its error
 DLOGIT_TE = np.array([[-0.5, 0.0, 0.5], [0.0, 2.0, -2.0]])
 CHOSEN_TE = np.array([[True, False, True], [False, True, True]])
+PROB_TE, EXPERT_TK = np.array([[0.6, 0.1, 0.3], [0.01, 0.49, 0.5]]), np.array([[0, 2], [2, 1]])
 ERRORS, FLIPPED = np.array([[1.0, 1e-4], [1e-6, 10.0]]), np.array([[True, False], [False, True]])  # by step
-DISTANCE = np.arange(8.0).reshape(2, 2, 2)  # two names, two seeds, two steps
+GATE_SE = np.array([[0.75, 0.25, 0, 0], [0.75, 0.25, 0, 0], [0.5, 0, 0.5, 0]])  # the third step chooses differently
 LOAD = np.array([[[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.7, 0.28, 0.02]],
                  [[0.2, 0.4, 0.4], [0.1, 0.4, 0.5], [0.05, 0.35, 0.6]]])  # two seeds, three records, three experts
 BUSIEST = {"no loss": (np.array([3.0, 3.2]), np.array([2.0, 2.2])),
@@ -136,12 +138,15 @@ TITLED = {
                     ("in evaluation", "in training", NATS), [3.1, 2.1, 2.6, 2.2]),
     "score gradients": (lambda t: gradients.score_gradients({"raw": DLOGIT_TE, "balance": DLOGIT_TE / 100}, CHOSEN_TE,
                                                             "ab", t), ("expert",), [2 ** 0.5, -0.5 ** 0.5]),
+    "probabilities": (lambda t: one_batch.probabilities(PROB_TE, EXPERT_TK, "ab", t), ("probability of each expert",),
+                      [0.6, 0.1, 0.3]),
+    "queues": (lambda t: one_batch.queues([[0, 1, 2], [], [1]], 2, "abc", t), ("place in the queue",), []),
     "errors": (lambda t: gradients.errors_by_step([0.1, 0.01], {"central": [1e-4, 1e-6], "complex": [1e-5, 0.0]}, t),
                ("step h", "relative error"), [0.1, 0.01, 1e-4, 1e-6, 1e-5, gradients.BOTTOM]),
     "flips": (lambda t: gradients.flips(np.array([0.1, 0.01]), ERRORS, FLIPPED, t),
               ("step h", "error / typical gradient"), [ERRORS, 0.1 * 10 ** 0.25, 0.01 * 10 ** -0.25]),
-    "training curves": (lambda t: gradients.training_curves({"distance": DISTANCE, "loss": DISTANCE + 10}, "ab", t),
-                        ("training steps", "distance", "loss"), [DISTANCE, DISTANCE + 10]),
+    "turned score": (lambda t: gradients.turned_score(STEPS, GATE_SE, np.array([5.0, 5.0, 2.0]), "score of 2", t), (
+        "score of 2", "gates of the token", "loss of the token"), [STEPS, 5, 2, 0.75, 0.5]),
     "load bands": (lambda t: load_balancing.load_bands(STEPS, {"one": LOAD, "two": LOAD[::-1]}, t),
                    ("training steps",), LOAD[:, :, 0]),
     "busiest experts": (lambda t: load_balancing.busiest_experts({"a": CE, "b": CE + 1}, t),
@@ -174,7 +179,7 @@ TITLED = {
                      ("a square is a weight", "token a"), []),
     "twins": (lambda t: sparse_models.twins({"MoE": (1e6, 3e6), "dense": (4e6, 0)}, {
         "MoE": {"head": 1e6, "experts": 2e6}, "dense": {"dense": 8e6}}, t),
-              ("parameters (millions)", "forward FLOPs a token (millions)"), [1, 3, 4, 2, 8]),
+              ("parameters (millions)", "forward FLOPs per token (millions)"), [1, 3, 4, 2, 8]),
     "dots": (lambda t: sparse_models.dots("abc", {"x": [1, 2, np.nan], "y": [3, 1, 4]}, "pqr", "times", t),
              ("times",), [1, 2, 3, 4]),
     "masked weights": (lambda t: pruning.masked_weights(W_DF, {"one": W_DF < 2, "two": W_DF > 0, "three": W_DF > 2}, t),
@@ -200,6 +205,7 @@ ELEVEN = {
     "coloured text": lambda: coloured_text.coloured_text([("", "a" * 11, range(11))], 11, ""),
     "slots": lambda: dropping.slots(np.arange(11), 5, ""),
     "score gradients": lambda: gradients.score_gradients({"raw": np.ones((1, 11))}, np.ones((1, 11), bool), "a", ""),
+    "queues": lambda: one_batch.queues([[]] * 11, 1, "", ""),
     "load bands": lambda: load_balancing.load_bands(STEPS, {"one": np.full((1, 3, 11), 1 / 11)}, ""),
     "text by expert": lambda: load_balancing.text_by_expert({"one": shares(1, 2, 11)}, "ab", ""),
     "paths": lambda: paths.alluvial({"one": np.arange(11)[None]}, 11, ""),

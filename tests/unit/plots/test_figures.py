@@ -59,6 +59,8 @@ def test_a_picture_in_words_is_its_title_and_what_its_function_or_else_its_axes_
     left.set(xlabel="steps", ylabel="nats", title="a")
     right.set(ylabel="loss.", title="b")
     assert figures.describe(figure) == "One title. steps; nats; loss."
+    figure.suptitle("One?")
+    assert figures.describe(figure) == "One? steps; nats; loss."
     figure.suptitle("")
     assert figures.describe(figure) == "a; b. steps; nats; loss."
     assert figures.describe(TITLED["twins"][0]("Three models")) == (

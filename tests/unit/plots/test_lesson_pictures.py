@@ -55,6 +55,20 @@ def test_twins_and_dots():
         sparse_models.dots(["a"], dict.fromkeys("wxyz", [1]), [""], "times", "title")
 
 
+def test_a_bar_names_the_chosen_experts_and_a_queue_is_cut_at_the_capacity():
+    [axis] = drawn("probabilities")
+    assert words(axis.texts) == ["0", "2", "1", "2"] and words(axis.child_axes[0].get_yticklabels()) == [
+        "to 0 and 2", "to 2 and 1"]
+    assert [bar.get_alpha() == 1 for bar in axis.patches] == [True, False, True, False, True, True]
+    [axis] = drawn("queues")  # two slots each: c is the third at expert 0, expert 1 has two empty slots, 2 has one
+    assert {text.get_position(): text.get_text() for text in axis.texts} == {
+        (0.5, 0): "a", (1.5, 0): "b", (2.5, 0): "c", (0.5, 2): "b"}
+    boxes = list(zip(middles(axis.patches), axis.patches, strict=True))
+    assert [place for place, box in boxes if box.get_hatch()] == [(2.5, 0)]
+    assert [place for place, box in boxes if box.get_linestyle() == ":"] == [(0.5, 1), (1.5, 1), (1.5, 2)]
+    assert axis.lines[0].get_xdata()[0] == 2
+
+
 def test_gradients_come_back_wherever_numbers_go_forward_but_not_through_the_choice():
     [axis] = drawn("gradient map")
 
@@ -92,9 +106,9 @@ def test_errors_flips_and_curves():
     assert (crosses.get_ydata().tolist(), circles.get_ydata().tolist()) == ([1, 10], [1e-4, 1e-6])
     assert [(text.get_position()[0], text.get_text()) for text in axis.texts] == [(h, "1 of 2\nflipped")
                                                                                  for h in (0.1, 0.01)]
-    distance, loss = drawn("training curves")
-    assert [line.get_linestyle() for line in distance.lines] == ["-", "-", "--", "--"]
-    assert distance.lines[0].get_xdata().tolist() == [1, 2] and loss.get_yscale() == "log"
+    gates, loss = drawn("turned score")  # the loss breaks where the choice changes
+    assert words(gates.get_legend().get_texts()) == ["expert 0", "expert 1", "expert 2"]  # the last is never chosen
+    assert [list(line.get_xdata()) for line in loss.lines] == [[10, 20], [30], [30, 30]]
 
 
 def test_rows_are_models_and_columns_seeds():
