@@ -77,7 +77,7 @@ def run_prune(options):
 
 
 def _saved(state, new):
-    """The savings of a run against another, as a table."""
+    """What the new run saves over the old one, as a table."""
     from minimoe.cost import sparse
     from minimoe.sparsity import savings
     return savings.change(*(sparse.record(run.masks, run.model_config) for run in (state, new)))

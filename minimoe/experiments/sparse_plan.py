@@ -132,5 +132,5 @@ def upcycle(state, training, corpus):
     """The run that an upcycled model begins."""
     params, config = upcycling.upcycle(state.params, state.model_config, seed=training.seed, **UPCYCLED)
     new = loop.new_state(config, training, corpus, params)
-    new.rng = copy.deepcopy(state.rng)  # the text goes on where it stopped
+    new.rng = copy.deepcopy(state.rng)  # the order of the data continues
     return new

@@ -41,9 +41,9 @@ def experiment(quick, seeds, vocab_size):
 def measure(state, corpus):
     """What is kept of one run.
 
-    ce: validation loss, nats per token; begin: at step 0 of what begins with another run, else NaN.  steps.  seconds:
-    of all steps.  kept: parameters.  flops: forward, per token, zeros skipped; numpy: with the zeros.  bytes, encoding:
-    of the weights in the smallest.
+    ce: validation loss, nats per token.   begin: that at step 0 of a run that starts from a trained one, else NaN.
+    steps; seconds: of all steps.   kept: parameters.   flops: forward, per token, zeros skipped; numpy: with the zeros.
+    bytes, encoding: of the weights in the smallest encoding.
     """
     found, history = sparse.record(state.masks, state.model_config), state.history
     encoding = min(found["bytes"], key=found["bytes"].get)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import model, parameters
+from minimoe import model, parameters, require
 from minimoe.config import fields
 from minimoe.sparsity import calibration, importance, masks, pruning, structured
 
@@ -55,9 +55,10 @@ def cut(params, config, method, tokens_BS=None, targets_BS=None, sparsity=None, 
         score: of ALL_SCORES, of units; None is that of SCORES.
         names: parameters whose weights are pruned; None: see `matrices.names`.
         old_masks: name -> mask, of a model that is sparse already.
-    Raises ValueError for what a method cannot use, and if nothing would go.
+    Raises ValueError for what a method cannot use, for masks that do not fit, and if no unit would go.
     """
-    fields.require(method in METHODS, "method", method, f"must be one of {', '.join(METHODS)}")
+    require.one_of("method", method, METHODS)
+    masks.check(old_masks or {}, params)
     if method not in UNITS:
         for name, value in (("keep", keep), ("score", score)):
             fields.require(value is None, name, value, f"{method} prunes single weights; give a sparsity or a pattern")
@@ -87,7 +88,7 @@ def parts(names, config):
     routed = "experts" if config.n_experts > 1 else "feed-forward networks"
     words = {"shared.": "shared experts", "w_router": "routers", "attention.": "attention", "dense.": "dense networks",
              "moe.": routed, "soft.": routed, "embed.": "embedding", "head.": "head"}
-    found = list(dict.fromkeys(next(said for key, said in words.items() if key in name) for name in names))
+    found = list(dict.fromkeys(next(part for key, part in words.items() if key in name) for name in names))
     return " and ".join([*filter(None, [", ".join(found[:-1])]), *found[-1:]])
 
 
@@ -122,7 +123,7 @@ def _n_kept(method, total, sparsity, keep):
         n = total - math.floor(total * sparsity)
         fields.require(n < total, "sparsity", sparsity, f"of {total} {method} that is none")
         return n
-    whole = isinstance(keep, (int, np.integer)) and 1 <= keep < total
+    whole = isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and 1 <= keep < total
     fields.require(whole, "keep", keep, f"there are {total} {method}: some must go and some must stay")
     return int(keep)
 

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from minimoe import require
+
 
 def uniform(shapes, density):
     """The same density for all.  shapes: name -> shape.  Returns name -> density."""
@@ -57,8 +59,9 @@ def random_mask(shape, density, rng):
 
 
 def _check(shapes, density):
-    if not 0 < density <= 1:
-        raise ValueError(f"density = {density!r}: must be a share of weights, above 0 and at most 1")
-    for name, shape in shapes.items():
+    right = "a share of weights, above 0 and at most 1"
+    if not require.number("density", density, right, most=1):
+        require.fail("density", density, right)
+    for name, shape in require.mapping("shapes", shapes).items():
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError(f"shapes[{name!r}] = {tuple(shape)}: must be a matrix, or a stack of matrices")

@@ -14,12 +14,20 @@ import math
 
 import numpy as np
 
+from minimoe import require
+
 
 def drop_fraction(step, initial, last_step):
     """Share of the weights that a step drops: half a cosine from `initial` to 0 at `last_step`, and 0 after it.
 
         f(t) = initial / 2 * (1 + cos(pi t / T_end))        [RigL, arXiv:1911.11134, sec. 3]
+
+    Raises ValueError unless step >= 0, initial is in [0, 1] and last_step > 0.
     """
+    require.number("step", step)
+    require.number("initial", initial, "a share of the weights, from 0 to 1", most=1)
+    if not require.number("last_step", last_step):
+        require.fail("last_step", last_step, "above 0")
     return initial / 2 * (1 + math.cos(math.pi * min(step / last_step, 1.0)))
 
 
@@ -33,8 +41,10 @@ def rigl(w, mask, gradient, fraction, regrown="value"):
         fraction: share of the weights that are there that is dropped, in [0, 1].
         regrown: "value" or "zero", what a weight starts with that is dropped and grown at once.
     Returns w, mask, and grown: where a weight starts anew, and so do its moments.
+    Raises ValueError for arrays that do not fit or are not finite, or a fraction that is none.
     """
     _check(w, mask, fraction, regrown)
+    _check_signal("gradient", gradient, w)
     n_moved = math.floor(mask.sum() * fraction)
     kept = _drop(np.abs(w), mask, n_moved)
     return _rewired(w, mask, kept, _largest(np.abs(gradient), ~kept, n_moved), regrown)
@@ -47,6 +57,7 @@ def set(w, mask, fraction, rng, regrown="value"):
     rng: numpy.random.Generator.  For the others, and what is returned, see `rigl`.
     """
     _check(w, mask, fraction, regrown)
+    require.generator("rng", rng, optional=False)
     kept = mask
     for sign in (mask & (w >= 0), mask & (w < 0)):
         kept = kept & (_drop(np.abs(w), sign, math.floor(sign.sum() * fraction)) | ~sign)
@@ -67,10 +78,13 @@ def snfs(params, masks, momenta, fraction, regrown="value"):
         masks: name -> mask.
         momenta: name -> running mean of the gradient, for the masked places too.
         fraction: share of each matrix's weights that is dropped.
-    Returns params, masks.
+    Returns params, masks.  Raises ValueError as `rigl` does, and for a mask without parameter or momentum.
     """
     kept, strength, free = {}, {}, {}
     for name, mask in masks.items():
+        if name not in params or name not in momenta:
+            raise ValueError(f"masks[{name!r}]: there is no such parameter, or no momentum of it")
+        _check_signal(f"momenta[{name!r}]", momenta[name], params[name])
         _check(params[name], mask, fraction, regrown)
         kept[name] = _drop(np.abs(params[name]), mask, math.floor(mask.sum() * fraction))
         strength[name] = float(np.abs(momenta[name][mask]).mean()) if mask.any() else 0.0
@@ -123,9 +137,17 @@ def _rewired(w, mask, kept, new, regrown):
 
 
 def _check(w, mask, fraction, regrown):
-    if mask.dtype != bool or mask.shape != w.shape:
-        raise ValueError(f"mask is {mask.dtype} {mask.shape}: must be bool {w.shape}, as the weights")
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction = {fraction!r}: must be a share of the weights, from 0 to 1")
+    if not isinstance(w, np.ndarray) or not np.isfinite(require.array("w", w)).all():
+        raise ValueError("w must be an array of finite numbers")
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != w.shape:
+        found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ValueError(f"mask is {found}: must be bool {w.shape}, as the weights")
+    require.number("fraction", fraction, "a share of the weights, from 0 to 1", most=1)
     if regrown not in ("value", "zero"):
         raise ValueError(f"regrown = {regrown!r}: must be value or zero")
+
+
+def _check_signal(name, signal, w):
+    if not isinstance(signal, np.ndarray) or signal.shape != w.shape or not np.isfinite(signal).all():
+        raise ValueError(f"{name} has shape {np.shape(signal)}: must be finite numbers of the shape of the weights, "
+                         f"{w.shape}")

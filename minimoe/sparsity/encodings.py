@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimoe import require
 from minimoe.sparsity import masks
 
 
@@ -40,7 +41,7 @@ def encode(name, w, mask=None, pattern=None):
         pattern: (N, M), for "n_of_m" alone.
     Raises ValueError for a mask that does not fit w, or that keeps more than N of M.
     """
-    w = np.asarray(w)
+    w = require.array("w", w)
     mask = w != 0 if mask is None else np.asarray(mask)
     _check(name, w.shape, pattern)
     if mask.dtype != bool or mask.shape != w.shape:
@@ -114,7 +115,7 @@ def _encode_dense(w, mask, pattern):
 
 
 def _decode_dense(reader, shape, dtype, pattern):
-    w = reader.take(dtype, math.prod(shape)).reshape(shape)
+    w = reader.take(dtype, math.prod(shape)).reshape(shape).copy()
     reader.end()
     return w
 

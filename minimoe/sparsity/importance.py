@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import batches, model, parameters
+from minimoe import batches, model, parameters, require
 from minimoe.config import fields
 from minimoe.moe import dense, experts, losses
 from minimoe.sparsity import masks, structured
@@ -73,7 +73,7 @@ class Importance(NamedTuple):
                 raise ValueError(f"layer {layer}: no token of the text reached the experts "
                                  f"{', '.join(map(str, self.unreached[layer]))}, so how much they count is not known; "
                                  "give more text, or score by norm")
-            fields.require(1 <= n <= score.shape[-1], "n", n, f"must be from 1 to {score.shape[-1]}")
+            require.whole("n", n, 1, score.shape[-1])
             rows = score.reshape(-1, score.shape[-1])
             mask = np.stack([masks.lowest(row, len(row) - n) for row in rows]).reshape(score.shape)
             kept[layer] = mask.repeat(self.repeat, axis=-1)

@@ -46,14 +46,14 @@ class Rule(NamedTuple):
     trace(trace, w, gradient, beta) -> trace: what is remembered of every step's dense gradient, from 0 on; or None.
     by_gradient: whether the rule looks at the dense gradient of the step at which it changes masks.
     replaces_update: whether the weights are left alone at such a step [RigL, arXiv:1911.11134, algorithm 1].
-    grows: whether a run starts with masks as sparse as they will be, and only exchanges weights.
+    starts_sparse: whether a run starts as sparse as it will be, and then only exchanges weights.
     """
 
     change: Callable | None = None
     trace: Callable | None = None
     by_gradient: bool = False
     replaces_update: bool = False
-    grows: bool = True
+    starts_sparse: bool = True
 
 
 def _rigl(c):
@@ -87,8 +87,8 @@ RULES = {
     "set": Rule(_set),
     "rigl": Rule(_rigl, by_gradient=True, replaces_update=True),
     "snfs": Rule(_snfs, trace=lambda trace, w, g, beta: beta * trace + (1 - beta) * g),
-    "gradual": Rule(_gradual, grows=False),
-    "movement": Rule(_gradual, trace=lambda trace, w, g, beta: trace + scores.movement(w, g), grows=False),
+    "gradual": Rule(_gradual, starts_sparse=False),
+    "movement": Rule(_gradual, trace=lambda trace, w, g, beta: trace + scores.movement(w, g), starts_sparse=False),
 }
 """Value of `TrainConfig.dynamic` -> Rule."""
 
@@ -101,7 +101,7 @@ def start(state):
     new = {}
     for name, density in _densities(state).items():
         parts = _parts(state, name, state.params[name])
-        share = density if RULES[config.dynamic].grows else 1.0
+        share = density if RULES[config.dynamic].starts_sparse else 1.0
         drawn = [densities.random_mask(part.shape, share, _stream(config.seed, (name, n), 0))
                  for n, part in enumerate(parts)]
         new[name] = np.stack(drawn).reshape(state.params[name].shape)
@@ -146,6 +146,8 @@ def change_masks(state, dense):
     """Change the masks, if this is a step at which they change.  dense: of `mask_gradients`."""
     if not state.masks or not _is_due(state):
         return
+    if not all(np.isfinite(state.params[name]).all() for name in state.masks):
+        return  # the run has diverged, which the next step reports
     trees = (state.params, state.masks, dense or state.traces)
     w, mask, signal = ({(name, n): part for name in state.masks if name in tree
                         for n, part in enumerate(_parts(state, name, tree[name]))} for tree in trees)

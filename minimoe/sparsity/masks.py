@@ -4,15 +4,17 @@ import math
 
 import numpy as np
 
+from minimoe import require
+
 
 def lowest(score, n_zeros):
     """Take out exactly n_zeros weights, those with the lowest scores; among equals the lowest index goes first.
 
     score: any shape.  Returns a mask of its shape.
-    Raises ValueError if a score is not a number, or there are fewer of them than n_zeros.
+    Raises ValueError if a score is not a number, or n_zeros is not a whole number from 0 to as many as there are.
     """
-    if not 0 <= n_zeros <= score.size:
-        raise ValueError(f"n_zeros = {n_zeros}: must be from 0 to the {score.size} weights that there are")
+    score = require.array("score", score)
+    require.whole("n_zeros", n_zeros, 0, score.size)
     return _without_lowest(score.reshape(1, -1), n_zeros).reshape(score.shape)
 
 
@@ -22,6 +24,7 @@ def per_output(score_DF, sparsity):
     sparsity: share of the D inputs.  score_DF may have leading axes.  Raises ValueError unless it is in [0, 1).
     """
     check_sparsity(sparsity)
+    score_DF = _matrices(score_DF)
     n_zeros = math.floor(score_DF.shape[-2] * sparsity)
     return _without_lowest(score_DF.swapaxes(-1, -2), n_zeros).swapaxes(-1, -2)
 
@@ -33,6 +36,7 @@ def n_of_m(score_DF, kept, group):
     The name counts what is kept; Wanda's and SparseGPT's codes count what is pruned.  score_DF may have leading axes.
     Raises ValueError unless 1 <= kept <= group and the group divides the inputs.
     """
+    score_DF = _matrices(score_DF)
     D = score_DF.shape[-2]
     check_pattern((kept, group), D)
     score_FD = score_DF.swapaxes(-1, -2)
@@ -75,6 +79,14 @@ def check_pattern(pattern, n_inputs):
         raise ValueError(f"pattern = {pattern!r}: must be (kept, group), whole numbers with 1 <= kept <= group")
     if n_inputs % pattern[1]:
         raise ValueError(f"pattern = {tuple(pattern)}: groups of {pattern[1]} do not divide {n_inputs} inputs")
+
+
+def _matrices(score_DF):
+    """The scores as an array with inputs and outputs.  Raises ValueError if there are none."""
+    score_DF = require.array("score_DF", score_DF)
+    if score_DF.ndim < 2:
+        raise ValueError(f"score_DF has shape {score_DF.shape}: must be [..., inputs, outputs]")
+    return score_DF
 
 
 def _without_lowest(score, n_zeros):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minimoe import model, parameters
+from minimoe import model, parameters, require
 from minimoe.config import fields
 from minimoe.sparsity import structured
 
@@ -25,8 +25,9 @@ def merge(params, config, groups, loads=None):
     model.check_params(params, config)
     structured.check_experts(config, np.ones(config.n_experts, bool))
     fields.check(config, "n_groups", config.n_groups == 1, "groups of experts that merge must be one")
+    require.mapping("groups", groups)
     n_merged = {len(set(np.asarray(groups.get(i, ())).tolist())) for i in config.moe_layers}
-    if not config.moe_layers or len(n_merged) != 1:
+    if not config.moe_layers or len(n_merged) != 1 or 0 in n_merged:
         raise ValueError(f"groups have from {min(n_merged, default=0)} to {max(n_merged, default=0)} experts left in a "
                          "layer: every MoE layer must have as many")
     n, new = n_merged.pop(), dict(params)
@@ -45,6 +46,7 @@ def merge(params, config, groups, loads=None):
 
 def _shares(layer, group_E, n, weight_E):
     """The share of each expert in each merged one: columns sum to 1."""
+    fields.require(np.all(np.asarray(weight_E, float) >= 0), f"loads of layer {layer}", weight_E, "must be 0 or more")
     fits = group_E.shape == np.shape(weight_E) and set(group_E.tolist()) == set(range(n))
     fields.require(fits, f"groups of layer {layer}", group_E.tolist(),
                    f"must number a group for each of {len(weight_E)} experts, from 0 without a gap")
@@ -60,9 +62,11 @@ def similar_groups(weights, load_E, n_groups):
     """Groups for `merge`: the most loaded experts lead, each other one joins the leader with the most similar column.
 
     weights: name -> array, of one MoE layer.  load_E: of its Routing; equal loads: the lowest number leads.
-    Returns group_E, the number of each expert's group.
+    A column of zeros is like none.  Returns group_E, the number of each expert's group.
     """
-    unit_DE = weights["w_router_DE"] / np.linalg.norm(weights["w_router_DE"], axis=0)
+    require.whole("n_groups", n_groups, 1, weights["w_router_DE"].shape[1])
+    length_E = np.linalg.norm(weights["w_router_DE"], axis=0)
+    unit_DE = weights["w_router_DE"] / np.where(length_E > 0, length_E, 1)
     leaders = np.sort(np.argsort(-np.asarray(load_E, float), kind="stable")[:n_groups])
     similar = unit_DE.T @ unit_DE[:, leaders]
     similar[leaders, np.arange(n_groups)] = np.inf

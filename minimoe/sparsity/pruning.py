@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import model, parameters
+from minimoe import model, parameters, require
 from minimoe.moe.routing import Tokens
 from minimoe.nn import attention, ops
 from minimoe.sparsity import calibration, masks, matrices, scores, sparsegpt
@@ -22,7 +22,7 @@ METHODS = {
     "magnitude_per_output": "the smallest weights of each output",
     "magnitude_global": "the smallest weights of all matrices together",
     "wanda": "the smallest products of weight and input, of each output",
-    "sparsegpt": "the weights that cost least, and the others make up for them",
+    "sparsegpt": "the weights that cost least; those that stay make up for them",
 }
 CALIBRATED = "wanda", "sparsegpt"
 """Methods that look at what the matrices multiply."""
@@ -83,7 +83,7 @@ def prune_and_report(params, config, method, tokens_BS, sparsity=None, pattern=N
         tokens_BS: calibration, whole numbers in [0, V); None if the method needs none.  An expert learns from the
             tokens that are dispatched to it; if there are none it keeps its weights, and the report says so.
         sparsity: share of zeros, in [0, 1); floored, in each matrix or output as the method has it.
-        pattern: instead, (kept, group), so many of each group of inputs.
+        pattern: instead, (kept, group): how many of each group of inputs stay.
         names: parameters to prune; None are attention and feed-forward networks, see `matrices.names`.
 
     Returns Pruned.  Raises ValueError for bad input, and for a model that has more zeros already than are asked for.
@@ -181,24 +181,23 @@ def _rule(method, sparsity, pattern):
 def _checked(params, config, method, sparsity, pattern, names):
     """The names.  Raises ValueError for what cannot be."""
     model.check_params(params, config)
-    if method not in METHODS:
-        raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
+    require.one_of("method", method, METHODS)
     if (sparsity is None) == (pattern is None):
         raise ValueError(f"sparsity = {sparsity!r}, pattern = {pattern!r}: give one of the two")
     names = matrices.names(config, names)
     if pattern is None:
         masks.check_sparsity(sparsity)
-        share, said = sparsity, f"sparsity = {sparsity}"
+        share, asked = sparsity, f"sparsity = {sparsity}"
     else:
         for name in names:
             _check_pattern(name, params[name], pattern)
-        share, said = 1 - pattern[0] / pattern[1], f"pattern = {tuple(pattern)}"
+        share, asked = 1 - pattern[0] / pattern[1], f"pattern = {tuple(pattern)}"
     for name in names if method in CALIBRATED else ():
         _check_calibrated(name, method, config)
     total = sum(params[name].size for name in names)
     zeros = sum(int((params[name] == 0).sum()) for name in names)
     if share > 0 and math.ceil(total * share) < zeros:
-        raise ValueError(f"{said}: it is a share of all {total:,} weights, and {zeros:,} of them "
+        raise ValueError(f"{asked}: it is a share of all {total:,} weights, and {zeros:,} of them "
                          f"({zeros / total:.1%}) are zero already")
     return names
 

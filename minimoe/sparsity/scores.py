@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minimoe import require
 from minimoe.nn import ops
 
 
@@ -16,7 +17,7 @@ def wanda(w_DF, x_TD):
         score_df = |w_df| * ||x_d||_2                       [Sun 2023, arXiv:2306.11695, eq. 1]
 
     x_TD: calibration, the vectors that w_DF multiplies.  Returns score_DF.
-    Raises ValueError if there are no vectors or they have another width.
+    Raises ValueError if there are no vectors, or not of D numbers that are finite.
     """
     w_DF, x_TD = ops.floats("w_DF", w_DF), ops.floats("x_TD", x_TD)
     check_inputs(w_DF, x_TD)
@@ -28,18 +29,26 @@ def movement(w_DF, dw_DF):
 
         score = -sum over steps of dL/dw * w                [Sanh 2020, arXiv:2005.07683, eq. 4, without its rate]
 
-    dw_DF: gradient of the loss, nats per unit of the weight.  Any shape.  Returns the step's summand.
+    dw_DF: gradient of the loss, nats per unit of the weight, of the shape of w_DF, which is any.  Returns the step's
+    summand.  Raises ValueError if the shapes differ.
     """
-    return -(dw_DF * w_DF)
+    return -_product(w_DF, dw_DF)
 
 
 def taylor(w_DF, dw_DF):
     """Square of the change of the loss, to first order, if the weight were 0: (dL/dw * w)^2, nats^2.
 
                                                             [Molchanov 2019, arXiv:1906.10771, eq. 8]
-    The sum over a neuron or a head is the neuron's or the head's.  Any shape.  Returns the scores.
+    The sum over a neuron or a head is the neuron's or the head's.  Arguments as of `movement`.  Returns the scores.
     """
-    return np.square(dw_DF * w_DF)
+    return np.square(_product(w_DF, dw_DF))
+
+
+def _product(w_DF, dw_DF):
+    w_DF, dw_DF = require.array("w_DF", w_DF), require.array("dw_DF", dw_DF)
+    if dw_DF.shape != w_DF.shape:
+        raise ValueError(f"dw_DF has shape {dw_DF.shape}: must be {w_DF.shape}, that of w_DF")
+    return dw_DF * w_DF
 
 
 def check_inputs(w_DF, x_TD):

@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from minimoe import require
 from minimoe.nn import ops
 from minimoe.sparsity import masks, scores
 
@@ -24,16 +25,20 @@ def prune(w_DF, x_TD, sparsity=None, pattern=None, block=128, damp=0.01):
         w_DF: the matrix.
         x_TD: calibration, the vectors that it multiplies; fewer than D are enough.
         sparsity: share of zeros: floor(size * sparsity) of each block of inputs, all outputs compared together.
-        pattern: instead, (kept, group): so many of each group of inputs, for each output.
+        pattern: instead, (kept, group): how many of each group of inputs stay, for each output.
         block: inputs whose mask is chosen at once; 1 or more, and groups divide it.
         damp: added to the diagonal of H, share of its mean.
 
-    An input that is 0 in all of x_TD gets weights of 0, and the others are pruned as if it were not there.
+    An input that is 0 in all of x_TD gets weights of 0, which count among the zeros of its block; the others are
+    corrected as if it were not there.
     Returns w_DF, mask_DF.  Raises ValueError for bad input, no calibration vector, or an H without an inverse.
     """
     w_DF, x_TD = ops.floats("w_DF", w_DF), ops.floats("x_TD", x_TD)
     scores.check_inputs(w_DF, x_TD)
+    if not np.isfinite(w_DF).all():
+        raise ValueError("w_DF has numbers that are not finite")
     D = len(w_DF)
+    require.number("damp", damp)
     _check(D, sparsity, pattern, block)
     x_TD = x_TD.astype(np.float64)
     live_D = x_TD.any(axis=0)
@@ -75,8 +80,7 @@ def inverse_factor(x_TD, live_D, damp):
 def _check(D, sparsity, pattern, block):
     if (sparsity is None) == (pattern is None):
         raise ValueError(f"sparsity = {sparsity!r}, pattern = {pattern!r}: give one of the two")
-    if block < 1:
-        raise ValueError(f"block = {block!r}: must be 1 or more inputs")
+    require.whole("block", block, 1)
     if sparsity is not None:
         masks.check_sparsity(sparsity)
         return

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from minimoe import model, parameters
+from minimoe import model, parameters, require
 from minimoe.config import fields
 from minimoe.moe import experts, routers
 from minimoe.moe.routing import Tokens
+from minimoe.nn import ops
 
 KINDS = {
     "layers": "the layers, [L]",
@@ -41,10 +42,11 @@ def shrink(params, config, keep):
             Numbers of layers and experts are those of the model before.
     Returns params, config.  With a capacity, an expert's slots follow the new mean load.
     Raises ValueError if no configuration describes what is left: layers that keep different numbers, key heads with
-    different numbers of query heads, kinds of layers in no regular order, fewer experts than top_k.
+    different numbers of query heads, kinds of layers in no regular order, fewer experts than top_k; and for a mask of
+    a layer that the model does not have.
     """
     model.check_params(params, config)
-    unknown = keep.keys() - KINDS.keys()
+    unknown = require.mapping("keep", keep).keys() - KINDS.keys()
     if unknown:
         raise ValueError(f"keep has {', '.join(sorted(unknown))}: known are {', '.join(KINDS)}")
     layer_L = _mask("layers", keep.get("layers", np.ones(config.n_layers, bool)), (config.n_layers,))
@@ -87,6 +89,8 @@ def _block(weights, config, layer, keep):
 def _of_layer(masks, layer, config):
     """The mask of a layer, or None."""
     if masks is None or isinstance(masks, dict):
+        if unknown := (masks or {}).keys() - range(config.n_layers):
+            raise ValueError(f"keep has masks of the layers {sorted(unknown)}: the model has {config.n_layers}")
         return (masks or {}).get(layer)
     if len(masks) != config.n_layers:
         raise ValueError(f"keep has {len(masks)} masks for {config.n_layers} layers")
@@ -103,8 +107,8 @@ def _take(name, layer, found, shape):
 def _mask(name, mask, shape):
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.shape != shape or not mask.any():
-        raise ValueError(f"the mask of the {name} has shape {mask.shape} and dtype {mask.dtype}, {int(mask.sum())} "
-                         f"kept: must be bool, {shape}, and keep some")
+        raise ValueError(f"the mask of the {name} has shape {mask.shape} and dtype {mask.dtype}, "
+                         f"{np.count_nonzero(mask)} kept: must be bool, {shape}, and keep some")
     return mask
 
 
@@ -183,8 +187,8 @@ def best_experts(x_TD, weights, config, n_kept):
 
         kept = argmin over subsets of || y_subset(x) - y(x) ||, root of summed squares     [Lu 2024, arXiv:2402.14800]
 
-    Tokens whose experts are missing go to their next best.  An expert that no token reached is missed by none: look at
-    `importance.Importance.unreached` before believing the result.
+    Tokens whose experts are missing go to their next best.  An expert that no token reached can always go without an
+    error: look at `importance.Importance.unreached` before you trust the result.
 
     Args:
         x_TD: calibration tokens, as the layer's router sees them.
@@ -192,11 +196,13 @@ def best_experts(x_TD, weights, config, n_kept):
         config: ModelConfig.
         n_kept: experts to keep.
     Returns kept_E, a mask, and the error of its layer.  Among equals the subset with the lowest numbers wins.
-    Raises ValueError for fewer than top_k, or if there are more than MOST_SUBSETS subsets.
+    Raises ValueError for fewer than top_k, tokens that do not fit, or more than MOST_SUBSETS subsets.
     """
     E = config.n_experts
-    whole = isinstance(n_kept, (int, np.integer)) and 1 <= n_kept <= E
-    fields.require(whole, "n_kept", n_kept, f"must be a whole number from 1 to {E}")
+    require.whole("n_kept", n_kept, 1, E)
+    x_TD = ops.floats("x_TD", x_TD)
+    fields.require(x_TD.ndim == 2 and x_TD.shape[1] == config.d_model and len(x_TD), "x_TD.shape", x_TD.shape,
+                   f"must be [tokens, {config.d_model}], at least one token")
     n_subsets = math.comb(E, n_kept)
     fields.require(n_subsets <= MOST_SUBSETS, "n_kept", n_kept,
                    f"{n_subsets:,} subsets of {E} experts are too many to try; {MOST_SUBSETS:,} is the limit")

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minimoe import model, parameters
+from minimoe import model, parameters, require
 from minimoe.config import fields
 from minimoe.moe import dense, experts, linear_assignment
 from minimoe.sparsity import structured
@@ -24,7 +24,7 @@ def upcycle(params, config, n_experts, top_k, seed, noise=0.0, dropped=0.0):
                                                         [Komatsuzaki 2022, arXiv:2212.05055; renormalized gates]
     The gates of a token sum to 1, so its experts, which are equal, put out what the dense network did: the logits are
     the dense model's.  They are whatever the gates are, so the task's gradient of the router is exactly 0 until the
-    experts differ.  What makes them differ is that each gets other tokens, already in the first step, and so other
+    experts differ.  What makes them differ is that each gets different tokens from the first step on, and so different
     gradients, which add up to the dense network's; the router meanwhile follows the balance loss alone.  Two options
     break the symmetry at once, and with it the equality:
 
@@ -40,10 +40,11 @@ def upcycle(params, config, n_experts, top_k, seed, noise=0.0, dropped=0.0):
     Returns params, config, without capacity: a dropped token would lose its whole network.
     Raises ValueError for a model that has experts already, or top_k = 1, whose raw gate p would scale the output.
     """
-    fields.require(isinstance(top_k, int) and top_k >= 2, "top_k", top_k,
-                   "must be 2 or more: the one gate is a raw probability p, and p times the network is another model")
-    fields.require(noise >= 0, "noise", noise, "must be 0 or more")
-    fields.require(0 <= dropped < 1, "dropped", dropped, "must be in [0, 1)")
+    n_experts, top_k = _counts(n_experts, top_k, seed)
+    fields.require(top_k >= 2, "top_k", top_k,
+                   "must be 2 or more: one gate is a raw probability p, and p times the network is a different model")
+    require.number("noise", noise)
+    fields.require(require.number("dropped", dropped) < 1, "dropped", dropped, "must be in [0, 1)")
     networks, found = _networks(params, config), {}
     for i, network in networks.items():
         rng = np.random.default_rng([seed, i])
@@ -52,6 +53,12 @@ def upcycle(params, config, n_experts, top_k, seed, noise=0.0, dropped=0.0):
             _break_symmetry({name: stack[e] for name, stack in found[i].items()}, noise, dropped, rng)
     width = len(next(iter(networks.values()))[experts.NAMES[2]])
     return _with_experts(params, config, found, seed, n_experts=n_experts, top_k=top_k, d_hidden=width)
+
+
+def _counts(n_experts, top_k, seed):
+    """(n_experts, top_k) as a configuration has them.  Raises ValueError unless all are whole numbers."""
+    require.whole("seed", seed)
+    return int(require.whole("n_experts", n_experts, 1)), int(require.whole("top_k", top_k, 1))
 
 
 def _networks(params, config):
@@ -105,7 +112,7 @@ def _break_symmetry(expert, noise, dropped, rng):
 def moefy(params, config, n_experts, top_k, tokens_BS, seed, spread=0.01):
     """An MoE whose experts are the parts of a dense model's networks, each neuron in one: MoEfication.
 
-    Neurons that read alike are put together, as many in each expert (k-means with balanced clusters, by the directions
+    Neurons with similar inputs go together, as many in each expert (k-means with balanced clusters, by the directions
     of their weights).  The router is the linear map that best predicts how large each expert's output is, on the
     calibration tokens.  Its scores only choose: their spread is small, so the gates are next to equal, and w_down is
     scaled so that a gate times it is what it was.  With top_k = n_experts the model is the dense one, up to the spread.
@@ -121,6 +128,7 @@ def moefy(params, config, n_experts, top_k, tokens_BS, seed, spread=0.01):
         spread: standard deviation of the router's scores.
     Returns params, config.  Raises ValueError for a model that has experts already, or a width that does not divide.
     """
+    n_experts, top_k = _counts(n_experts, top_k, seed)
     networks, found = _networks(params, config), {}
     F = len(next(iter(networks.values()))[experts.NAMES[2]])
     fields.require(F % n_experts == 0, "n_experts", n_experts, f"must divide the {F} neurons of a network")
@@ -143,7 +151,7 @@ def moefy(params, config, n_experts, top_k, tokens_BS, seed, spread=0.01):
 
 
 def balanced_clusters(rows, n_clusters, rng):
-    """Put rows of like direction together, as many in each cluster: k-means whose assignment is the best balanced one.
+    """Put rows of similar direction together, as many in each cluster: k-means with the best balanced assignment.
 
     rows: one per neuron.  Returns the cluster of each.
     """
@@ -159,7 +167,7 @@ def balanced_clusters(rows, n_clusters, rng):
 
 
 def fitted_router(x_TD, weights, spread):
-    """The router whose scores are next, in squares, to the length of each expert's output against the others' mean.
+    """The least-squares router: its scores fit the length of each expert's output, less the mean of all experts.
 
     spread: standard deviation that the scores are scaled to.  Returns w_router_DE.
     """

@@ -16,6 +16,7 @@ from minimoe.training import data, loop
 CALIBRATION = 32
 """Number of sequences of the training text that a method sees."""
 
+
 def prune(state, corpus, method, training, calibration=CALIBRATION, **options):
     """A run before its first step that starts with the pruned model, and the Cut.
 

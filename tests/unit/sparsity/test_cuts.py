@@ -63,3 +63,5 @@ def test_a_weight_that_is_gone_stays_gone_when_more_are_pruned():
     params, old = model.init_params(small.MODEL, 0), {name: np.eye(8, dtype=bool).reshape(8, 2, 4)}
     found = cuts.cut(masks.apply(params, old), small.MODEL, "magnitude", sparsity=0.5, old_masks=old)
     np.testing.assert_array_equal(found.masks[name], old[name])
+    with pytest.raises(ValueError, match="masks.'b'.: there is no such parameter"):
+        cuts.cut(params, small.MODEL, "layers", *TEXT, keep=1, old_masks={"b": old[name]})

@@ -112,9 +112,16 @@ def test_densities_are_shares_and_add_up_to_one_weight_per_matrix(shapes, densit
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: densities.erdos_renyi({"a": (2, 3)}, 0), "density = 0: must be a share"),
+    *((lambda d=d: densities.erdos_renyi({"a": (2, 3)}, d), f"density = {d!r}: must be a share") for d in (0, 2, "a")),
     (lambda: densities.uniform({"a": (2,)}, 0.5), r"shapes\['a'\] = \(2,\): must be a matrix"),
     (lambda: dynamic.rigl(W, MASK[:3], GRADIENT, 0.5), r"mask is bool \(3,\): must be bool \(6,\)"),
+    *((lambda g=g: dynamic.rigl(W, MASK, g, 0.5), "gradient has shape") for g in (GRADIENT[:3], GRADIENT * np.nan)),
+    (lambda: dynamic.rigl(W * np.nan, MASK, GRADIENT, 0.5), "w must be an array of finite numbers"),
+    (lambda: dynamic.snfs({"a": W}, {"a": MASK}, {}, 0.5), r"masks\['a'\]: there is no such parameter, or no momentum"),
+    (lambda: dynamic.snfs({"a": W}, {"a": MASK}, {"a": W[:3]}, 0.5), r"momenta\['a'\] has shape \(3,\)"),
+    (lambda: dynamic.drop_fraction(1, 0.3, 0), "last_step = 0: must be above 0"),
+    (lambda: dynamic.drop_fraction(1, 3, 9), "initial = 3: must be a share"),
+    (lambda: dynamic.set(W, MASK, 0.5, 0), "rng = 0: must be a numpy.random.Generator"),
     (lambda: dynamic.rigl(W, MASK, GRADIENT, 1.5), "fraction = 1.5"),
     (lambda: dynamic.set(W, MASK, 0.5, None, "one"), "regrown = 'one'")])
 def test_bad_input_is_refused(call, message):

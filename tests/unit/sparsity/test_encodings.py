@@ -47,13 +47,14 @@ def test_every_encoding_comes_back_and_is_as_long_as_the_formula_says(stack, gro
         assert len(data) == encodings.n_bytes(name, w.shape, int(mask.sum()), w.itemsize, own)
         back = encodings.decode(name, data, w.shape, w.dtype, own)
         np.testing.assert_array_equal(back, np.where(mask, w, 0).astype(dtype), strict=True)
+        assert back.flags.writeable
         for wrong in (data[:-1], data + b"0"):
             with pytest.raises(ValueError, match=f"{len(wrong)} bytes are not a {name} of shape"):
                 encodings.decode(name, wrong, w.shape, w.dtype, own)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("zip", W), "encoding = 'zip': must be one of dense"),
+    (("zip", W), "encoding = 'zip': must be one of dense"), (("csr", [["a"]]), "w has shape .* must be an array"),
     (("csr", W[0]), r"shape = \(4,\): must be a matrix"),
     (("csr", W, W > 0, (2, 4)), r"pattern = \(2, 4\): n_of_m has one"),
     (("n_of_m", W, None, (2, 4)), r"pattern = \(2, 4\): groups of 4 do not divide 3 inputs"),

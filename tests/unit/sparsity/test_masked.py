@@ -10,7 +10,7 @@ import pytest
 from minimoe import batches, gradcheck, model, parameters
 from minimoe.config import train
 from minimoe.sparsity import densities, dynamic, masked, masks, matrices, pruning, schedules
-from minimoe.training import checkpoint, loop, optimizer
+from minimoe.training import checkpoint, divergence, loop, optimizer
 from tests import small
 
 SPARSE = dict(sparsity=0.8, sparsity_every=3, n_steps=24, weight_decay=0.5, clip_norm=0.5, beta1=0.9)
@@ -53,7 +53,7 @@ def test_nothing_masked_is_revived_and_a_resumed_run_is_the_run_itself(tmp_path,
     assert small.numbers(loop.train(resumed, small.CORPUS)) == small.numbers(straight)
     assert (len(changes) > 3) == (name in CHANGING) and np.mean(straight.history["ce"][-9:]) < 3.3
     total = [sum(map(sum, count.values())) for count in counts]
-    if masked.RULES[name].grows:
+    if masked.RULES[name].starts_sparse:
         assert len(set(total)) == 1 and (name == "snfs" or all(count == counts[0] for count in counts))
     else:
         assert total == sorted(total, reverse=True)
@@ -113,12 +113,12 @@ def test_masks_change_at_their_steps_as_the_method_says(name):
                 parts = (matrices.stack(n, array) for array in (seen[n], before[n], grads[n], state.params[n]))
                 for w, mask, grad, after in zip(*parts, strict=True):
                     np.testing.assert_array_equal(after, dynamic.rigl(w, mask, grad, fraction)[0])
-        if not rule.grows and changed:
+        if not rule.starts_sparse and changed:
             share = schedules.cubic(step, 0, 9, 0.5)
             assert all(kept == [m - math.floor(m * share)] * len(kept) for n, kept in weights_kept(state).items()
                        for m in [state.masks[n].size // len(kept)])
         new_weights = {n: mask & ~before[n] for n, mask in state.masks.items()}
-        assert rule.grows or not any(grown.any() for grown in new_weights.values())
+        assert rule.starts_sparse or not any(grown.any() for grown in new_weights.values())
         assert not any(arrays[n][grown].any() for arrays in (state.params, *state.moments)
                        for n, grown in new_weights.items())
 
@@ -144,6 +144,12 @@ def test_a_lottery_ticket_and_a_pruned_model_are_trained_with_their_masks(tmp_pa
     assert_zero_where_masked(state)
     assert small.numbers(checkpoint.load(tmp_path / "c.npz")) == small.numbers(state) and [*state.masks] == [*keep]
     assert pruning.report(state.params, state.masks).pruned.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_run_that_diverges_as_its_masks_change_says_so():
+    for name in CHANGING:
+        with pytest.raises(divergence.Diverged, match="^step "):
+            loop.train(new(name, sparsity_every=1, learning_rate=1e300, warmup_steps=0), small.CORPUS)
 
 
 @pytest.mark.parametrize("density", train.DENSITIES)

@@ -82,6 +82,8 @@ def test_a_dead_input_is_zeroed_and_the_others_are_pruned_as_without_it():
     ((W_DF, X_TD), {}, "sparsity = None, pattern = None: give one of the two"),
     ((W_DF, X_TD, 0.5, (2, 4)), {}, "sparsity = 0.5, pattern = .*: give one"),
     ((W_DF, X_TD, 1.0), {}, "sparsity = 1.0"), ((W_DF, X_TD, 0.5), dict(block=0), "block = 0"),
+    ((W_DF, X_TD, 0.5), dict(block=2.5), "block = 2.5"), ((W_DF, X_TD, 0.5), dict(damp=-1), "damp = -1: must be"),
+    ((W_DF * np.inf, X_TD, 0.5), {}, "w_DF has numbers that are not finite"),
     ((W_DF, X_TD, None, (2, 5)), {}, r"pattern = \(2, 5\): groups of 5 do not divide 12 inputs"),
     ((W_DF, X_TD, None, (2, 4)), dict(block=6), "block = 6: must be a multiple of the pattern's group of 4"),
     ((W_DF, X_TD[:0], 0.5), {}, "x_TD has 0 tokens"), ((W_DF, 0 * X_TD, 0.5), {}, "x_TD has 40 tokens and all are 0"),

@@ -55,7 +55,7 @@ def masked(params, keep):
         new[f"layers.{i}.moe.w_down_EFD" if mask.ndim == 2 else f"layers.{i}.dense.w_down_JD"][~mask] = 0
     for i, mask_J in keep.get("shared", {}).items():
         new[f"layers.{i}.moe.shared.w_down_JD"][~mask_J] = 0
-    for i, mask_E in keep.get("experts", {}).items():  # a bias would bring back who has no score
+    for i, mask_E in keep.get("experts", {}).items():  # a bias would bring back an expert without a score
         new.get(f"layers.{i}.moe.bias_E", np.zeros(4))[~mask_E] = -np.inf
     for i in np.flatnonzero(~keep.get("layers", np.ones(1, bool))):
         for name in ("attention.w_o_HPD", "moe.w_down_EFD", "dense.w_down_JD"):
@@ -173,7 +173,8 @@ def mask(n, *kept):
     ({"experts": [mask(4, 0, 1, 2)] * 3}, dict(router="hash"), "router = 'hash': no expert can go"),
     ({"experts": [mask(4, 0, 1)] * 3}, dict(router="sigmoid_bias", n_groups=2, top_groups=1),
      r"n_groups = 2: each group of experts must keep the same number; they keep \[2, 0\]"),
-    ({"layers": mask(3)}, {}, "the mask of the layers"),
+    ({"layers": mask(3)}, {}, "the mask of the layers"), ([], {}, r"keep = \[\]: must be a dict"),
+    ({"experts": {3: mask(4, 0, 1)}}, {}, r"keep has masks of the layers \[3\]: the model has 3"),
     ({"heads": [mask(6, 1)]}, {}, "keep has 1 masks for 3 layers"),
 ])
 def test_what_cannot_be_shrunk_is_refused(keep, fields, message):
@@ -190,5 +191,7 @@ def test_subsets_that_cannot_be_tried_are_refused():
             structured.best_experts(np.ones((2, 12)), weights, config, n_kept)
     with pytest.raises(ValueError, match="top_k = 2: 1 of 40 experts are too few"):
         structured.best_experts(np.ones((2, 12)), weights, config, 1)
+    with pytest.raises(ValueError, match=r"x_TD.shape = \(0, 12\): must be \[tokens, 12\]"):
+        structured.best_experts(np.ones((0, 12)), weights, config, 39)
     with pytest.raises(ValueError, match="1 tokens of length 0"):
         structured.block_influence(np.array([[[1., 0]], [[0, 0]]]))

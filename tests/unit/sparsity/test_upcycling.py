@@ -128,8 +128,8 @@ def test_merging_undoes_copies_and_weighs_by_load():
         w = np.moveaxis(params[f"layers.1.moe.{name}"], axis, 0)
         expected = np.stack([0.6 * w[0] + 0.4 * w[2], w[1]])  # .3 and .2 of .5; .5 and 0
         np.testing.assert_allclose(np.moveaxis(fewer[f"layers.1.moe.{name}"], axis, 0), expected, rtol=1e-12)
-    w_DE = np.array([[1., 0, 2, 1], [0, 1, 0.1, 1.1]])
-    assert merging.similar_groups({"w_router_DE": w_DE}, [3, 5, 1, 1], 2).tolist() == [0, 1, 0, 1]
+    w_DE = np.array([[1., 0, 2, 1, 0], [0, 1, 0.1, 1.1, 0]])  # the last is as far from both
+    assert merging.similar_groups({"w_router_DE": w_DE}, [3, 5, 1, 1, 1], 2).tolist() == [0, 1, 0, 1, 0]
 
 
 def test_the_gradient_of_distillation_and_its_zero():
@@ -175,17 +175,23 @@ def test_the_whole_gradient_of_a_student_in_groups_and_a_run_with_a_teacher():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda params: upcycling.upcycle(params, ONE, 4, 1, 0), "top_k = 1: must be 2 or more: the one gate is a raw"),
+    (lambda params: upcycling.upcycle(params, ONE, 4, 1, 0), "top_k = 1: must be 2 or more: one gate is a raw"),
+    (lambda params: upcycling.upcycle(params, ONE, 4.5, 2, 0), "n_experts = 4.5: must be a whole number"),
+    (lambda params: upcycling.moefy(params, ONE, 0, 2, TOKENS_BS, 0), "n_experts = 0: must be a whole number"),
+    (lambda params: merging.similar_groups({"w_router_DE": TOKENS_BS[0]}, [1], 99), "n_groups = 99: must be"),
     (lambda params: upcycling.upcycle(params, ONE, 4, 5, 0), "top_k = 5: a token cannot have more"),
     (lambda params: upcycling.upcycle(params, ONE, 4, 2, 0, dropped=1), r"dropped = 1: must be in \[0, 1\)"),
     (lambda params: upcycling.upcycle(*upcycling.upcycle(params, ONE, 4, 2, 0), 8, 2, 0), "n_experts = 4: the model"),
     (lambda params: upcycling.moefy(params, ONE, 3, 2, TOKENS_BS, 0), "n_experts = 3: must divide the 8 neurons"),
     (lambda params: merging.merge(*upcycling.upcycle(params, ONE, 4, 2, 0), {0: [0, 0, 1, 1]}),
      "groups have from 0 to 2 experts left in a layer"),
+    (lambda params: merging.merge(*upcycling.upcycle(params, ONE, 4, 2, 0), {}), "groups have from 0 to 0 experts"),
     (lambda params: merging.merge(*upcycling.upcycle(params, ONE, 4, 2, 0), {0: [0, 2, 0, 2], 1: [0, 1, 0, 1]}),
      r"groups of layer 0 = \[0, 2, 0, 2\]: must number a group for each of 4 experts"),
     (lambda params: merging.merge(*upcycling.upcycle(params, ONE, 4, 2, 0), dict.fromkeys(range(2), [0, 1, 0, 1]),
                                   {0: [1, 0, 1, 0]}), r"layer 0: no token reached any expert of the groups \[1\]"),
+    (lambda params: merging.merge(*upcycling.upcycle(params, ONE, 4, 2, 0), dict.fromkeys(range(2), [0, 1, 0, 1]),
+                                  {0: [1, -1, 2, 2]}), "loads of layer 0 = .*: must be 0 or more"),
     (lambda params: distillation.teacher(params, ONE, weight=-1), "weight = -1: must be 0 or more"),
 ])
 def test_what_cannot_be_is_refused(call, message):
