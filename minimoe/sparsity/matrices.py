@@ -3,6 +3,8 @@
 A mask and a share are of a matrix, so each expert has its own, and the heads of an attention matrix are side by side.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from minimoe import model, require
@@ -22,7 +24,9 @@ def names(config, given=None):
     if given is None:
         inside = (*attention.weights(config, 1.0, 1.0), *FEED_FORWARD)
         return [name for name in weights if name.split(".")[-1] in inside]
-    given = [given] if isinstance(given, str) else list(dict.fromkeys(require.sequence("names", given)))
+    if not isinstance(given, Iterable):
+        require.fail("names", given, "names of parameters")
+    given = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for name in given:
         if name == "head.w_DV" and config.tie_embeddings:
             raise ValueError("names: there is no head.w_DV, since the head is the embedding (tie_embeddings = True)")

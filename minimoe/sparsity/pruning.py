@@ -189,6 +189,7 @@ def _checked(params, config, method, sparsity, pattern, names):
         masks.check_sparsity(sparsity)
         share, asked = sparsity, f"sparsity = {sparsity}"
     else:
+        masks.check_pattern(pattern, 0)
         for name in names:
             _check_pattern(name, params[name], pattern)
         share, asked = 1 - pattern[0] / pattern[1], f"pattern = {tuple(pattern)}"

@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from minimoe import require
 from minimoe.config import fields
 from minimoe.sparsity import cuts, matrices, pruning
 from minimoe.training import data, loop
 
 CALIBRATION = 32
 """Number of sequences of the training text that a method sees."""
+MOST_TOKENS = 1_000_000
+"""Maximum number of calibration tokens, since all of them go through the model at once."""
 
 
 def prune(state, corpus, method, training, calibration=CALIBRATION, **options):
@@ -52,11 +55,13 @@ def recovery(train_config, n_steps, learning_rate=None):
 def calibration_text(state, corpus, method, n_sequences):
     """(tokens_BS, targets_BS) of the training text, the same at every call.  Raises ValueError if there are too few."""
     length = state.train_config.sequence
-    fields.require(n_sequences >= 1, "calibration", n_sequences, "must be 1 or more sequences")
+    require.whole("calibration", n_sequences, 1)
     names = matrices.names(state.model_config) if method in pruning.CALIBRATED else ()
     widest = max((matrices.shape(name, state.params[name].shape)[1] for name in names), default=1)
     fields.require(n_sequences * length >= widest, "calibration", n_sequences,
                    f"{n_sequences * length} tokens are too few for {method}: must be at least the number of a matrix's "
                    f"inputs, {widest}, which is {-(-widest // length)} sequences of {length}")
+    fields.require(n_sequences * length <= MOST_TOKENS, "calibration", n_sequences,
+                   f"{n_sequences * length:,} tokens are too many at once; {MOST_TOKENS:,} is the limit")
     batch = data.sample(corpus.train, np.random.default_rng(0), n_sequences, length)
     return batch.tokens_BS, batch.targets_BS

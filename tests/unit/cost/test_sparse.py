@@ -18,6 +18,8 @@ DENSE = ModelConfig(vocab_size=10, d_model=4, n_layers=1, n_heads=1, d_hidden=6,
 def test_a_training_step_by_hand_with_100_flops_forward_dense_and_20_sparse(dynamic, expected):
     assert sparse.training_flops(100, 20, replace(RUN, dynamic=dynamic)) == pytest.approx(expected)
     assert sparse.training_flops(100, 20, replace(RUN, sparsity=0.0)) == 300
+    every_100 = TrainConfig(sparsity=0.8, dynamic="rigl")  # RigL's table 2: .23 and .10 of the dense run, as SET has
+    assert [round(sparse.training_flops(1, f, every_100) / 3, 2) for f in (0.23, 0.1)] == [0.23, 0.1]
 
 
 def test_forward_flops_and_those_of_pruning_by_hand():

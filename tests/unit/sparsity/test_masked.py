@@ -9,6 +9,7 @@ import pytest
 
 from minimoe import batches, gradcheck, model, parameters
 from minimoe.config import train
+from minimoe.gradcheck import numeric
 from minimoe.sparsity import densities, dynamic, masked, masks, matrices, pruning, schedules
 from minimoe.training import checkpoint, divergence, loop, optimizer
 from tests import small
@@ -90,7 +91,7 @@ def test_the_gradient_through_masks_is_that_of_the_complex_step():
     def through(arrays):
         return model.objective_forward(masks.apply(arrays, keep), *batch, config, training=True)[0][0].total
 
-    report = gradcheck.compare("masked", through, params, masks.apply(grads, keep), most=20)
+    report = numeric.compare_directions("masked", through, params, masks.apply(grads, keep))
     assert report.ok and all(row.error < 1e-12 for row in report.rows), report
 
 
@@ -147,7 +148,7 @@ def test_a_lottery_ticket_and_a_pruned_model_are_trained_with_their_masks(tmp_pa
 
 
 def test_a_run_that_diverges_as_its_masks_change_says_so():
-    for name in CHANGING:
+    for name in ("set", "gradual"):
         with pytest.raises(divergence.Diverged, match="^step "):
             loop.train(new(name, sparsity_every=1, learning_rate=1e300, warmup_steps=0), small.CORPUS)
 

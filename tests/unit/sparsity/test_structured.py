@@ -111,7 +111,7 @@ def test_layers_go_whole_and_their_kinds_stay_in_an_order_that_a_configuration_h
     cases.assert_equal(same, params)
 
 
-@pytest.mark.parametrize("name", ["shared", "mixed"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_gradients_of_a_shrunken_model_are_right_and_it_writes_text(name):
     params, config = structured.shrink(gradcheck.random_params(MODELS[name]), MODELS[name], cuts(MODELS[name]))
     tokens_BS, targets_BS = gradcheck.random_batch(config)
@@ -120,7 +120,7 @@ def test_the_gradients_of_a_shrunken_model_are_right_and_it_writes_text(name):
     def total(arrays):
         return model.objective_forward(arrays, tokens_BS, targets_BS, config, training=True)[0][0].total
 
-    report = numeric.compare("shrunken", total, params, grads, most=9)
+    report = numeric.compare_directions("shrunken", total, params, grads, count=1)
     assert report.ok, report
     assert len(sampling.generate(params, config, tokens_BS[0], 3, seed=0)) == tokens_BS.shape[1] + 3
 
@@ -164,7 +164,7 @@ def mask(n, *kept):
     ({"heads": {0: mask(6, 0, 1)}}, {}, "layers keep from 2 to 6 heads: must be the same number in each"),
     ({"heads": {0: mask(6, 0, 1, 2)}}, {}, r"layer 0 keeps \[2, 1, 0\] query heads of its key heads"),
     ({"heads": {0: mask(6)}}, {}, r"heads of layer 0 has shape \(6,\) and dtype bool, 0 kept"),
-    ({"heads": {0: np.arange(6)}}, {}, r"dtype int64, 15 kept: must be bool, \(6,\)"),
+    ({"heads": {0: np.arange(6)}}, {}, r"dtype int64, 5 kept: must be bool, \(6,\)"),
     ({"neurons": {0: np.arange(20).reshape(4, 5) > 2}}, {}, "experts of layer 0 keep from 2 to 5 neurons"),
     ({"neurons": [np.tile(mask(5, 1), (4, 1))] * 3}, dict(n_shared_experts=1), "shared experts keep 5 neurons: must be "
                                                                              "1 x 1"),

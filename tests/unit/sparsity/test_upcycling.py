@@ -157,7 +157,7 @@ def test_the_whole_gradient_of_a_student_in_groups_and_a_run_with_a_teacher():
         teacher_TV = model.model_forward(teacher, TOKENS_BS, MANY)[0][0]
         return ce + 0.7 * distillation.distillation_forward(logit_TV, teacher_TV, np.full(36, 1 / 36), 3.0)[0]
 
-    report = numeric.compare("student", total, student, found.grads, most=9)
+    report = numeric.compare_directions("student", total, student, found.grads, count=2)
     assert report.ok, report
     assert np.mean([losses.total for losses in found.losses]) == pytest.approx(total(student), rel=1e-12)
     alone, taught = small.new(small.DENSE, n_steps=15), small.new(small.DENSE, n_steps=15)
@@ -178,7 +178,7 @@ def test_the_whole_gradient_of_a_student_in_groups_and_a_run_with_a_teacher():
     (lambda params: upcycling.upcycle(params, ONE, 4, 1, 0), "top_k = 1: must be 2 or more: one gate is a raw"),
     (lambda params: upcycling.upcycle(params, ONE, 4.5, 2, 0), "n_experts = 4.5: must be a whole number"),
     (lambda params: upcycling.moefy(params, ONE, 0, 2, TOKENS_BS, 0), "n_experts = 0: must be a whole number"),
-    (lambda params: merging.similar_groups({"w_router_DE": TOKENS_BS[0]}, [1], 99), "n_groups = 99: must be"),
+    (lambda params: merging.similar_groups({"w_router_DE": TOKENS_BS}, [1], 99), "n_groups = 99: must be"),
     (lambda params: upcycling.upcycle(params, ONE, 4, 5, 0), "top_k = 5: a token cannot have more"),
     (lambda params: upcycling.upcycle(params, ONE, 4, 2, 0, dropped=1), r"dropped = 1: must be in \[0, 1\)"),
     (lambda params: upcycling.upcycle(*upcycling.upcycle(params, ONE, 4, 2, 0), 8, 2, 0), "n_experts = 4: the model"),
