@@ -40,7 +40,7 @@ def test_too_little_calibration_text_is_refused_with_how_much_would_do():
     """A matrix of 24 inputs needs three sequences of 8 tokens; a magnitude needs none."""
     state = small.new(replace(small.MODEL, d_model=24))
     state.rng.random()  # as training does
-    with pytest.raises(ValueError, match="calibration = 2: 16 tokens are too few for wanda: .* 24, which are 3 seq"):
+    with pytest.raises(ValueError, match="calibration = 2: 16 tokens are too few for wanda: .* 24, which is 3 seq"):
         pruned.prune(state, small.CORPUS, "wanda", small.TRAINING, calibration=2, sparsity=0.5)
     new, _ = pruned.prune(state, small.CORPUS, "magnitude", small.TRAINING, calibration=0, sparsity=0.5)
     assert new.rng.bit_generator.state == state.rng.bit_generator.state and new.rng is not state.rng
