@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -50,26 +51,54 @@ def printable(text, stream=None):
     return escaped.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def columns(text):
+    """Columns that a line takes: a character of Chinese, Japanese or Korean takes two, a combining mark none."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def quoted(text):
+    """The text as one word of a shell, to be pasted: with the escapes of bash and zsh where it cannot be shown."""
+    if printable(text) == text and not set(text) & set("\n\t"):
+        return shlex.quote(text)
+    return "$'" + "".join("".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
+                          if c in "\\'\n\t" or printable(c) != c else c for c in text) + "'"
+
+
+def command(*words):
+    """A command of this program, to be pasted."""
+    return " ".join(["python -m minimoe", *map(quoted, words)])
+
+
 def say(text="", end="\n"):
     """Print what comes from outside, or may hold it: see `printable`."""
     print(printable(text), end=end, flush=True)
 
 
-def complain(text):
-    """Print one line on standard error, without its middle if it is very long; none if nothing can be written there."""
-    line = printable(text, sys.stderr).replace("\n", "\\n")
-    if len(line) > LONGEST_MESSAGE:
-        line = f"{line[:LONGEST_MESSAGE - 150]} ... {line[-145:]}"
+def complain(text, to_type=""):
+    """Print a message on standard error, without its middle if it is very long; none if nothing can be written there.
+
+    to_type: a command, on a line of its own below, so that it can be pasted.
+    """
+    message = printable(text, sys.stderr).replace("\n", "\\n")
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[:LONGEST_MESSAGE - 150]} ... {message[-145:]}"
+    lines = [_wrapped(message, "", "  "), *["  " + printable(to_type, sys.stderr)] * bool(to_type)]
     with contextlib.suppress(OSError):  # what happened is in the exit status too
-        print(line, file=sys.stderr, flush=True)
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def fill(text, indent="", hanging=""):
     """Each line of the text as a paragraph of the width.  indent: before its first line.  hanging: before the others.
+
+    What stands in `backquotes` is not broken.
     """
-    text = printable(text)
-    return "\n".join(textwrap.fill(line, width(), initial_indent=indent, subsequent_indent=hanging or indent,
-                                   break_on_hyphens=False, break_long_words=False) for line in text.split("\n"))
+    return "\n".join(_wrapped(line, indent, hanging or indent) for line in printable(text).split("\n"))
+
+
+def _wrapped(line, indent, hanging):
+    whole = re.sub("`[^`]*`", lambda quote: quote[0].replace(" ", "\0"), line)
+    return textwrap.fill(whole, width(), initial_indent=indent, subsequent_indent=hanging, break_on_hyphens=False,
+                         break_long_words=False, expand_tabs=False, replace_whitespace=False).replace("\0", " ")
 
 
 def table(rows, left=(0,), repeat=1):
@@ -80,7 +109,7 @@ def table(rows, left=(0,), repeat=1):
     Returns the lines, without spaces at their ends.
     """
     rows = [tuple(printable(str(cell)) for cell in row) for row in rows]
-    widths = [max(len(line) for row in rows for line in row[i].split("\n")) for i in range(len(rows[0]))]
+    widths = [max(columns(line) for row in rows for line in row[i].split("\n")) for i in range(len(rows[0]))]
     return "\n\n".join(_draw([[row[i] for i in block] for row in rows], [block.index(i) for i in block if i in left])
                        for block in _blocks(widths, repeat, left))
 

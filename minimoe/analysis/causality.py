@@ -55,18 +55,19 @@ class Row:
         return self.future == 0 if self.declared else self.future > 0 or self.capacity_factor is not None
 
 
-def study(trials=50, names=tuple(routers.ROUTERS), factors=(None, 0.75), orders=tuple(capacity.ORDERS)):
+def study(trials=50, names=tuple(routers.ROUTERS), factors=(None, 0.75), orders=tuple(capacity.ORDERS), rounds=range):
     """A list of Rows, for every router x capacity x drop order: each in training, and then in evaluation.
 
     trials: random inputs for each.  factors: capacity factors; None is dropless, where the order has no effect, so that
-    one row stands for all.
+    one row stands for all.  rounds: counts the configurations, as `range` does; a progress bar can.
     """
     facts = {name: routers.ROUTERS[name].FACTS for name in names}
     configs = [replace(CONFIG, router=name, top_k=own.top_k or CONFIG.top_k, capacity_factor=factor,
                        eval_capacity_factor=factor, drop_order=order)
                for name, own in facts.items() for factor in (factors if not own.soft else factors[:1])
                for order in (orders if factor is not None else orders[:1])]
-    return [examine(config, training, trials) for config in configs for training in (True, False)]
+    return [examine(config, training, trials) for _, config in zip(rounds(len(configs)), configs, strict=True)
+            for training in (True, False)]
 
 
 def examine(config, training, trials):
@@ -90,16 +91,25 @@ def _promised(name, training):
     return facts.causal if training else facts.causal_in_evaluation
 
 
-def table(rows):
-    """The study as text: which look into the future, one line per configuration, and how to read it."""
-    lines = [("router", "capacity,\ndrop order", "as\ndeclared", "training\nfuture", "prefix", "batch",
-              "evaluation\nfuture", "prefix", "batch", "cached")]
+def report(rows, detail=False):
+    """The study as text: which look into the future; with detail also one line per configuration, and how to read it.
+    """
+    answer = terminal.fill(_answer(rows), hanging="  ")
+    if not detail:
+        return f"{answer}\n\n{terminal.fill(QUESTION)}"
+    lines = [("router", "drop order", "train:\nfuture", "prefix", "batch",
+              "eval:\nfuture", "prefix", "batch", "cached")]
     for train, evaluate in _pairs(rows):
-        agrees = "yes" if train.as_declared and evaluate.as_declared else "NO"
-        lines.append((train.router, _room(train), agrees, *map(_cell, (train.future, train.prefix, train.batch)),
+        lines.append((train.router, "dropless" if train.capacity_factor is None else train.drop_order,
+                      *map(_cell, (train.future, train.prefix, train.batch)),
                       *map(_cell, (evaluate.future, evaluate.prefix, evaluate.batch, evaluate.cached))))
-    return "\n\n".join([terminal.fill(_answer(rows)), terminal.table(lines, left=(0, 1, 2), repeat=2),
-                        terminal.fill(NOTES, hanging="  ")])
+    return "\n\n".join([answer, terminal.table(lines, left=(0, 1), repeat=2), terminal.fill(NOTES, hanging="  ")])
+
+
+QUESTION = """\
+A setting looks into the future if changing the last token changes an earlier one's experts or gates, or whether it is \
+kept. Declared is what the router and the drop order promise.
+How often, and whether a prefix, a batch or cached decoding makes a difference, setting by setting: --detail"""
 
 
 def _answer(rows):
@@ -112,8 +122,9 @@ def _answer(rows):
     leaky = {train.router for train, evaluate in ahead if max(train.future, evaluate.future) > 0}
     queues = [(train, evaluate) for train, evaluate in pairs
               if train.capacity_factor is not None and train.router not in leaky]
-    return "\n".join([declared, f"Routers that look into the future: {_ahead(ahead, 'router')}.",
-                      f"Drop orders that do, when experts are full: {_ahead(queues, 'drop_order')}."])
+    found = [f"Routers that look into the future: {_ahead(ahead, 'router')}.",
+             f"Drop orders that do, when experts are full: {_ahead(queues, 'drop_order')}."]
+    return "\n".join([declared, *found] if wrong else [*found, declared])
 
 
 def _ahead(pairs, name):
@@ -135,18 +146,18 @@ def _room(row):
 
 
 def _cell(share):
-    return "random" if share is None else "-" if share == 0 else f"{share:.0%}"
+    return "?" if share is None else "-" if share == 0 else f"{share:.0%}"
 
 
 NOTES = """\
-The numbers are the shares of random trials in which it made a difference; - is none.
+The numbers are the shares of random trials in which it made a difference; - is none. With a drop order the experts \
+have limited room.
 future: changing the last token changed an earlier token's experts or gates, or whether it was kept.
 prefix: f(x[:t]) is not f(x)[:t].
 batch: swapping sequences changed their outputs.
 cached: decoding token by token gave different logits than one pass.
-random: chance decides, so there is nothing to compare.
-as declared: what was measured is what the router (its facts causal and causal_in_evaluation) and the drop order \
-promise."""
+?: chance decides, so there is nothing to compare.
+declared: what the router (its facts causal and causal_in_evaluation) and the drop order promise."""
 
 
 def _inputs(config, seed, n_sequences=1):

@@ -84,8 +84,11 @@ def examine(state):
     return findings
 
 
-def report(state):
-    """What was found, as text: the verdict, each mode, then what each alarm means and what usually helps."""
+def report(state, detail=False):
+    """What was found, as text: the verdict, then for each alarm the evidence, what it means and what usually helps.
+
+    detail: whether with the evidence of every mode, and what its words mean.
+    """
     config, findings = state.model_config, examine(state)
     if not findings:
         return terminal.fill("Nothing to examine: no layer of this model sends its tokens to one of several experts; "
@@ -93,11 +96,17 @@ def report(state):
     run = (f"router {config.router}, {config.n_experts} experts, {config.top_k} per token; auxiliary losses: "
            f"{describe.describe_losses(config)}; step {state.step} of {state.train_config.n_steps}")
     verdicts = {True: "ALARM", False: "ok", None: "-"}
-    rows = [("", "failure", "evidence"), *((verdicts[alarm], mode.name, text) for mode, alarm, text in findings)]
-    paragraphs = [terminal.fill(f"{_verdict(state, findings)}\n{run}"), terminal.table(rows, left=(0, 1, 2))]
-    paragraphs += [terminal.fill(f"{mode.name}: {mode.meaning}\n  What usually helps: {mode.remedy}", hanging="  ")
-                   for mode, alarm, _ in findings if alarm]
-    return "\n\n".join([*paragraphs, terminal.fill(WORDS)])
+    paragraphs = [terminal.fill(f"{_verdict(state, findings)}\n{run}")]
+    if detail:
+        rows = [("", "failure", "evidence"), *((verdicts[alarm], mode.name, text) for mode, alarm, text in findings)]
+        paragraphs.append(terminal.table(rows, left=(0, 1, 2)))
+    for mode, alarm, evidence in findings:
+        lines = [f"{mode.name}: {mode.meaning}", f"  What usually helps: {mode.remedy}"]
+        lines[1:1] = [] if detail else [f"  Evidence: {evidence}."]
+        paragraphs += [terminal.fill("\n".join(lines), hanging="  ")] * bool(alarm)
+    healthy = ", ".join(mode.name for mode, alarm, _ in findings if alarm is False)
+    more = [f"No sign of: {healthy}."] * bool(healthy) + ["The evidence for and against each: --detail"]
+    return "\n\n".join([*paragraphs, terminal.fill(WORDS if detail else "\n".join(more))])
 
 
 def _verdict(state, findings):

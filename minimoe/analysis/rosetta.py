@@ -75,20 +75,28 @@ def read(logit_TE, top_k=2, factor=1.25):
             for name, convention in CONVENTIONS.items()]
 
 
-def table(entries):
-    """The entries as text: how far they are apart, then one row per convention, and how to read it."""
-    rows = [("convention", "slots", "dropped", "queue", "gates of token 0", "second\nused", "balance", "if even",
-             "weight", "in our\nunits")]
+def report(entries, detail=False):
+    """The entries as text: how far they are apart, then one row per convention, and how to read it.
+
+    detail: whether also with who queues first, the gates, and where each system says so.
+    """
+    rows = [("convention", "slots", "dropped", "balance", "if even", "weight", "in our\nunits")]
+    more = [("convention", "queue", "gates of token 0", "second used")]
     for entry in entries:
         convention = CONVENTIONS[entry.name]
         used = "" if convention.second is None else f"{second_used(convention, entry.gates):.0%}"
         weights = ("", "") if convention.coef is None else (
             f"{convention.coef:g}", f"{convention.coef * entry.even:g}")
-        rows.append((entry.name, entry.slots or "-", entry.dropped, convention.order if entry.slots else "-",
-                     " ".join(f"{g:.3f}" for g in entry.gates), used, f"{entry.balance:.4f}", f"{entry.even:.4f}",
+        rows.append((entry.name, entry.slots or "-", entry.dropped, f"{entry.balance:.4f}", f"{entry.even:.4f}",
                      *weights))
-    return "\n\n".join([terminal.fill(_answer(entries)), terminal.table(rows, left=(0, 3, 4)),
-                        terminal.fill(NOTES, hanging="  ")])
+        more.append((entry.name, convention.order if entry.slots else "-", " ".join(f"{g:.3f}" for g in entry.gates),
+                     used))
+    sources = "\n".join(f"{entry.name}: {CONVENTIONS[entry.name].source}" for entry in entries)
+    blocks = [terminal.table(rows)]
+    if detail:
+        blocks += [terminal.table(more, left=(0, 1, 2)), terminal.fill(sources, hanging="  ")]
+    notes = NOTES + (MORE_NOTES if detail else "\nQueues, gates and sources: --detail")
+    return "\n\n".join([terminal.fill(_answer(entries)), *blocks, terminal.fill(notes, hanging="  ")])
 
 
 def _answer(entries):
@@ -104,12 +112,14 @@ NOTES = """\
 The batch: 48 tokens, 8 experts, 2 choices per token (Switch: 1), capacity factor 1.25 where there is one.
 slots: room in each expert; - is dropless.
 dropped: choices without room.
-queue: by position, the choices of a token together; by rank, all first choices before all second ones.
-second used: probability that the second expert of token 0 is used at all in training, where that is random.
 balance: the loss before its weight.
 if even: the same loss when all experts have the same load.
 in our units: weight times 'if even', the weight with which our loss would push as hard for an even load of one layer. \
 Ours is the mean over layers: where a system adds up the losses of its layers, multiply by their number."""
+
+MORE_NOTES = """
+queue: by position, the choices of a token together; by rank, all first choices before all second ones.
+second used: probability that the second expert of token 0 is used at all in training, where that is random."""
 
 
 def second_used(convention, gate_K):

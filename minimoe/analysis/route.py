@@ -10,13 +10,14 @@ def coloured(text, experts, colours=None):
     """The text with each character in the color of its expert; without colors, the experts' numbers are below it.
 
     experts: the expert of each character, -1 for none.  colours: see `terminal.colour_system`.  Lines that are too long
-    for the terminal are broken, a tab becomes a space, and characters that the terminal cannot show are escaped.
+    for the terminal are broken, a tab becomes a space, and characters that the terminal cannot show, or would draw over
+    the one before, are escaped.
     """
     shown, start = [], 0
     for line in text.split("\n"):
-        pairs = [(terminal.printable(c.expandtabs(1)), int(e)) for c, e in zip(line, experts[start:], strict=False)]
+        pairs = [(_shown(c), int(e)) for c, e in zip(line, experts[start:], strict=False)]
         start += len(line) + 1
-        for part in _packed(pairs, terminal.width(), length=lambda pair: len(pair[0])) or [[]]:
+        for part in _packed(pairs, terminal.width(), length=lambda pair: terminal.columns(pair[0])) or [[]]:
             shown += _painted(part, colours)
     return "\n".join(shown)
 
@@ -40,6 +41,12 @@ def ledger(rows, text):
     return terminal.table(cells, left=(2, 3))
 
 
+def _shown(character):
+    """A character as it stands over a number of its own."""
+    shown = terminal.printable(character.expandtabs(1))
+    return shown if terminal.columns(shown) else shown.encode("unicode_escape").decode("ascii")
+
+
 def _packed(words, room, gap=0, length=len):
     """Lists of words, as many in each as fit into a line."""
     lines, used = [], 0
@@ -57,7 +64,7 @@ def _painted(pairs, colours):
     """Lines of text from pairs of characters and expert: one with colors, two without."""
     if colours is None:
         return ["".join(characters for characters, _ in pairs),
-                "".join(_digit(e).ljust(len(characters)) for characters, e in pairs).rstrip()]
+                "".join(_digit(e).ljust(terminal.columns(characters)) for characters, e in pairs).rstrip()]
     from rich.text import Text
     styles = [f"{palette.ink(e)} on {palette.colour(e)}" if e >= 0 else "" for _, e in pairs]
     line = Text.assemble(*((characters, style) for (characters, _), style in zip(pairs, styles, strict=True)))

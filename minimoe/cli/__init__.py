@@ -14,6 +14,7 @@ What a command needs is imported when it runs, so that the others start at once.
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 
@@ -23,19 +24,36 @@ from minimoe import interrupts, terminal
 from minimoe.cli import arguments, cost, experiments, lessons, look, measure, prune, train
 
 COMMANDS = (train.add_train, prune.add_prune, look.add_generate, look.add_route, look.add_explore, look.add_doctor,
-            measure.add_gradcheck, experiments.add_figures, experiments.add_routers, experiments.add_compare,
-            experiments.add_sparsity, experiments.add_studies, lessons.add_lessons, measure.add_causality,
-            measure.add_rosetta, cost.add_cost, measure.add_bench)
+            measure.add_gradcheck, experiments.add_figures,
+            *(functools.partial(experiments.add_study, name) for name in experiments.STUDIES), lessons.add_lessons,
+            measure.add_causality, measure.add_rosetta, cost.add_cost, measure.add_bench)
 """What adds each command to the parser, in the order of the help."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports what is wrong in one line, without the list of all options before it."""
+    """Reports what is wrong in a sentence, without the list of all options before it, and what is nearest to it."""
 
     def error(self, message):
         """Print the message and exit with status 2."""
-        terminal.complain(f"minimoe: error: {message} (see {self.prog} --help)")
+        terminal.complain(f"minimoe: error: {message} (see `{self.prog} --help`)")
         self.exit(2)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse what is not known here, where the command and its options are known."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+            self.error(f"there is no argument {unknown[0]!r} here" if option is None else
+                       f"there is no option {option}{arguments.nearest(option, self._option_string_actions)}")
+        return options, unknown
+
+    def _check_value(self, action, value):  # of argparse
+        if action.choices is None or value in action.choices:
+            return
+        near, known = arguments.nearest(value, action.choices), ", ".join(action.choices)
+        if action.metavar == "COMMAND":
+            self.error(f"there is no command {value!r}{near or f'; there are {known}'}")
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}: must be one of {known}{near}")
 
     def print_help(self, file=None):
         """Print the help.  argparse's own says nothing if the disk is full."""
@@ -83,7 +101,8 @@ def _run(words):
 def _interrupted(interruption):
     with interrupts.Ignored():  # a second Ctrl-C changes nothing
         terminal.complain("")  # the terminal has written ^C
-        terminal.complain(f"minimoe: {str(interruption) or 'interrupted'}")
+        message, *to_type = interruption.args or ["interrupted"]
+        terminal.complain(f"minimoe: {message}", *to_type)
     return interrupts.STATUS
 
 
@@ -122,8 +141,8 @@ def _check_general_options(options):
     """Check that the command has the options that stand before it, and set how many threads there are."""
     for name in ("quick", "seeds", "fresh"):
         if not options.study and getattr(options, name) is not None:
-            raise ValueError(f"--{name} belongs to the tour, which has no command after it, to `routers`, `compare`, "
-                             "`sparsity` and `studies`")
+            studies = ", ".join(f"`{study}`" for study in experiments.STUDIES)
+            raise ValueError(f"--{name} belongs to the tour, which has no command after it, and to {studies}")
     if options.threads is None:
         options.threads = arguments.DEFAULT_THREADS
     elif not options.in_groups:

@@ -1,6 +1,7 @@
 """Options that several commands have, and how a configuration's fields become options."""
 
 import argparse
+import difflib
 import os
 from dataclasses import fields
 
@@ -12,6 +13,7 @@ DEFAULT_THREADS = 2
 """As many as the presets have groups; more would have nothing to do."""
 
 DEFAULT_RUN, DEFAULT_PRESET = runs.seed_folder("runs/tour/moe", 0).as_posix(), "shakespeare-cpu"
+USUAL_RUN = f"{DEFAULT_RUN}, which the tour makes; until then the model that ships with the lessons"
 
 CHOICES = {"router": {name: page.FACTS.summary for name, page in routers.ROUTERS.items()},
            "drop_order": {name: order.summary for name, order in capacity.ORDERS.items()},
@@ -30,6 +32,17 @@ def command(subparsers, name, run, text, in_groups=False, study=False):
     if in_groups:
         add_threads(parser, default=argparse.SUPPRESS)  # what was given before the command stands
     return parser
+
+
+def nearest(word, known):
+    """A hint at the names that are nearest to one that is not known; empty if none is near."""
+    near = difflib.get_close_matches(word.replace("_", "-").lower(), known, n=3, cutoff=0.75)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def add_detail(parser, text):
+    """--detail.  text: what is printed then."""
+    parser.add_argument("--detail", action="store_true", help=f"print in full: {text}")
 
 
 def add_threads(parser, default):
@@ -56,8 +69,7 @@ def seeds(options, default):
 
 def add_run(parser):
     """--run, which run to look at."""
-    parser.add_argument("--run", default=DEFAULT_RUN, metavar="FOLDER",
-                        help=f"a trained run (default: {DEFAULT_RUN}, which the tour makes)")
+    parser.add_argument("--run", metavar="FOLDER", help=f"a trained run (default: {USUAL_RUN})")
 
 
 def add_preset(parser):
@@ -71,6 +83,7 @@ def add_fields(parser, record, leave_out=()):
 
     record: a configuration, whose values the help names as defaults.
     """
+    parser.usage = "%(prog)s [options]"  # there are too many to list them twice
     group = parser.add_argument_group(type(record).__name__)
     for field in fields(record):
         if field.name in leave_out:

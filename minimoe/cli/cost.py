@@ -24,7 +24,8 @@ def add_cost(subparsers):
     which.add_argument("--list", action="store_const", const=True, help="the published models that it knows")
     which.add_argument("--file", metavar="FILE.json", help="count the models that it describes; or "
                        "the config.json of a Hugging Face model")
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    arguments.add_detail(parser, "part by part, every format and batch size, devices, papers' formulas")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs: all of it")
     parser.add_argument("--figure", metavar="PATH", help="draw where parameters, FLOPs and bytes are, as PNG")
     parser.add_argument("--context", type=int, metavar="N", help="length of a sequence (default: the longest of ours, "
                         "2,048 of published models) [tokens]")
@@ -55,17 +56,18 @@ def run_cost(options):
     models = list(published.models().values()) if kind == "list" else (
         model_files.read_file(options.file) if kind == "file" else [])
     answers.check_of_use(options, models)
+    for model in models:
+        if model.remark:
+            terminal.complain(f"minimoe: note: {options.file}: {model.remark}")
     if len(models) == 1 and not options.json:  # there is room for all of it
         records = [answers.published_record(models[0], setting)]
-        answer = answers.answer(records[0], as_json=False)
+        answer = answers.answer(records[0], False, options.detail)
     elif models:
         records = [answers.published_record(model, setting) for model in models] if options.figure else []
-        answer = answers.parameter_counts(models, options.json, with_keys=kind == "list")
+        answer = answers.parameter_counts(models, options.json, kind == "list", options.detail)
     else:
         records = [_priced(options, kind, answers, setting)]
-        answer = answers.answer(records[0], options.json)
-        if "sparse" in records[0] and not options.json:
-            answer += f"\n\n{savings.words(records[0]['sparse'])}"
+        answer = answers.answer(records[0], options.json, options.detail)
     terminal.say(answer)  # first: a picture that fails does not take it along
     if options.figure is not None:
         figures.save(cost_shares.cost_shares(records), options.figure)

@@ -1,79 +1,64 @@
 """Commands that train several models and compare them, some seeds of each."""
 
 import argparse
+import functools
+import importlib
+from typing import NamedTuple
 
 from minimoe import terminal
 from minimoe.cli import arguments
 
-TOUR_SEEDS, ROUTERS_SEEDS, COMPARE_SEEDS, STUDIES_SEEDS, SPARSITY_SEEDS = 1, 3, 3, 3, 3
+TOUR_SEEDS, TOO_SHORT = 1, "to see that everything works: far too short to compare"
 PROCESSES = 2
 """As many runs at the same time as the smallest laptops have cores."""
 
 
+class Study(NamedTuple):
+    """A command that trains several models.
+
+    text: what it does.  quick: what --quick does.  seeds: without --seeds.  in_groups: whether --threads run the groups
+    of a batch at the same time; else --processes run whole models.
+    """
+
+    text: str
+    quick: str = TOO_SHORT
+    seeds: int = 3
+    in_groups: bool = True
+
+
+STUDIES = {
+    "routers": Study("train every router on one small budget, and compare"),
+    "compare": Study("train MoE and dense models at equal steps, FLOPs and time"),
+    "sparsity": Study("train every way to be sparse for the same FLOPs, next to smaller dense models",
+                      in_groups=False),
+    "studies": Study("train the small models that the lessons look at",
+                     "to see that everything works: far too short to learn from"),
+}
+"""Name of a command, and of its module in `experiments` -> Study."""
+
+
+def add_study(name, subparsers):
+    """The command of a Study and its options."""
+    study = STUDIES[name]
+    run = functools.partial(run_study, name, study.seeds)
+    parser = arguments.command(subparsers, name, run, study.text, study.in_groups, study=True)
+    # what was given before the command stands
+    arguments.add_study(parser, study.quick, study.seeds, default=argparse.SUPPRESS)
+    if not study.in_groups:
+        parser.add_argument("--processes", type=int, default=PROCESSES, metavar="N",
+                            help=f"runs that train at the same time; changes only times (default: {PROCESSES})")
+
+
+def run_study(name, seeds, options):
+    """Train the models of `experiments.<name>`, and compare them."""
+    module = importlib.import_module(f"minimoe.experiments.{name}")
+    workers = options.threads if options.in_groups else options.processes
+    module.main(bool(options.quick), arguments.seeds(options, seeds), bool(options.fresh), workers)
+
+
 def run_tour(options):
     """Train three models, compare them, draw what the router did."""
-    from minimoe.experiments import tour
-    tour.main(bool(options.quick), arguments.seeds(options, TOUR_SEEDS), bool(options.fresh), options.threads)
-
-
-def add_routers(subparsers):
-    """The command `routers` and its options."""
-    parser = arguments.command(subparsers, "routers", run_routers,
-                               "train every router on one small budget, and compare",
-                               in_groups=True, study=True)
-    arguments.add_study(parser, "to see that all works: far too short to compare", ROUTERS_SEEDS,
-                        default=argparse.SUPPRESS)  # what was given before the command stands
-
-
-def run_routers(options):
-    """Train every router on one budget, and compare them."""
-    from minimoe.experiments import routers
-    routers.main(bool(options.quick), arguments.seeds(options, ROUTERS_SEEDS), bool(options.fresh), options.threads)
-
-
-def add_compare(subparsers):
-    """The command `compare` and its options."""
-    parser = arguments.command(subparsers, "compare", run_compare, "train MoE and dense at equal steps, FLOPs and time",
-                               in_groups=True, study=True)
-    arguments.add_study(parser, "to see that all works: far too short to compare", COMPARE_SEEDS,
-                        default=argparse.SUPPRESS)  # what was given before the command stands
-
-
-def run_compare(options):
-    """Train MoE and dense models at equal steps, FLOPs and time."""
-    from minimoe.experiments import compare
-    compare.main(bool(options.quick), arguments.seeds(options, COMPARE_SEEDS), bool(options.fresh), options.threads)
-
-
-def add_studies(subparsers):
-    """The command `studies` and its options."""
-    parser = arguments.command(subparsers, "studies", run_studies, "train the small models that the lessons look at",
-                               in_groups=True, study=True)
-    arguments.add_study(parser, "to see that all works: far too short to learn from", STUDIES_SEEDS,
-                        default=argparse.SUPPRESS)  # what was given before the command stands
-
-
-def run_studies(options):
-    """Train what the lessons look at."""
-    from minimoe.experiments import studies
-    studies.main(bool(options.quick), arguments.seeds(options, STUDIES_SEEDS), bool(options.fresh), options.threads)
-
-
-def add_sparsity(subparsers):
-    """The command `sparsity` and its options."""
-    parser = arguments.command(subparsers, "sparsity", run_sparsity,
-                               "train every way to be sparse for the same FLOPs, next to smaller dense models",
-                               study=True)
-    arguments.add_study(parser, "to see that all works: far too short to compare", SPARSITY_SEEDS,
-                        default=argparse.SUPPRESS)  # what was given before the command stands
-    parser.add_argument("--processes", type=int, default=PROCESSES, metavar="N",
-                        help=f"runs that train at the same time; changes only times (default: {PROCESSES})")
-
-
-def run_sparsity(options):
-    """Train every way to be sparse, and compare them with smaller dense models."""
-    from minimoe.experiments import sparsity
-    sparsity.main(bool(options.quick), arguments.seeds(options, SPARSITY_SEEDS), bool(options.fresh), options.processes)
+    run_study("tour", TOUR_SEEDS, options)
 
 
 def add_figures(subparsers):
@@ -94,6 +79,7 @@ def run_figures(options):
         except ValueError as error:  # one that cannot be drawn keeps no other from it
             failed.append(str(error))
     if not tour.draw_again():
-        terminal.say("the pictures of the tour are left as they are: `python -m minimoe` trains what they show")
+        terminal.say(terminal.fill("the pictures of the tour are left as they are: `python -m minimoe` trains what "
+                                   "they show"))
     if failed:
         raise ValueError("; ".join(failed))

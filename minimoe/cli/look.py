@@ -7,6 +7,8 @@ from minimoe import terminal
 from minimoe.cli import arguments, train
 from minimoe.moe import capacity, routers
 
+ONE_OF_THEM = "by naming its folder"
+
 
 def add_generate(subparsers):
     """The command `generate` and its options."""
@@ -140,12 +142,16 @@ def add_explore(subparsers):
 def run_explore(options):
     """Write the router explorer of a run."""
     from minimoe.analysis import explorer
-    output = Path(options.run) / "explorer.html" if options.output is None else Path(options.output)
-    explorer.check_path(output)
-    html = explorer.page(train.load(options, "one of them"), options.text, options.run)
+    if options.output is not None:
+        explorer.check_path(options.output)  # before any work
+    named = options.run is not None
+    state = train.load(options, ONE_OF_THEM)
+    folder = Path(options.run if named or options.run == arguments.DEFAULT_RUN else "runs")
+    output = folder / "explorer.html" if options.output is None else Path(options.output)
+    html = explorer.page(state, options.text, options.run)
     explorer.save(html, output)
-    terminal.say(f"{output} is written, {len(html.encode()):,} bytes; any browser shows it, without a network: "
-          f"{output.resolve().as_uri()}")
+    terminal.say(terminal.fill(f"{output} is written, {len(html.encode()):,} bytes. Any browser shows it, without a "
+                               f"network:") + f"\n{output.resolve().as_uri()}")
 
 
 def add_doctor(subparsers):
@@ -153,14 +159,14 @@ def add_doctor(subparsers):
     parser = arguments.command(subparsers, "doctor", run_doctor,
                                "report whether a run's routers fail, with the evidence")
     _add_folder(parser)
+    arguments.add_detail(parser, "the evidence for and against each failure, and what the words mean")
 
 
 def run_doctor(options):
     """Name the ways in which a run's routers fail, with the evidence."""
     from minimoe.analysis import doctor
-    terminal.say(doctor.report(train.load(options, "one of them")))
+    terminal.say(doctor.report(train.load(options, ONE_OF_THEM), options.detail))
 
 
 def _add_folder(parser):
-    parser.add_argument("run", nargs="?", default=arguments.DEFAULT_RUN, metavar="RUN",
-                        help=f"the folder of a run (default: {arguments.DEFAULT_RUN}, which the tour makes)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help=f"the folder of a run (default: {arguments.USUAL_RUN})")

@@ -1,5 +1,6 @@
 """Commands that measure: gradients, causality, conventions, time."""
 
+import functools
 from dataclasses import fields, replace
 
 from minimoe import gradcheck, terminal
@@ -17,6 +18,7 @@ def add_gradcheck(subparsers):
     parser = arguments.command(subparsers, "gradcheck", run_gradcheck,
                                "check every gradient in the code to rounding error")
     parser.epilog = "The options change the checks of the whole model; those of its parts have sizes of their own."
+    arguments.add_detail(parser, "the error of every tensor, setting and loss")
     arguments.add_fields(parser, gradcheck.SMALL)
 
 
@@ -24,33 +26,38 @@ def run_gradcheck(options):
     """Check all gradients; status 1 if one is wrong."""
     from minimoe.training import progress
     config = replace(gradcheck.SMALL, **arguments.given(options, ModelConfig))
-    right = gradcheck.check_everything(config, print, lambda n: progress.rounds(n, "settings of the layer"))
-    return 0 if right else 1
+    rounds = functools.partial(progress.rounds, label="gradients")
+    return 0 if gradcheck.check_everything(config, terminal.say, rounds, options.detail) else 1
 
 
 def add_causality(subparsers):
     """The command `causality` and its options."""
     parser = arguments.command(subparsers, "causality", run_causality, "measure which routers look into the future")
     parser.add_argument("--trials", type=int, default=50, metavar="N", help="random inputs of each (default: 50)")
+    arguments.add_detail(parser, "the shares of every router, capacity and drop order")
 
 
 def run_causality(options):
     """Measure which routers look into the future."""
     from minimoe.analysis import causality
+    from minimoe.training import progress
     if options.trials < 1:
         raise ValueError(f"--trials {options.trials}: must be 1 or more")
-    terminal.say(causality.table(causality.study(options.trials)))
+    rounds = functools.partial(progress.rounds, label="causality")
+    terminal.say(causality.report(causality.study(options.trials, rounds=rounds), options.detail))
 
 
 def add_rosetta(subparsers):
     """The command `rosetta` and its options."""
-    arguments.command(subparsers, "rosetta", run_rosetta, "show one batch under the conventions of many systems")
+    parser = arguments.command(subparsers, "rosetta", run_rosetta,
+                               "show one batch under the conventions of many systems")
+    arguments.add_detail(parser, "queues, gates and sources as well")
 
 
 def run_rosetta(options):
     """One batch under the conventions of many systems."""
     from minimoe.analysis import rosetta
-    terminal.say(rosetta.table(rosetta.read(rosetta.example())))
+    terminal.say(rosetta.report(rosetta.read(rosetta.example()), options.detail))
 
 
 def add_bench(subparsers):

@@ -1,7 +1,6 @@
 """The command `prune`: a smaller or sparser run of a trained one."""
 
 import argparse
-import shlex
 
 from minimoe import terminal
 from minimoe.cli import arguments, train
@@ -14,7 +13,7 @@ def add_prune(subparsers):
                                "prune a trained run: weights, neurons, heads, layers or experts", in_groups=True)
     arguments.add_run(parser)
     parser.add_argument("--output", required=True, metavar="FOLDER",
-                        help="where the pruned run goes, which all commands know as any other")
+                        help="where the pruned run goes: a run like any other, which all commands can use")
     parser.add_argument("--method", required=True, choices=cuts.METHODS, metavar="NAME", help="what goes: "
                         + "; ".join(f"{name}: {words}" for name, words in cuts.METHODS.items()))
     share = parser.add_mutually_exclusive_group(required=True)
@@ -24,8 +23,9 @@ def add_prune(subparsers):
                        help="keep N of each M consecutive inputs of an output")
     share.add_argument("--keep", type=int, metavar="N", help="units that stay: layers; or heads, experts or neurons of "
                        "each layer or expert")
-    parser.add_argument("--score", choices=cuts.ALL_SCORES, metavar="NAME", help="by which units are chosen: "
-                        f"{', '.join(cuts.ALL_SCORES)} (default: "
+    parser.add_argument("--score", choices=cuts.ALL_SCORES, metavar="NAME", help="by which units are chosen, the "
+                        "lowest go: " + "; ".join(f"{name}: {words}" for name, words in cuts.ALL_SCORES.items())
+                        + " (default: "
                         + ", ".join(f"{score} for {method}" for method, score in cuts.SCORES.items()) + ")")
     parser.add_argument("--names", nargs="+", metavar="PARAMETER", help="prune the weights of these, such as "
                         "head.w_DV, instead of those of attention and feed-forward networks")
@@ -48,8 +48,10 @@ def _pattern(words):
 
 def run_prune(options):
     """Prune a trained run, report what that has saved and cost, and train it to recover if asked."""
-    from minimoe.training import checkpoint, data, pruned, runs
-    path = runs.checkpoint_path(options.output)
+    from minimoe.training import checkpoint, data, pruned
+    path = train.checkpoint_path(options.output)
+    if options.sparsity == 0:
+        raise ValueError("--sparsity 0: nothing would go; it must be above 0")
     if path.exists():
         raise ValueError(f"{path} exists: name a different folder with --output")
     if options.recover is not None and options.recover < 1:
@@ -64,16 +66,18 @@ def run_prune(options):
         terminal.say(terminal.fill(sentence, hanging="  "))
     terminal.say(f"\n{_saved(state, new)}\n")
     before, after = _held_out_loss(state, text), new.history["eval_ce"][0]
-    terminal.say(f"validation loss {before:.4f} before, {after:.4f} after, {after - before:+.4f} nats per token")
+    terminal.say(terminal.fill(
+        f"validation loss {before:.4f} before, {after:.4f} after, {after - before:+.4f} nats per token"))
     checkpoint.check_folder(path)
     checkpoint.save(path, new)
-    again = shlex.join(["train", "--resume", "--run", options.output, *train.source_words(options)])
+    again = terminal.command("train", "--resume", "--run", options.output, *train.source_words(options))
     if options.recover is None:
-        terminal.say(f"saved in {path}\nrecover it in {n_steps} steps:  python -m minimoe {again}")
+        terminal.say(f"saved in {path}\nrecover it in {n_steps} steps:\n  {again}")
     else:
         train.go_on(new, text, options.output, options.threads, again)
-        terminal.say(f"validation loss {before:.4f} before, {after:.4f} after pruning, "
-                     f"{new.history['eval_ce'][-1]:.4f} after {n_steps} steps of recovery; saved in {path}")
+        terminal.say(terminal.fill(
+            f"validation loss {before:.4f} before, {after:.4f} after pruning, {new.history['eval_ce'][-1]:.4f} after "
+            f"{n_steps} steps of recovery; saved in {path}", hanging="  "))
 
 
 def _saved(state, new):

@@ -1,7 +1,7 @@
 """The command `train`, and the runs that it and others leave."""
 
-import shlex
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from minimoe import terminal
 from minimoe.cli import arguments
@@ -30,10 +30,12 @@ def run_train(options):
     """Train one model, or resume one."""
     from minimoe.config import describe
     from minimoe.sparsity import pruning
-    from minimoe.training import checkpoint, record, runs
-    path = runs.checkpoint_path(options.run)
+    from minimoe.training import checkpoint, record
+    path = checkpoint_path(options.run)
     if options.resume:
         state, text = _resume(path, options)
+        if not state.finished:
+            terminal.say(terminal.fill(f"{path}: resuming from step {state.step} of {state.train_config.n_steps}"))
     else:
         if path.exists():
             raise ValueError(f"{path} exists: resume it with --resume, or name a different folder with --run")
@@ -41,15 +43,17 @@ def run_train(options):
     checkpoint.check_folder(path)
     terminal.say(terminal.fill(describe.describe_layers(state.model_config), hanging="  "))
     if state.finished:
-        terminal.say(f"{path} is finished: {state.step} steps, validation loss {state.history['eval_ce'][-1]:.4f}")
+        terminal.say(terminal.fill(f"{path} is finished: {state.step} steps, validation loss "
+                                   f"{state.history['eval_ce'][-1]:.4f}", hanging="  "))
         return
-    again = shlex.join(["train", "--resume", "--run", options.run, *source_words(options)])
+    again = terminal.command("train", "--resume", "--run", options.run, *source_words(options))
     go_on(state, text, options.run, options.threads, again)
     terminal.say(record.describe_routers(state.history, state.model_config.moe_layers))
     if state.masks:
         terminal.say(terminal.fill(str(pruning.report(state.params, state.masks))))
-    terminal.say(f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}")
-    for line in _what_next(state.model_config, text, shlex.quote(options.run)):
+    terminal.say(terminal.fill(
+        f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}", hanging="  "))
+    for line in _what_next(state.model_config, text, options.run):
         terminal.say(line)
 
 
@@ -68,25 +72,25 @@ def go_on(state, text, run, threads, again):
         kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
         raise ValueError(f"{error}; {kept}; start anew in a different --run, with a lower --learning-rate") from error
     except loop.Interrupted as error:
-        raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with: python -m minimoe {again}") from error
+        raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with:", again) from error
 
 
 def _what_next(config, text, run):
     """Commands that use a trained run: those that this model allows."""
     from minimoe.generation import sampling
     if sampling.causal(config):
-        capacity = " --dropless" if config.eval_capacity_factor is not None else ""
-        yield f"write with it:  python -m minimoe generate --run {run}{capacity}"
+        capacity = ["--dropless"] * (config.eval_capacity_factor is not None)
+        yield f"write with it:  {terminal.command('generate', '--run', run, *capacity)}"
     if config.moe_layers:
-        yield f"look inside:    python -m minimoe route {shlex.quote(_words_of(text))} --run {run}"
-        yield f"is it healthy?  python -m minimoe doctor {run}"
+        yield f"look inside:    {terminal.command('route', _words_of(text), '--run', run)}"
+        yield f"is it healthy?  {terminal.command('doctor', run)}"
 
 
 def _words_of(text):
     """A few characters of the text itself that this console shows as they are, on one line."""
     start = text.tokenizer.decode(text.held_out[0][:200])
     lines = "".join(c if terminal.printable(c) == c else "\n" for c in start).split("\n")
-    return max(lines, key=len).strip()[:24] or start[:1]
+    return max(lines, key=len).strip(" -")[:24] or start[:1]
 
 
 def _start(options):
@@ -133,20 +137,55 @@ def texts(options):
 
 
 def load(options, how="with --run"):
-    """The TrainState of the run that the options name.  how: to choose a different one, for a message.
+    """The TrainState of the run that the options name; if they name none, see `usual_run`.
 
-    Raises ValueError with the runs that there are if it is not there.
+    how: to choose a different one, for a message.   Raises ValueError with the runs that there are if it is not there.
     """
     from minimoe.training import checkpoint, runs
-    path = runs.checkpoint_path(options.run)
+    if options.run is None:
+        options.run = usual_run(how)
+    path = checkpoint_path(options.run)
     if not path.exists():
         found = [folder.as_posix() for folder in runs.find()]
         ways = "`python -m minimoe` or `python -m minimoe train`"
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+        shipped = ships()
         way_out = (f"there are {', '.join(found[:6])}{more}: choose {how}" if found
-                   else f"make one with {ways}, or take notebooks/results/moe")
+                   else f"make one with {ways}" + f", or take {shipped}, which ships" * bool(shipped))
         raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
     state = checkpoint.load(path)
     if not state.finished:
         terminal.complain(f"minimoe: note: {options.run} is at step {state.step} of {state.train_config.n_steps}")
     return state
+
+
+def checkpoint_path(run):
+    """The checkpoint in the folder of a run.  Raises ValueError if that is a file."""
+    from minimoe.training import runs
+    if Path(run).is_file():
+        inside = Path(run).name == runs.CHECKPOINT
+        way_out = (f"name the folder, {Path(run).parent}" if inside
+                   else f"a run is a folder with {runs.CHECKPOINT} in it")
+        raise ValueError(f"{run} is a file: {way_out}")
+    return runs.checkpoint_path(run)
+
+
+def usual_run(how):
+    """The folder of the tour's MoE; until there is one, that of the model that ships, which is said."""
+    from minimoe.training import runs
+    shipped = ships()
+    if runs.checkpoint_path(arguments.DEFAULT_RUN).exists() or shipped is None:
+        return arguments.DEFAULT_RUN
+    terminal.complain(f"minimoe: note: this is the model that ships, {shipped}, since the tour has left none yet; "
+                      f"choose a different one {how}")
+    return shipped
+
+
+def ships():
+    """The folder of the trained model of the lessons, which is in a clone and not in the package; None without it."""
+    from minimoe.experiments import archive
+    folder = archive.FOLDER / archive.MODEL
+    if not folder.is_dir():
+        return None
+    near = folder.is_relative_to(Path.cwd())
+    return (folder.relative_to(Path.cwd()) if near else folder).as_posix()

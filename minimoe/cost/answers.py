@@ -9,6 +9,7 @@ from minimoe import terminal
 from minimoe.config import describe
 from minimoe.cost import deployment, measured, ours, published, quantities, report, sheet
 from minimoe.generation import sampling
+from minimoe.sparsity import savings
 
 PUBLISHED_CONTEXT, MOST_HELD_OUT = 2048, 64
 """Tokens per sequence for published models; number of sequences for statistics of a run's routing."""
@@ -61,23 +62,26 @@ def check_of_use(options, models):
         raise ValueError(f"--{given[0].replace('_', '-')} has no effect on {shown}; it is for a picture: --figure")
 
 
-def parameter_counts(models, as_json, with_keys=False):
+def parameter_counts(models, as_json, with_keys=False, detail=False):
     """Parameters of several models, as JSON or as a table.
 
     Args:
         models: list of Model.
         as_json: whether as JSON.
         with_keys: whether the table has the names that --model accepts.
+        detail: whether it has every digit.
     """
     counts = [published.counts(model) for model in models]
     if as_json:
         return json.dumps(counts, indent=2)
-    rows = [("--model" if with_keys else "name", "parameters", "active", "without input embedding",
-             "without embeddings", "layers", "experts")]
+    rows = [("--model" if with_keys else "name", "all", "active", "no input\nembedding", "no\nembeddings",
+             "layers", "experts")]
     for model, (name, *numbers) in zip(models, (count.values() for count in counts), strict=True):
-        rows.append((model.key if with_keys else name, *map(quantities.full, numbers), str(model.arch.n_layers),
-                     _experts(model.arch)))
-    return terminal.table(rows)
+        rows.append((model.key if with_keys else name, *map(quantities.full if detail else quantities.short, numbers),
+                     str(model.arch.n_layers), _experts(model.arch)))
+    notes = ("all, active: parameters; those of one token, also without embeddings. +: shared experts."
+             + " Every digit: --detail" * (not detail))
+    return f"{terminal.table(rows)}\n\n{terminal.fill(notes)}"
 
 
 def _experts(arch):
@@ -151,6 +155,7 @@ def _held_out(text, length):
     return np.concatenate([stream[:each * length].reshape(each, length) for stream in text.held_out])
 
 
-def answer(record, as_json):
-    """A record as JSON or as text."""
-    return json.dumps(record, indent=2) if as_json else report.report(record)
+def answer(record, as_json, detail=False):
+    """A record as JSON or as text.  detail: see `report.report`."""
+    masks = savings.words(record["sparse"]) if "sparse" in record else ""
+    return json.dumps(record, indent=2) if as_json else report.report(record, detail, masks)

@@ -242,9 +242,13 @@ class Architecture:
 
 
 def check(condition, name, value, reason):
-    """Raises ValueError with the name, the value and the reason unless the condition holds."""
+    """Raises ValueError with the name, the value and the reason unless the condition holds.
+
+    What is required and None is missing in a file, so it is not shown as None.
+    """
     if not condition:
-        raise ValueError(f"{name} = {value!r}: {reason}")
+        missing = value is None and reason.startswith("is required")
+        raise ValueError(f"{name} {reason}" if missing else f"{name} = {value!r}: {reason}")
 
 
 def did_you_mean(word, known):

@@ -6,6 +6,7 @@ count are listed; any other key is refused by name.  `families.json` follows the
 the code of "deepseek" and "kimi_k2" came with their checkpoints.
 """
 
+import difflib
 import fnmatch
 import json
 import re
@@ -19,6 +20,10 @@ TABLE = json.loads(resources.files(__package__).joinpath("families.json").read_t
 attention.  aliases: key of some families -> its name here.  defaults: key -> value if the file and its family have
 none; keys that are not in it are required.  families: see Family.  off: keys that affect counts but that no family
 reads.  ignored: keys, with * for any letters, that affect no count."""
+
+PUBLISHED = [model["key"] for model in json.loads(
+    resources.files(__package__).joinpath("published.json").read_text("utf-8"))["models"]]
+"""Names of models that are counted without a file: see `published`."""
 
 BY_LAYER = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
 """Keys that may have one number per layer, if all are the same."""
@@ -78,8 +83,11 @@ def read(record, path):
     parts = [key for key in ("text_config", "vision_config", "audio_config") if record.get(key)]
     check(not parts, parts and parts[0], "{...}", "this model has several parts; put the record of its language "
           "model, such as text_config, into a separate file")
+    check(kind is not None, "model_type", None, f"is required: one of {', '.join(FAMILIES)}")
+    known = difflib.get_close_matches(str(kind), PUBLISHED, n=1)
+    way_out = f"; `cost --model {known[0]}` counts a published one" if known else ""
     check(isinstance(kind, str) and kind in FAMILIES, "model_type", kind,
-          f"must be one of {', '.join(FAMILIES)}{did_you_mean(kind, FAMILIES)}")
+          f"must be one of {', '.join(FAMILIES)}{did_you_mean(kind, FAMILIES)}{way_out}")
     heads = record.get("architectures") or []
     check(isinstance(heads, list) and all(str(head).endswith("ForCausalLM") for head in heads), "architectures", heads,
           "must be a language model, ...ForCausalLM")
@@ -92,9 +100,19 @@ def read(record, path):
         names = TABLE["names"] | family.of_experts | {"window": "sliding_window", "attention": "layer_types"}
         theirs = spelled | {ours: spelled.get(key, key) for ours, key in names.items()}
         words = str(error).removeprefix("mla.")
-        raise ValueError(re.sub(r"\b\w+(?= =)", lambda word: theirs.get(word[0], word[0]), words)) from None
+        named = re.sub(r"\b\w+(?= = | is required)", lambda word: theirs.get(word[0], word[0]), words)
+        raise ValueError(named) from None
     name = record.get("_name_or_path")
     return name if isinstance(name, str) and name.strip() and name.isprintable() else str(path), arch
+
+
+def remark(record):
+    """What of a `config.json` is left out that its reader may expect to count, in words; empty if there is nothing."""
+    found = record.get("quantization_config")
+    if not isinstance(found, dict):
+        return ""
+    method = f" ({found['quant_method']})" if isinstance(found.get("quant_method"), str) else ""
+    return f"quantization_config{method} is not read: --format and --expert-format say how many bytes a number takes"
 
 
 def _flat(record):

@@ -39,6 +39,7 @@ class Model(NamedTuple):
     published: the counts that its publishers give, as printed: "total", "active", and the "convention" of the active
         count; empty for a user's model.
     source: where they are printed, or the file.
+    remark: what of the file is left out, in words.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Model(NamedTuple):
     arch: Architecture
     published: dict
     source: str
+    remark: str = ""
 
 
 def read_file(path):
@@ -101,7 +103,7 @@ def _record(pairs):
 def _models(data, path):
     if isinstance(data, dict) and not {"models", "arch"} & data.keys() and FOREIGN & data.keys():
         name, arch = huggingface.read(data, path)
-        return [Model(name, name, arch, {}, str(path))]
+        return [Model(name, name, arch, {}, str(path), huggingface.remark(data))]
     entries = data.get("models", [data]) if isinstance(data, dict) else data
     if not isinstance(entries, list) or not entries:
         raise ValueError('must be {"models": [...]}, a list of models or one model, and hold at least one; or the '

@@ -6,18 +6,45 @@ from minimoe.cost import quantities
 BOUND = {"bytes": "memory", "FLOPs": "compute"}
 """What a step is bound by: value in a record -> words."""
 
+NO_DECODING = "it cannot generate token by token: its router needs the tokens to come"
+
 AGAIN = 1.1
 """A saving that grows by more than this factor with the batch size is worth a sentence."""
 
 
-def report(sheet):
-    """A whole record as text: what is saved, all costs, and what was counted and measured, if anything was."""
+def report(sheet, detail=False, masks=""):
+    """A record as text: what is saved, parameters and memory.
+
+    detail: whether all costs, and what was counted and measured if it is there.  masks: what they save, in words.
+    """
     measured = {"counted": counted_table, "step": step_table, "routing": routing_table}
-    blocks = [f"{terminal.fill(sheet['name'])}\n{terminal.fill(sheet['shape'])}", saved_words(sheet),
-              parameters_table(sheet["parameters"]) + published_words(sheet.get("published")), parts_table(sheet),
-              memory_table(sheet), decoding_table(sheet), exchange_words(sheet["exchange"]), conventions_table(sheet),
-              *(words(sheet[name]) for name, words in measured.items() if name in sheet)]
+    blocks = [f"{terminal.fill(sheet['name'])}\n{terminal.fill(sheet['shape'])}", saved_words(sheet), masks,
+              parameters_table(sheet["parameters"]) + published_words(sheet.get("published"))]
+    if detail:
+        blocks += [parts_table(sheet), memory_table(sheet), decoding_table(sheet), exchange_words(sheet["exchange"]),
+                   conventions_table(sheet), *(words(sheet[name]) for name, words in measured.items() if name in sheet)]
+    else:
+        routing = ", the run's own routing" * ("routing" in sheet)
+        blocks += [brief_words(sheet), terminal.fill("Part by part, every format and batch size, expert parallelism, "
+                                                     f"the FLOPs by the papers' formulas{routing}: --detail")]
     return "\n\n".join(block for block in blocks if block)
+
+
+def brief_words(sheet):
+    """FLOPs, memory, and the first decoding step, in a line each."""
+    rest, experts = sheet["memory"]["formats"]
+    form = rest if experts == rest else f"{rest}, experts in {experts}"
+    lines = [f"forward pass: {quantities.short(sheet['forward_flops_per_token'])} FLOPs per token; training takes 3 "
+             "times as many",
+             f"weights: {quantities.short(sheet['memory']['weights_as_said'], 'B')} in {form}", cache_words(sheet)]
+    if sheet["decode"]:
+        first = sheet["decode"][0]
+        lines.append(f"decoding, batch size {first['batch_size']}: {1e3 * first['seconds']:.3g} ms per token at best, "
+                     f"{BOUND[first['bound_by']]}-bound, on {sheet['machine']['words']}"
+                     + ", whose memory cannot hold it" * (_held(first, sheet) > 1))
+    else:
+        lines.append(NO_DECODING)
+    return terminal.fill("\n".join(lines), hanging="  ")
 
 
 def parameters_table(counts):
@@ -77,16 +104,22 @@ def _idle_router(rows):
 
 def memory_table(sheet):
     """Bytes of weights, of training and of the KV cache."""
-    held, context = sheet["memory"], sheet["context"]
+    held = sheet["memory"]
     rows = [("weights in", *held["weights"]), ("", *(quantities.short(n, "B") for n in held["weights"].values()))]
     formats = " as ".join(f"in {words}" for words in held["training"])
-    training, per_token, per_sequence = (quantities.short(n, "B") for n in (
-        max(held["training"].values()), held["cache_per_token"], held["cache_per_sequence"]))
-    more = "" if _keeps_all(sheet) else "further "
+    training = quantities.short(max(held["training"].values()), "B")
     return "\n".join([
         terminal.table(rows),
         terminal.fill(f"training: {training} {formats}, with gradients and Adam's two moments, without activations"),
-        terminal.fill(f"KV cache: {per_token} per {more}token, {per_sequence} per sequence of {context:,} tokens")])
+        terminal.fill(cache_words(sheet))])
+
+
+def cache_words(sheet):
+    """Bytes of the KV cache."""
+    held = sheet["memory"]
+    per_token, per_sequence = (quantities.short(held[f"cache_per_{what}"], "B") for what in ("token", "sequence"))
+    more = "" if _keeps_all(sheet) else "further "
+    return f"KV cache: {per_token} per {more}token, {per_sequence} per sequence of {sheet['context']:,} tokens"
 
 
 def _keeps_all(sheet):
@@ -97,7 +130,7 @@ def _keeps_all(sheet):
 def decoding_table(sheet):
     """One decoding step, by batch size; or that the model cannot decode."""
     if not sheet["decode"]:
-        return terminal.fill("it cannot generate token by token: it would need tokens that do not exist yet")
+        return terminal.fill(NO_DECODING)
     twin, turn = sheet["dense_twin"], sheet["turning_batch"]
     rest, experts = sheet["memory"]["formats"]
     dense = twin["decode_seconds"] if twin else [None] * len(sheet["decode"])
@@ -119,14 +152,18 @@ def decoding_table(sheet):
 
 def _decoding_cells(row, sheet, times):
     """Column -> its cell for a batch size.  times: how many times longer a dense model of equal size takes; or None."""
-    held = (sheet["memory"]["weights_as_said"] + row["cache_bytes"]) / sheet["machine"]["memory"]
     used = {"experts used": f"{row['distinct_experts']:.1f}"} if times else {}
     twin = {"dense: ms": f"{1e3 * times * row['seconds']:.3g}"} if times else {}
     return {"batch": str(row["batch_size"]), **used, "weights read": quantities.short(row["weight_bytes"], "B"),
             "cache read": quantities.short(row["cache_bytes"], "B"), "FLOPs": quantities.short(row["flops"]),
-            "FLOPs/byte": f"{row['intensity']:.1f}", "memory": f"{quantities.full(100 * held)}%",
+            "FLOPs/byte": f"{row['intensity']:.1f}", "memory": f"{quantities.full(100 * _held(row, sheet))}%",
             "ms/step": f"{1e3 * row['seconds']:.3g}", "bound by": BOUND[row["bound_by"]],
             "tokens/s": quantities.full(row["tokens_per_second"]), **twin}
+
+
+def _held(row, sheet):
+    """Weights and KV cache of a batch size over the machine's memory."""
+    return (sheet["memory"]["weights_as_said"] + row["cache_bytes"]) / sheet["machine"]["memory"]
 
 
 def _offload(sheet):
@@ -142,7 +179,7 @@ def exchange_words(moved):
         return ""
     return terminal.fill(
         f"with the experts on {moved['ranks']} devices each layer sends copies of a token to {moved['vectors']:.2f} "
-        f"experts, on {moved['vectors_once']:.2f} other devices: {quantities.short(moved['bytes'], 'B')} in all "
+        f"experts, on {moved['vectors_once']:.2f} different devices: {quantities.short(moved['bytes'], 'B')} in all "
         f"layers, there and back, {1e6 * moved['link_seconds']:.3g} us on the links, compared with "
         f"{1e6 * moved['expert_seconds']:.3g} us of the experts' FLOPs, if routing is even")
 
@@ -163,7 +200,8 @@ def saved_words(sheet):
         return ""
     times = twin["decode_seconds"]
     sizes = [row["batch_size"] for row in sheet["decode"]]
-    listed = ", ".join(f"{t:.1f} at batch size {n}" for n, t in zip(sizes, times, strict=True))
+    listed = ", ".join(f"{t:.1f} at {'' if i else 'batch size '}{n}"
+                       for i, (n, t) in enumerate(zip(sizes, times, strict=True)))
     again = ("; at the largest batch size the dense model is compute-bound, and the MoE saves again"
              if times and times[-1] > AGAIN * min(times) else "")
     decoding = (f"A decoding step is faster by a factor of {listed}. Sequences use different experts, and every expert "

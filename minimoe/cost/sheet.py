@@ -64,13 +64,17 @@ def shape(arch):
     moe, dense = arch.kinds.count("moe"), Counter({arch.dense_ffn_hidden: arch.kinds.count("dense")})
     if arch.dense and moe:
         dense[arch.expert_hidden + parts.shared_width(arch)] += moe
-    blocks = [f"{n} layers with a {arch.ffn_type} block of {width}" for width, n in dense.items() if n]
+    blocks = [f"{_layers(n)} with a {arch.ffn_type} block of {width:,}" for width, n in dense.items() if n]
     if not arch.dense:
         shared = f" and {arch.n_shared_experts} shared" if arch.n_shared_experts else ""
-        blocks.append(f"{moe} layers with {arch.top_k} of {arch.n_routed_experts} {arch.ffn_type} experts of "
-                      f"{arch.expert_hidden} per token{shared}")
+        blocks.append(f"{_layers(moe)} with {arch.top_k} of {arch.n_routed_experts:,}{shared} {arch.ffn_type} experts "
+                      f"of {arch.expert_hidden:,} per token")
     return (f"{arch.vocab:,} tokens in the vocabulary, width {arch.d_model:,}, {heads}, {arch.positions} positions; "
             f"{'; '.join(blocks)}; head {'tied to' if arch.tied_embeddings else 'separate from'} the embedding")
+
+
+def _layers(n):
+    return f"{n} layer{'s' * (n > 1)}"
 
 
 def flops_of_parts(arch, context, causal=True):

@@ -21,7 +21,9 @@ def main(names=(), check=False, say=terminal.say):
 
     from minimoe.course import kernel
     good = True
-    for path in find(names):
+    paths = find(names)
+    for i, path in enumerate(paths, 1):
+        terminal.complain(f"lesson {i} of {len(paths)}: {path.name} is running, for a minute at most")
         before = path.read_text("utf-8")
         try:
             after, seconds = kernel.run(before, path.parent)

@@ -12,6 +12,9 @@ from minimoe import files
 FOLDER = Path(__file__).parents[2] / "notebooks/results"
 """Where results are read from, wherever a lesson runs."""
 
+MODEL = "moe"
+"""The folder in it of the trained model that lessons and the explorer look into."""
+
 WRITTEN = Path("notebooks/results")
 """Where commands write them: in the folder that they are typed in, as figures are."""
 

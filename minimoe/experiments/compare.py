@@ -27,7 +27,7 @@ NEAR = 0.01
 CLAIMED_SHARE, CLAIMED = (0.10, 0.25), (4, 10)
 """The popular claim: with 10 to 25 % of the parameters active, 4 to 10 times less compute."""
 
-LEGEND = """at equal: steps, training FLOPs or time, as the {0} at equal steps.  to the MoE: loss beside that one's,
+LEGEND = """at equal: steps, training FLOPs or time, as the {0} at equal steps.  to the MoE: loss minus that one's,
 above 0 is worse; and in how many seeds so.  dense: as wide as the {0}'s active or total experts."""
 """Of the table of entries, with the name of the MoE."""
 
@@ -108,7 +108,8 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
         "time.\nInterrupt when you like: the same command resumes.\n"))
     step_seconds = _timed(folder_of(quick) / "seconds.json", compared, corpus, fresh, threads)
     comparison = experiment(quick, seeds, compared, step_seconds)
-    found = engine.run(comparison, corpus, fresh, threads, say)
+    found = engine.run(comparison, corpus, fresh, threads, say,
+                       ended=wording.each_loss(say, lambda measured: measured["curve"][-1]))
     found.require_all()
     entries = [_entry(label, comparison.variants[label], measured, step_seconds)
                for label, measured in found.measured.items()]
@@ -117,8 +118,7 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     say(f"\n{terminal.fill(' '.join(LEGEND.format(compared.main).split()))}\n")
     _draw(comparison.figure, compared.main, kept(comparison.archive.parent), "Far too short to compare. " * quick)
     say(f"Picture: {comparison.figure}\n")
-    say("Far too short to compare anything: this shows that all works." if quick
-        else verdict(compared, entries, seeds, corpus))
+    say(wording.too_short(compared.training.n_steps) if quick else verdict(compared, entries, seeds, corpus))
 
 
 def figure(say=terminal.say):
@@ -232,9 +232,9 @@ def verdict(compared, entries, seeds, corpus):
         pair = (config, compared.dense[twin]), (moe, find(entries, twin))
         columns[name] = {"active": moe.parameters.active / moe.parameters.total,
                          **savings(compared.training, *pair, corpus),
-                         "training FLOPs, beside a dense model of equal loss": worth.flops / moe.flops}
+                         "training FLOPs, compared with a dense model of equal loss": worth.flops / moe.flops}
     caveats = ("One recipe for all, chosen on an MoE, and few steps; the dense models grow in the width of their "
-               "feed-forward blocks alone. Another family, recipe or length may say otherwise.")
+               "feed-forward networks alone. A different family, recipe or length may decide otherwise.")
     worths = [terminal.fill(line, hanging="  ") for line in lines]
     return "\n\n".join(["\n".join(worths), claim(columns), terminal.fill(caveats), wording.on_seeds(seeds)])
 
@@ -251,7 +251,7 @@ def savings(training, configs, entries, corpus):
         "time of a training step": dense.seconds / moe.seconds,
         "memory of a training step": peaks[1] / peaks[0],
         "memory of the weights": dense.parameters.total / moe.parameters.total,
-        **{f"bytes read for a token of {n} text{'s' * (n > 1)}": _read(full, n) / _read(sparse, n) for n in (1, 4, 16)},
+        **{f"bytes read per token, batch size {n}": _read(full, n) / _read(sparse, n) for n in (1, 4, 16)},
     }
 
 

@@ -145,7 +145,7 @@ class Results(NamedTuple):
             raise ValueError(f"{runs_failed}, the others are kept: {shown}{more}")
 
 
-def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=None):
+def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=None, ended=lambda cell, measured: None):
     """Train and measure the cells of an experiment that are missing, and return the Results of all.
 
     Args:
@@ -156,6 +156,7 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
         say: prints a line.
         executor: any `concurrent.futures.Executor` whose workers see the same files, see `executors`; None runs the
             cells here, one after another, with a progress bar each.
+        ended: called with each Cell that has ended and what was measured of it, while others still train.
 
     A cell that fails is reported, and loses no other.  Raises KeyboardInterrupt after Ctrl-C; the same call resumes.
     """
@@ -172,13 +173,13 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
                                          say if here else None)
                 cell_of[future] = cell
                 if here:
-                    _report(future, cell, say)
+                    _report(future, cell, say, ended)
                 else:
                     running.add(future)
-            ended, running = futures.wait(running, return_when=futures.FIRST_COMPLETED) if running else ((), running)
-            for i, future in enumerate(ended, 1):
-                left = len(waiting) + len(running) + len(ended) - i
-                _report(future, cell_of[future], say, f"finished, {left} to go" if left else "finished")
+            done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED) if running else ((), running)
+            for i, future in enumerate(done, 1):
+                left = len(waiting) + len(running) + len(done) - i
+                _report(future, cell_of[future], say, ended, f"finished, {left} to go" if left else "finished")
         return _gathered(experiment, cell_of)
     finally:
         for future in cell_of:
@@ -237,11 +238,13 @@ def _measured(state, measure, corpus):
     return {name: np.asarray(value) for name, value in measure(state, corpus).items()}
 
 
-def _report(future, cell, say, finished=None):
+def _report(future, cell, say, ended, finished=None):
     if future.exception() is not None:
-        say(f"{cell.words}: FAILED: {future.exception()}")
-    elif finished:
+        say(terminal.fill(f"{cell.words}: FAILED: {future.exception()}", hanging="  "))
+        return
+    if finished:
         say(f"{cell.words}: {finished}")
+    ended(cell, future.result())
 
 
 def _gathered(experiment, cell_of):

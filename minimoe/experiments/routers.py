@@ -49,7 +49,8 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     comparison = experiment(quick, seeds, len(corpus.tokenizer))
     say(f"Training {len(comparison.variants)} models, {seeds} seeds each, {_n_steps(comparison)} steps.\n"
         "Interrupt when you like: the same command resumes.\n")
-    found = engine.run(comparison, corpus, fresh, threads, say)
+    found = engine.run(comparison, corpus, fresh, threads, say,
+                       ended=wording.each_loss(say, lambda measured: measured["ce"]))
     results = {name: Result(**measured) for name, measured in found.measured.items()}
     if results:
         say("\n" + table(results, comparison.variants))
@@ -57,7 +58,7 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     archive.write(comparison.archive, found.measured)
     _draw(comparison, kept(comparison.archive.parent))
     say(f"\nPicture: {comparison.figure}")
-    say("\n" + ("Far too short to compare anything: this shows that all works." if quick else verdict(results)))
+    say("\n" + (wording.too_short(_n_steps(comparison)) if quick else verdict(results)))
 
 
 def kept(folder=archive.FOLDER):
@@ -120,20 +121,20 @@ def kinds():
 
 def table(results, variants):
     """The comparison as text, the lowest loss first, those that see the future last.  variants: of the experiment."""
-    rows = [("router", "experts", "validation loss", "busiest expert", "dropped", "s/step", "looks at")]
+    rows = [("router", "experts", "validation\nloss", "busiest\nexpert", "dropped", "s/step", "looks at")]
     for name in _order(results):
         r, config = results[name], variants[name].model
-        busiest = wording.mean_and_spread(r.load, 2) if np.isfinite(r.load).all() else "-"
-        rows.append((name, f"{config.top_k} of {config.n_experts}", wording.mean_and_spread(r.ce), busiest,
-                     f"{r.drop.mean():.1%}", f"{np.median(r.seconds):.4f}", kinds()[name]))
+        busiest, dropped = (f"{r.load.mean():.2f}", f"{r.drop.mean():.1%}") if np.isfinite(r.load).all() else "--"
+        rows.append((name, f"{config.top_k} of {config.n_experts}", wording.mean_and_spread(r.ce), busiest, dropped,
+                     f"{np.median(r.seconds):.4f}", kinds()[name].replace("evaluation", "eval")))
     return "\n".join([terminal.table(rows, left=(0, 6)), "", *map(terminal.fill, NOTES)])
 
 
 NOTES = (
     "validation loss: nats per token on held-out text, dropless; mean and standard deviation over seeds",
     "busiest expert: its load over an even one, mean over the last records, worst layer.  dropped: late in training",
-    "looks at: 'causal in evaluation' needs other tokens to balance the load while it trains; what 'sees the future' "
-    "is told later tokens in evaluation too, so its loss is not one of prediction and must not be compared")
+    "looks at: 'causal in eval' needs the rest of the batch to balance the load in training; what 'sees the future' is "
+    "told later tokens in evaluation too, so its loss is not one of prediction and must not be compared")
 
 
 def title(results, n_steps):

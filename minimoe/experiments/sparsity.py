@@ -85,7 +85,8 @@ def main(quick=False, seeds=3, fresh=False, processes=1, say=terminal.say):
                       "counted by the papers' formulas for a machine that skips zeros.\n"
                       "Interrupt when you like: the same command resumes.\n"))
     with executors.side_by_side(processes) as executor:
-        found = engine.run(comparison, corpus, fresh, say=say, executor=executor)
+        found = engine.run(comparison, corpus, fresh, say=say, executor=executor,
+                           ended=wording.each_loss(say, lambda measured: measured["ce"]))
     entries = [Entry(label, **measured) for label, measured in found.measured.items()]
     if len(entries) == len(planned.variants):
         say("\n" + table(entries))
@@ -93,7 +94,7 @@ def main(quick=False, seeds=3, fresh=False, processes=1, say=terminal.say):
     archive.write(comparison.archive, found.measured)
     _draw(comparison.figure, kept(comparison.archive.parent), "Far too short to compare. " * quick)
     say(f"\nPictures: {', '.join(str(path) for path in pictures(comparison.figure))}\n")
-    say("Far too short to compare anything: this shows that all works." if quick else verdict(entries))
+    say(wording.too_short(comparison.variants[DENSE].train.n_steps) if quick else verdict(entries))
 
 
 def kept(folder=archive.FOLDER):
@@ -104,7 +105,8 @@ def kept(folder=archive.FOLDER):
 def figure(say=terminal.say):
     """Draw the pictures again from what was kept of the last comparison, if anything was."""
     if not (archive.FOLDER / "sparsity.npz").exists():
-        say("the pictures of `sparsity` are left as they are: `python -m minimoe sparsity` trains what they show")
+        say(terminal.fill("the pictures of `sparsity` are left as they are: `python -m minimoe sparsity` trains what "
+                          "they show"))
         return
     _draw(Path("figures"), kept())
     say(f"wrote {', '.join(str(path) for path in pictures(Path('figures')))}")

@@ -21,7 +21,7 @@ from minimoe.experiments.engine import Experiment, Variant
 from minimoe.training import checkpoint, data, evaluation, runs
 from minimoe.training.threads import workers
 
-MODEL, MODEL_STEPS = "moe", 2000
+MODEL, MODEL_STEPS = archive.MODEL, 2000
 """The model that lessons and the explorer look into, and its steps."""
 
 EXPLORER = Path("figures/explorer.html")

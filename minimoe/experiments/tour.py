@@ -38,7 +38,7 @@ def experiment(quick, seeds, vocab_size):
 
 
 def main(quick=False, seeds=1, fresh=False, threads=1, say=terminal.say):
-    """Train what is not trained yet, draw the figures, print the table, a sample and the verdict.
+    """Train what is not trained yet; show what the MoE does as soon as it can, then the comparison.
 
     quick: the small version.  seeds: runs of each model.  fresh: train again what is there.  threads: see `loop.train`.
     say: prints.
@@ -47,24 +47,36 @@ def main(quick=False, seeds=1, fresh=False, threads=1, say=terminal.say):
     tour = experiment(quick, seeds, len(corpus.tokenizer))
     lengths = ", ".join(f"{name} {len(train) + len(held):,} characters"
                         for name, train, held in zip(corpus.domains, corpus.train, corpus.held_out, strict=True))
-    say(terminal.fill(
-        f"Training a Mixture of Experts and two dense models on {lengths}.\n"
-        f"{DENSE_ACTIVE}: as many parameters as the MoE uses for one token.  {DENSE_TOTAL}: as many as it has in all.\n"
-        f"Interrupt when you like: the same command resumes.\n"))
-    found = engine.run(tour, corpus, fresh, threads, say)
+    n_steps = tour.variants[MOE].train.n_steps
+    say(terminal.fill("\n".join([
+        f"Training a Mixture of Experts (MoE), then two dense models, {n_steps} steps each, on {lengths}.",
+        f"{DENSE_ACTIVE}: as many parameters as the MoE uses per token.  {DENSE_TOTAL}: as many as it has in all.",
+        *[wording.too_short(n_steps)] * quick, "Interrupt when you like: the same command resumes.\n"])))
+    each_loss = wording.each_loss(say, lambda measured: measured["ce"])
+
+    def ended(cell, measured):
+        each_loss(cell, measured)
+        if (cell.label, cell.seed) == (MOE, 0):
+            show_moe(tour, runs.load(cell.folder), corpus, say)
+
+    found = engine.run(tour, corpus, fresh, threads, say, ended=ended)
     found.require_all()
     results = {label: priced(tour.variants[label], measured, corpus) for label, measured in found.measured.items()}
-    first = tour.states(MOE)[0]
-    say("\n" + table(results))
-    draw(tour, found.measured, results, first, corpus)
-    say("\n" + terminal.fill(f"Pictures: {', '.join(str(path) for path in pictures(tour))}", hanging="  "))
-    say("\nA sample from the MoE, which began with 'The ':\n")
-    say(_indent(sample(first)))
-    say("\n" + verdict(results))
-    say("\n" + record.describe_routers(first.history, first.model_config.moe_layers))
-    run = tour.cells(MOE)[0].folder.as_posix()
-    say(f"\nLook at its decisions:\n  {COMMAND} route 'def main():' --run {run}\n"
-        f"Write more with it:\n  {COMMAND} generate --run {run}")
+    say(f"\nThe models after {n_steps} steps:\n\n{table(results)}")
+    draw_losses(tour, found.measured, results)
+    say(terminal.fill(f"\nPicture: {pictures(tour)[0]}\n"))
+    say(terminal.fill(f"{wording.too_short(n_steps)} `{COMMAND}` is the tour.") if quick else verdict(results))
+
+
+def show_moe(tour, state, corpus, say):
+    """What the MoE's routers did, in words and pictures, and what it writes, while the dense models still train."""
+    say(f"\n{record.describe_routers(state.history, state.model_config.moe_layers)}")
+    say(f"\nWhat it writes after 'The ':\n\n{_indent(sample(state))}\n")
+    draw_router(tour, state, corpus)
+    say(terminal.fill(f"Its pictures: {', '.join(map(str, pictures(tour)[1:]))}", hanging="  "))
+    run = ["--run", tour.cells(MOE)[0].folder.as_posix()]
+    say(f"Look at its decisions:\n  {terminal.command('route', 'def main():', *run)}\n"
+        f"Let it write more:\n  {terminal.command('generate', *run)}\n")
 
 
 def draw_again(say=terminal.say):
@@ -77,7 +89,8 @@ def draw_again(say=terminal.say):
     tour = replace(tour, seeds=seeds)
     measured = engine.measure_finished(tour, corpus, COMMAND)
     results = {label: priced(tour.variants[label], of_label, corpus) for label, of_label in measured.items()}
-    draw(tour, measured, results, tour.states(MOE)[0], corpus)
+    draw_losses(tour, measured, results)
+    draw_router(tour, tour.states(MOE)[0], corpus)
     say(f"wrote {', '.join(str(path) for path in pictures(tour))}")
     return True
 
@@ -130,34 +143,36 @@ def priced(variant, measured, corpus):
 
 
 def table(results):
-    """The comparison as text, one row per model."""
-    head = ("", "parameters", "active", "FLOPs/token", "s/step", "peak memory", "validation loss", "dropped", "balance")
-    rows = [head] + [(
-        name, f"{r.parameters.total:,}", f"{r.parameters.active:,}", f"{r.forward_flops / 1e6:.3f} M",
-        f"{r.seconds:.3f}", f"{r.peak / 2**20:.0f} MiB", wording.mean_and_spread(r.ce), f"{r.drop.mean():.1%}",
-        f"{r.balance.mean():.3f}" if name == MOE else "-") for name, r in results.items()]
+    """The comparison as text, one column per model."""
+    columns = [(
+        name.replace(", ", ",\n"), f"{r.parameters.total:,}", f"{r.parameters.active:,}",
+        f"{r.forward_flops / 1e6:.3f} M", f"{r.seconds:.3f}", f"{r.peak / 2**20:.0f} MiB",
+        wording.mean_and_spread(r.ce), *((f"{r.drop.mean():.1%}", f"{r.balance.mean():.3f}") if name == MOE else "--"))
+        for name, r in results.items()]
+    measures = ("", "parameters", "active per token", "FLOPs per token", "seconds per step", "peak memory",
+                "validation loss", "dropped", "balance")
     sizes = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in results[MOE].memory._asdict().items())
-    notes = ("FLOPs: forward, counted from the matrix products that ran.  s/step: median.  peak memory: most that the "
-             "arrays of one training step took at once.",
-             "validation loss: nats per token on held-out text, cross-entropy alone.  dropped: while training.  "
-             "balance: 1 is an even load.",
+    notes = ("FLOPs: forward, counted from the matrix products that ran.  seconds: median.  peak memory: the most that "
+             "the arrays of one training step take together.",
+             "validation loss: nats per token on held-out text, cross-entropy alone.  dropped: share of assignments in "
+             "training.  balance: 1 is an even load.",
              f"of the MoE's peak: {sizes} (kept for the backward); the rest comes and goes")
-    return "\n".join([terminal.table(rows), "", *map(terminal.fill, notes)])
+    return "\n".join([terminal.table(list(zip(measures, *columns, strict=True))), "", *map(terminal.fill, notes)])
 
 
 def verdict(results):
     """What the numbers show, in words, for or against the MoE."""
     moe, active, total = results[MOE], results[DENSE_ACTIVE], results[DENSE_TOTAL]
     return wording.bullets("What the numbers show", [
-        f"The MoE uses {moe.parameters.active / moe.parameters.total:.0%} of its parameters for a token. Its forward "
+        f"The MoE uses {moe.parameters.active / moe.parameters.total:.0%} of its parameters per token. Its forward "
         f"pass takes {total.forward_flops / moe.forward_flops:.1f}x fewer FLOPs than that of the dense model of equal "
         f"size; its step takes {moe.seconds / total.seconds:.2f}x the time. Routing, gathering rows and the optimizer, "
         f"which steps all parameters, cost time that FLOPs do not count.",
-        f"Against the dense model that does the same work per token, it has "
+        f"Compared with the dense model that does the same work per token, it has "
         f"{moe.parameters.total / active.parameters.total:.1f}x the parameters, its step takes "
         f"{moe.seconds / active.seconds:.1f}x the time and {moe.peak / active.peak:.1f}x the memory; its loss is "
         f"{_gap(moe, active)}.",
-        f"Against the dense model with all its parameters, its loss is {_gap(moe, total)}.",
+        f"Compared with the dense model with all its parameters, its loss is {_gap(moe, total)}.",
         "All three share one recipe and few steps: a dense model with a recipe of its own, or a longer run, may do "
         "better.",
         wording.on_seeds(len(moe.ce)),
@@ -172,13 +187,19 @@ def _gap(moe, dense):
     return words if len(lower_by) == 1 else f"{words}, and so in {(lower_by * gap > 0).sum()} of {len(lower_by)} seeds"
 
 
-def draw(tour, measured, results, first, corpus):
-    """Write the four figures: the losses of all models, and what the router of the first MoE did."""
+def draw_losses(tour, measured, results):
+    """Write the figure of the losses of all models."""
+    reached = "; ".join(f"{name} {r.ce.mean():.3f}" for name, r in results.items())
+    title = f"After {tour.variants[MOE].train.n_steps} steps: {reached}"
+    figures.save(loss_curves.losses(_curves(tour, measured, results), title), pictures(tour)[0])
+
+
+def draw_router(tour, first, corpus):
+    """Write the three figures of what the routers of the first MoE did."""
     by_domain = np.array(first.history["eval_load"][-1])
     layer, moved = _most_divided_layer(by_domain)
     english, python = corpus.domains[:2]
     drawn = {
-        "losses": loss_curves.losses(_curves(tour, measured, results), _title(tour, results)),
         "load": expert_load.load_over_time(*_load(first), "Expert load while training: the busiest, expert {1} of "
                                            "layer {0}, ends with {2:.1f}x an even share".format(*_busiest(first))),
         "text": coloured_text.coloured_text(_route_pieces(first, corpus, layer), first.model_config.n_experts,
@@ -189,11 +210,6 @@ def draw(tour, measured, results, first, corpus):
     }
     for name, figure in drawn.items():
         figures.save(figure, tour.figure / f"{name}.png")
-
-
-def _title(tour, results):
-    reached = "; ".join(f"{name} {r.ce.mean():.3f}" for name, r in results.items())
-    return f"After {tour.variants[MOE].train.n_steps} steps: {reached}"
 
 
 def _curves(tour, measured, results):
@@ -239,4 +255,6 @@ def _route_pieces(state, corpus, layer, n_contexts=5):
 
 
 def _indent(text):
-    return "\n".join("    " + line for line in text.split("\n"))
+    room = terminal.width() - 4
+    parts = [line[i:i + room] for line in text.split("\n") for i in range(0, max(len(line), 1), room)]
+    return "\n".join("    " + part for part in parts)

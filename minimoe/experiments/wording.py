@@ -9,6 +9,16 @@ def mean_and_spread(values, digits=3):
     return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 
 
+def too_short(n_steps):
+    """What the numbers of a quick run are worth, in words."""
+    return f"{n_steps} steps compare nothing: this shows that everything works."
+
+
+def each_loss(say, ce):
+    """For `engine.run`: says the validation loss of each run when it has ended.  ce: of what is measured of a run."""
+    return lambda cell, measured: say(f"{cell.words}: validation loss {float(ce(measured)):.3f} nats per token")
+
+
 def on_seeds(n):
     """What so many seeds are worth, in words."""
     if n == 1:

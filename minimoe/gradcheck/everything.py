@@ -1,6 +1,7 @@
 """All checks in one go, and their report."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -11,34 +12,58 @@ MOST_NAMES = 10
 """Number of wrong checks that the first line names."""
 
 
-def check_everything(config, say, rounds=range):
+def check_everything(config, say, rounds=range, detail=False):
     """Check everything and `say` the results: operations, the layer in every setting, models of this config, flips.
 
-    rounds: iterates over the settings of the layer as `range` does, such as a progress bar.  Returns whether every
-    gradient is right.
+    rounds: iterates over the jobs as `range` does, such as a progress bar.  detail: whether to report every tensor and
+    setting, or one line per part.  Returns whether every gradient is right.
     """
-    ops, layers = checks.check_ops(), _check_layers(rounds)
-    whole = [models.check_model(config), models.check_direction(config)] + [
-        models.check_model(replace(config, global_balance=is_global), groups=2, most=50) for is_global in (False, True)]
-    live, frozen = models.check_flips()
+    cases = checks.layer_cases()
+    in_groups = [partial(models.check_model, replace(config, global_balance=is_global), groups=2, most=50)
+                 for is_global in (False, True)]
+    jobs = [checks.check_ops, *(partial(_check_layer, case) for case in cases.values()),
+            partial(models.check_model, config), partial(models.check_direction, config), *in_groups,
+            models.check_flips]
+    ops, *found, (live, frozen) = [job() for _, job in zip(rounds(len(jobs)), jobs, strict=True)]
+    layers, whole = dict(zip(cases, found, strict=False)), found[len(cases):]
     named = {report.title: report for report in (*ops, *whole, frozen)} | {
         f"{case}, objective {objective}": report for case, row in layers.items() for objective, report in row.items()}
-    say("\n\n".join([
-        terminal.fill(_verdict(named)), "Operations:", numeric.table(ops, titles=True),
-        terminal.fill("The MoE layer: the largest error over all its parameters and its input, for each objective:"),
-        _layer_table(layers), *map(str, whole), terminal.fill(FLIPS), str(live), str(frozen)]))
+    if detail:
+        blocks = ["Operations:", numeric.table(ops, titles=True),
+                  terminal.fill("The MoE layer: the largest error over all its parameters and its input, for each "
+                                "objective:"),
+                  _layer_table(layers), *map(str, whole), terminal.fill(FLIPS), str(live), str(frozen)]
+    else:
+        blocks = [_summary(ops, layers, whole, frozen), terminal.fill("Every tensor, setting and loss: --detail")]
+    say("\n\n".join([terminal.fill(_verdict(named)), *blocks]))
     return all(report.ok for report in named.values())
 
 
 FLIPS = ("Central differences for a token that is almost tied between two experts. With live routing they are WRONG, "
          "since a step flips the choice; that is why we use the complex step, which never flips it:")
 
+WHOLE = ("whole model", "whole model, one direction", "whole model, in two groups", "the same, one balance loss")
+"""The checks of whole models, in their order."""
 
-def _check_layers(rounds):
-    """Setting -> objective -> Report."""
-    cases = checks.layer_cases()
-    return {name: {objective: checks.check_layer(case, objective) for objective in checks.objectives_of(case)}
-            for _, (name, case) in zip(rounds(len(cases)), cases.items(), strict=True)}
+
+def _check_layer(case):
+    """Objective -> Report of a layer."""
+    return {objective: checks.check_layer(case, objective) for objective in checks.objectives_of(case)}
+
+
+def _summary(ops, layers, whole, frozen):
+    """A line for each part of the program: how many checks it has, and the worst error."""
+    parts = {"operations": ops}
+    for case, row in layers.items():
+        parts.setdefault(f"layer, {case.partition(',')[0]}", []).extend(row.values())
+    parts |= {name: [report] for name, report in zip((*WHOLE, "router, frozen choices"), (*whole, frozen), strict=True)}
+    rows = [("part", "checks", "tensors", "worst error", "limit", "")]
+    for name, reports in parts.items():
+        right = all(report.ok for report in reports)
+        rows.append((name, len(reports), f"{sum(len(report.rows) for report in reports):,}",
+                     f"{np.max([report.worst for report in reports]):.1e}", f"{reports[0].rows[0].tolerance:.0e}",
+                     "right" if right else "WRONG"))
+    return terminal.table(rows, left=(0, 5))
 
 
 def _verdict(named):

@@ -9,7 +9,10 @@ import contextlib
 import itertools
 import json
 import os
+import struct
 import tempfile
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -196,7 +199,17 @@ def _refusals(message, kinds):
     except (CheckpointError, OSError):
         raise
     except kinds as error:
-        raise CheckpointError(message.format(str(error)[:500] or type(error).__name__)) from error
+        raise CheckpointError(message.format(_reason(error))) from error
+
+
+def _reason(error):
+    """What is wrong with a file, in words; those of the standard library are about the insides of archives."""
+    if isinstance(error, zipfile.BadZipFile):
+        return ("an array does not match its checksum" if "CRC" in str(error)
+                else "its end, where its contents are listed, is missing or damaged")
+    if isinstance(error, (zlib.error, EOFError, struct.error)):
+        return "an array in it cannot be decompressed"
+    return str(error)[:500] or type(error).__name__
 
 
 def _state(header):

@@ -22,18 +22,22 @@ def bar(state, label):
     config = state.train_config
     tokens_per_step = config.batch * config.sequence * config.accumulate
 
+    model = state.model_config
+    chooses = bool(model.moe_layers) and model.n_experts > 1  # a dense model has no balance
+
     def words():
         recent = {name: np.mean(state.history[name][-20:]) for name in ("ce", "seconds", "drop", "balance")}
-        return (f"loss {recent['ce']:.3f}, {tokens_per_step / recent['seconds']:,.0f} tokens/s, "
-                f"dropped {recent['drop']:.1%}, balance {recent['balance']:.3f}")
+        parts = [f"loss {recent['ce']:.3f}", f"{tokens_per_step / recent['seconds']:,.0f} tokens/s"]
+        parts += [f"dropped {recent['drop']:.1%}"] * (chooses and model.capacity_factor is not None)
+        return ", ".join(parts + [f"balance {recent['balance']:.3f}"] * chooses)
 
     with _counted(label, config.n_steps, "steps", state.step, words) as count:
         yield lambda state: count()
 
 
-def rounds(n, label="timing"):
+def rounds(n, label="timing", unit="rounds"):
     """Counts n rounds of measurements, as `range` does, and shows the progress."""
-    with _counted(label, n, "rounds") as count:
+    with _counted(label, n, unit) as count:
         for i in range(n):
             yield i
             count()

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from minimoe import files
+from minimoe import files, terminal
 from minimoe.training import checkpoint, loop, progress
 
 CHECKPOINT, SEED = "checkpoint.npz", "seed"
@@ -55,7 +55,8 @@ def finish(folder, label, model_config, train_config, corpus, fresh=False, say=N
         state = load(folder)
         check_kind(folder, state, model_config, train_config, corpus)
         if say is not None:
-            say(f"{label}: {'finished earlier' if state.finished else f'resumes at step {state.step}'} ({path})")
+            how = "finished earlier" if state.finished else f"resumes at step {state.step}"
+            say(terminal.fill(f"{label}: {how} ({path})", hanging="  "))
     elif start is None:
         state = loop.new_state(model_config, train_config, corpus)
     else:

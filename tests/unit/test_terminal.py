@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -68,6 +69,22 @@ def test_what_commands_a_terminal_is_shown_and_not_obeyed(capsys, text, shown):
     assert capsys.readouterr() == (shown, shown.replace("\n", "\\n") + "\n")
 
 
+def test_a_message_is_wrapped_and_what_is_to_be_typed_is_not(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal.complain("minimoe: note: words until here `python -m minimoe` and more", "python -m minimoe " + "x " * 40)
+    assert capsys.readouterr().err.split("\n") == [
+        "minimoe: note: words until here", "  `python -m minimoe` and more", "  python -m minimoe " + "x " * 40, ""]
+
+
+@pytest.mark.parametrize("word", ["plain", "two words", "it's", "a\x1b[1m b", "x\ny\tz", "\\n'\u202e", "\udc80", "",
+                                  "日本"])
+def test_a_word_to_paste_is_the_word_for_a_shell_and_nothing_else(word):
+    shown = terminal.command(word)
+    assert terminal.printable(shown) == shown and "\n" not in shown
+    given = subprocess.run(["bash", "-c", shown.replace("python -m minimoe", "printf %s")], stdout=subprocess.PIPE)
+    assert os.fsdecode(given.stdout) == word
+
+
 def test_a_message_that_cannot_be_written_is_no_error(monkeypatch):
     class Full(io.StringIO):
         def write(self, text):
@@ -89,7 +106,7 @@ def test_what_a_console_cannot_show_is_escaped_and_a_long_message_loses_its_midd
     assert terminal.printable("é ж") == "é \\u0436"
     for n, length in ((terminal.LONGEST_MESSAGE, terminal.LONGEST_MESSAGE), (10**6, terminal.LONGEST_MESSAGE)):
         terminal.complain("<" + "x" * (n - 2) + ">")
-        line = capsys.readouterr().err
+        line = capsys.readouterr().err.replace("\n  ", " ")
         assert len(line) == length + 1 and line.startswith("<") and line.endswith(">\n")
 
 

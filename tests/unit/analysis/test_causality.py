@@ -79,22 +79,20 @@ def test_a_false_declaration_is_found(monkeypatch, name, flag):
     monkeypatch.setattr(routers.POLICIES[name], "FACTS", facts._replace(**{flag: not getattr(facts, flag)}))
     rows = causality.study(12, (name,), factors=(None,))
     assert not all(row.as_declared for row in rows)
-    assert f"1 of 1 settings are NOT as declared: {name} (dropless)" in causality.table(rows)
+    assert f"1 of 1 settings are NOT as declared: {name} (dropless)" in causality.report(rows)
 
 
-def test_the_table_leads_with_which_routers_and_orders_look_ahead(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    answer, table, _ = causality.table(study()).split("\n\n")
-    assert answer.splitlines() == [
-        "All 61 settings are as declared.",
-        "Routers that look into the future: expert_choice, soft; in training only: sinkhorn, base.",
-        "Drop orders that do, when experts are full: rank, priority; in training only: random."]
-    lines = [line.split() for line in table.splitlines()]
-    assert lines[3] == ["softmax_topk", "dropless", "yes", *"-------"] and len(lines) == 3 + 61
-    assert ["random", "dropless", "yes", "-", "random", "random", *"----"] in lines
-    assert ["soft", "dropless", "yes", "100%", "100%", "-", "100%", "100%", "-", "100%"] in lines
+def test_the_report_leads_with_which_routers_and_orders_look_ahead(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    _, training, evaluation, _ = causality.table(study()).split("\n\n")
-    assert training.splitlines()[3].startswith("softmax_topk   dropless        yes  ")
-    assert evaluation.splitlines()[3].startswith("softmax_topk   dropless          ")
-    assert "look into the future: none." in causality.table(causality.study(2, ("softmax_topk",), factors=(None,)))
+    answer, table, _ = causality.report(study(), detail=True).split("\n\n")
+    assert " ".join(answer.split()) == (
+        "Routers that look into the future: expert_choice, soft; in training only: sinkhorn, base. "
+        "Drop orders that do, when experts are full: rank, priority; in training only: random. "
+        "All 61 settings are as declared.")
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[3] == ["softmax_topk", "dropless", *"-------"] and len(lines) == 3 + 61
+    assert ["random", "dropless", "-", "?", "?", *"----"] in lines
+    assert ["soft", "dropless", "100%", "100%", "-", "100%", "100%", "-", "100%"] in lines
+    assert ["softmax_topk", "priority"] in [line[:2] for line in lines]
+    assert causality.report(study()).startswith(f"{answer}\n\nA setting looks into the future if ")
+    assert "look into the future: none." in causality.report(causality.study(2, ("softmax_topk",), factors=(None,)))

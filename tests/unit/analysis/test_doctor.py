@@ -186,7 +186,7 @@ def test_every_router_can_be_examined(router):
                          top_k=routers.POLICIES[router].FACTS.top_k or 2)
     state = loop.train(loop.new_state(config, replace(TRAINING, n_steps=2, warmup_steps=1, eval_every=1), TEXT), TEXT)
     findings = found(state)
-    assert list(findings) == MODES and "nan" not in doctor.report(state)
+    assert list(findings) == MODES and "nan" not in doctor.report(state, detail=True)
     without = {name for name in ("starved router", "entropy collapse", "logit growth") if findings[name].alarm is None}
     assert len(without) == (3 if router in ("hash", "random", "uniform") else 0)
 
@@ -203,13 +203,17 @@ def test_what_an_older_version_did_not_record_is_not_judged(healthy):
 
 
 def test_the_report_leads_with_the_verdict_on_a_healthy_and_a_sick_run_and_says_what_each_alarm_means(healthy, sick):
-    lines = doctor.report(healthy).splitlines()
+    lines = doctor.report(healthy, detail=True).splitlines()
     assert lines[0] == "No alarm: the routers of this run look healthy."
     assert " ".join(lines[1:3]) == ("router softmax_topk, 8 experts, 2 per token; auxiliary losses: balance 0.01, z "
                                     "0.001; step 60 of 60")
     assert [line[4:20].rstrip() for line in lines if line.startswith("ok")] == MODES and max(map(len, lines)) <= 80
-    report = " ".join(doctor.report(sick).split())
+    report = " ".join(doctor.report(sick, detail=True).split())
     assert report.startswith("2 alarms: overload, dropped tokens. router")
+    short = " ".join(doctor.report(sick).split())
+    for mode, alarm, evidence in doctor.examine(sick):
+        told = f"{mode.name}: {mode.meaning} Evidence: {evidence}. What usually helps: {mode.remedy}" in short
+        assert told == bool(alarm) and (mode.name in short.split("No sign of: ")[1]) == (alarm is False)
     assert re.search(r"busiest expert has [34]\.\d times .* \d\d\.\d% of assignments dropped in layer", report)
     for mode in doctor.MODES:
         told = f"{mode.name}: {mode.meaning} What usually helps: {mode.remedy}" in report

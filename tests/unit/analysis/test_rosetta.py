@@ -89,12 +89,17 @@ def test_the_queue_decides_whose_choices_have_room():
 
 
 def test_the_table_leads_with_how_far_the_conventions_are_apart(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    answer, table, _ = rosetta.table(list(ENTRIES.values())).split("\n\n")
+    monkeypatch.setenv("COLUMNS", "80")
+    answer, table, more, sources, _ = rosetta.report(list(ENTRIES.values()), detail=True).split("\n\n")
     assert ("12 conventions: 7 to 15 slots per expert where there is a limit, 0 to 54 dropped choices, a balance loss "
             "from 0.0276 to 3.0000.") in " ".join(answer.split())
-    lines = {line[:22].strip(): line[22:].split() for line in table.splitlines()[3:]}
-    assert list(lines) == list(rosetta.CONVENTIONS)
-    assert lines["GShard (paper)"][4:6] == ["0.286", "57%"]  # 2 * 2/7 = 4/7;  ST-MoE's threshold is 1/5
-    assert lines["Mixtral"] == ["-", "0", "-", "0.714", "0.286", "3.0000", "2.0000", "0.02", "0.04"]
-    assert lines["ST-MoE (Mesh TF)"][2:] == ["rank", "0.714", "0.286", "100%", "1.7667", "1.0000", "0.01", "0.01"]
+    lines, details = ({line[:22].strip(): line[22:].split() for line in text.splitlines()[head:]}
+                      for text, head in ((table, 3), (more, 2)))
+    assert list(lines) == list(details) == list(rosetta.CONVENTIONS)
+    assert details["GShard (paper)"] == ["rank", "0.714", "0.286", "57%"]  # 2 * 2/7 = 4/7;  ST-MoE's threshold is 1/5
+    assert details["ST-MoE (Mesh TF)"] == ["rank", "0.714", "0.286", "100%"]
+    assert lines["ST-MoE (Mesh TF)"][2:] == ["1.7667", "1.0000", "0.01", "0.01"]
+    assert lines["Mixtral"] == ["-", "0", "3.0000", "2.0000", "0.02", "0.04"]
+    assert all(f"{name}: {convention.source}" in " ".join(sources.split())
+               for name, convention in rosetta.CONVENTIONS.items())
+    assert rosetta.report(list(ENTRIES.values())).split("\n\n")[:2] == [answer, table]

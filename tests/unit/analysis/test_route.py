@@ -26,6 +26,9 @@ def unpainted(text):
 def test_numbers_stand_under_their_characters_by_hand():
     # the line break is a character with an expert of its own, 7, which has no place to be shown; a tab has no shape
     assert route.coloured("a\tb\ncd", [0, 1, 10, 7, 35, -1]) == "a b\n01a\ncd\nz-"
+    # a wide character takes two places, a mark on the one before none: it is shown as an escape
+    assert route.coloured("日a\u0301本", [1, 2, 3, 4]) == "日a\\u0301本\n1 23     4"
+    assert route.coloured("日" * 31, [1] * 31).split("\n") == ["日" * 30, ("1 " * 30).rstrip(), "日", "1"]
     # a line that is too long is broken with its numbers
     assert route.coloured("x" * 61, [1] * 60 + [2]).split("\n") == ["x" * 60, "1" * 60, "x", "2"]
     assert unpainted(route.coloured("x" * 61, [1] * 61, "truecolor")).split("\n") == ["x" * 60, "x"]

@@ -51,7 +51,7 @@ def run(made, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def refused(run):
-    """A function that runs a command which must fail with status 2, and change no file: the one line that it prints."""
+    """A function that runs a command which must fail with status 2, and change no file: its one message, unwrapped."""
 
     def contents():
         return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
@@ -60,8 +60,10 @@ def refused(run):
         before = contents()
         status, out, err = run(line)
         assert (status, out) == (2, "") and contents() == before
-        assert len(err.splitlines()) == 1 and err.startswith("minimoe: error: "), err
-        return err
+        first, *rest = err.splitlines()
+        assert first.startswith("minimoe: error: ") and all(line.startswith("  ") for line in rest), err
+        assert all(len(line) <= 80 or " " not in line.strip() for line in (first, *rest)), err
+        return " ".join(err.split())
 
     return command
 

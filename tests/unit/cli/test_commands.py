@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from minimoe import cli, gradcheck, model
 from minimoe.analysis import causality, doctor
 from minimoe.course import lessons
-from minimoe.experiments import compare, diagrams, routers, sparsity, studies, tour
+from minimoe.experiments import archive, compare, diagrams, routers, sparsity, studies, tour
 from minimoe.generation import sampling
 from minimoe.plots import cost_shares
 from minimoe.training import checkpoint
@@ -29,6 +30,24 @@ def loaded(run):
 def routed(state, text, **fields):
     config = replace(state.model_config, **fields)
     return model.forward(state.params, state.tokenizer.encode(text)[None], config)[1]
+
+
+def one_line(message):
+    return " ".join(message.split())
+
+
+def test_without_a_run_of_the_tour_the_model_that_ships_is_used_and_named(run, refused, tmp_path, monkeypatch):
+    """A folder of results that has one, then one that has none, then the tour's own run."""
+    monkeypatch.setattr(archive, "FOLDER", tmp_path / "shipped")
+    assert "no trained run in runs/tour/moe/seed0" in refused("generate")
+    shutil.copytree("runs/done", "shipped/moe")
+    for command in ("generate --n-tokens 3", "route cat", "doctor", "explore --text cat"):
+        status, out, err = run(command)
+        assert status == 0 and one_line(err).startswith("minimoe: note: this is the model that ships, shipped/moe,")
+        assert max(map(len, err.splitlines())) <= 80
+    assert Path("runs/explorer.html").exists() and not Path("shipped/moe/explorer.html").exists()
+    shutil.copytree("runs/done", "runs/tour/moe/seed0")
+    assert run("generate --n-tokens 3") == run("generate --n-tokens 3 --run runs/done") and run("doctor")[2] == ""
 
 
 def test_generate_writes_the_prompt_and_what_the_library_samples(run, loaded):
@@ -54,16 +73,18 @@ def test_a_console_that_cannot_show_a_text_or_would_obey_it_ends_no_command(run,
 
 def test_another_number_of_experts_than_in_training_is_used_and_said(run, loaded):
     """The run has two of four."""
-    note = "minimoe: note: {} per token; the model was trained with 2{}\n"
+    note = "minimoe: note: {} per token; the model was trained with 2{}"
     prompt_S = loaded.tokenizer.encode("the cat")
     for top_k, words, smaller in ((1, "1 expert", "; gates do not sum to 1 any more, so outputs are smaller too"),
                                   (3, "3 experts", "")):
         config = replace(loaded.model_config, top_k=top_k)
         tokens_S = sampling.generate(loaded.params, config, prompt_S, 9, temperature=0)
         line = f"generate --run runs/done --prompt 'the cat' --n-tokens 9 --temperature 0 --top-k {top_k}"
-        assert run(line) == (0, loaded.tokenizer.decode(tokens_S) + "\n", note.format(words, smaller))
+        status, out, err = run(line)
+        assert (status, out) == (0, loaded.tokenizer.decode(tokens_S) + "\n")
+        assert one_line(err) == note.format(words, smaller)
         status, out, err = run(f"route --run runs/done 'the cat' --top-k {top_k}")
-        assert (status, err) == (0, note.format(words, smaller))
+        assert (status, one_line(err)) == (0, note.format(words, smaller))
         assert out.startswith(f"{words} per token, trained with 2\n")
         assert out.count(": 0.") + out.count(": 1.") == 7 * top_k * len(loaded.model_config.moe_layers)
     assert run("route --run runs/done 'the cat' --top-k 2") == run("route --run runs/done 'the cat'")
@@ -80,7 +101,7 @@ def test_a_number_of_experts_that_the_model_cannot_have_is_refused(run, untraine
     untrained(f"{options} --run it")
     for command in ("generate", "route abc"):
         status, out, err = run(f"{command} --run it --top-k {top_k}")
-        assert (status, out) == (2, "") and words in err
+        assert (status, out) == (2, "") and words in one_line(err)
 
 
 @pytest.mark.parametrize("line", ["rosetta", "--help"])
@@ -149,25 +170,31 @@ def test_a_model_that_assigns_nothing_has_nothing_to_show(run, untrained):
     untrained("--router soft")
     for command, words in (("route --run new aceg", "there is nothing to show"), ("explore new", "nothing to explore")):
         status, out, err = run(command)
-        assert (status, out) == (2, "") and "new has no layer that assigns tokens to experts" in err and words in err
+        assert (status, out) == (2, "") and "new has no layer that assigns tokens to experts" in one_line(err)
+        assert words in one_line(err)
     assert "Nothing to examine" in run("doctor new")[1]
 
 
 def test_explore_writes_one_page_where_it_is_asked_to(run):
     status, out, _ = run("explore runs/done")
     path = Path("runs/done/explorer.html")
-    assert status == 0 and f"{path.stat().st_size:,} bytes" in out and path.resolve().as_uri() in out
+    assert status == 0 and f"{path.stat().st_size:,} bytes" in out and out.endswith(f"\n{path.resolve().as_uri()}\n")
     assert run("explore runs/done --text cat 'the hat' --output new/page.html")[0] == 0
     page = Path("new/page.html").read_text("utf-8")
     assert all(json.dumps(list(text), separators=(",", ":")) in page for text in ("cat", "the hat"))
 
 
 def test_what_is_measured_is_printed_with_the_answer_first(run, loaded, monkeypatch):
-    assert run("doctor runs/done") == (0, doctor.report(loaded) + "\n", "")
+    for detail in (False, True):
+        assert run(f"doctor runs/done {'--detail' * detail}") == (0, doctor.report(loaded, detail) + "\n", "")
     study = causality.study
-    monkeypatch.setattr(causality, "study", lambda trials: study(trials, names=("softmax_topk",)))
-    for line, answer in (("causality --trials 2", "All 5 settings are as declared."),
+    monkeypatch.setattr(causality, "study", lambda trials, rounds: study(trials, names=("softmax_topk",),
+                                                                         rounds=rounds))
+    assert run("causality --trials 2")[2] == "causality: 5 of 5 rounds\n"
+    for line, answer in (("causality --trials 2", "Routers that look into the future: none."),
+                         ("causality --trials 2 --detail", "Routers that look into the future: none."),
                          ("rosetta", "One batch under 12 conventions: "),
+                         ("rosetta --detail", "One batch under 12 conventions: "),
                          ("bench --preset tiny --batch 4 --steps 2 --threads 1", "A training step takes ")):
         status, out, _ = run(line)
         assert status == 0 and re.match(answer, out) and max(map(len, out.splitlines())) <= 80, line
@@ -177,12 +204,13 @@ def test_what_is_measured_is_printed_with_the_answer_first(run, loaded, monkeypa
 
 def test_gradcheck_has_status_1_for_a_wrong_gradient(run, monkeypatch):
     for status in (0, 1):
-        def check(config, say, rounds, right=status == 0):
-            say(f"{config.d_model} {list(rounds(2))}")
+        def check(config, say, rounds, detail, right=status == 0):
+            say(f"{config.d_model} {list(rounds(2))} {detail}")
             return right
 
         monkeypatch.setattr(gradcheck, "check_everything", check)
-        assert run("gradcheck --d-model 8") == (status, "8 [0, 1]\n", "settings of the layer: 2 of 2 rounds\n")
+        assert run("gradcheck --d-model 8") == (status, "8 [0, 1] False\n", "gradients: 2 of 2 rounds\n")
+        assert run("gradcheck --detail")[1] == "16 [0, 1] True\n"
 
 
 def test_the_cost_of_a_sparse_run_says_what_its_masks_save(run):
@@ -206,11 +234,12 @@ def test_a_figure_that_cannot_be_drawn_keeps_no_other_from_it(run, monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(tour, "draw_again", lambda there=there: there)
         status, out, _ = run("figures")
-        assert status == 0 and ("left as they are: `python -m minimoe` trains what they show" in out) == (not there)
+        assert status == 0 and ("left as they are: `python -m minimoe` trains what they show" in one_line(out)) == (
+            not there)
     assert drawn == [diagrams, routers, compare, sparsity, cost_shares, studies, lessons] * 2
     monkeypatch.setattr(routers, "figure", fail)
     status, _, err = run("figures")
-    assert status == 2 and "there is no routers.npz" in err
+    assert status == 2 and "there is no routers.npz" in one_line(err)
     assert drawn[-5:] == [compare, sparsity, cost_shares, studies, lessons]
 
 

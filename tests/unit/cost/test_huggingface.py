@@ -97,7 +97,8 @@ def test_windows_are_where_the_family_has_them(changes, windows):
 
 @pytest.mark.parametrize("record, changes, says", [
     (MIXTRAL, {"model_type": "mixtrall"}, "model_type = 'mixtrall': must be one of llama, .*did you mean 'mixtral'"),
-    (MIXTRAL, {"model_type": None}, "model_type = None: must be one of"),
+    (MIXTRAL, {"model_type": None}, "model_type is required: one of llama, "),
+    (MIXTRAL, {"model_type": "gpt2"}, "model_type = 'gpt2': must .*; `cost --model gpt-2` counts a published one"),
     (MIXTRAL, {"architectures": ["MixtralForSequenceClassification"]}, r"architectures = .*: must be a language model"),
     (MIXTRAL, {"text_config": {"vocab_size": 3}}, "text_config = '{...}': this model has several parts"),
     (MIXTRAL, {"kv_lora_rank": 5}, "kv_lora_rank = 5: changes the count, but is not"),
@@ -133,7 +134,7 @@ def test_what_is_wrong_or_not_understood_is_refused_by_key_and_value(record, cha
 
 @pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "num_local_experts", "num_key_value_heads"])
 def test_a_missing_key_is_refused_by_name(key):
-    with pytest.raises(ValueError, match=f"^{key.replace('_local', '')} = None: is required"):
+    with pytest.raises(ValueError, match=f"^{key.replace('_local', '')} is required"):
         arch_of({name: value for name, value in MIXTRAL.items() if name != key})
 
 

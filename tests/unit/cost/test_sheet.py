@@ -101,11 +101,11 @@ def test_the_dense_twin_by_hand():
 
 def test_the_shape_in_words():
     assert sheet.shape(TINY) == (
-        "5 tokens in the vocabulary, width 4, 2 heads, 1 of keys and values, rotary positions; 1 layers with a swiglu "
-        "block of 7; 1 layers with 2 of 4 swiglu experts of 3 per token and 1 shared; head separate from the embedding")
+        "5 tokens in the vocabulary, width 4, 2 heads, 1 of keys and values, rotary positions; 1 layer with a swiglu "
+        "block of 7; 1 layer with 2 of 4 and 1 shared swiglu experts of 3 per token; head separate from the embedding")
     # one expert is a dense block as wide as it and the shared one together
     single = sheet.shape(replace(TINY, n_routed_experts=1, top_k=1, tied_embeddings=True))
-    assert "; 1 layers with a swiglu block of 7; 1 layers with a swiglu block of 6; head tied to" in single
+    assert "; 1 layer with a swiglu block of 7; 1 layer with a swiglu block of 6; head tied to" in single
     assert "128 heads, latent attention of width 512, rotary" in sheet.shape(published.find("deepseek-v3").arch)
     hybrid = replace(TINY, n_layers=5, attention=("linear", "window", "full"), window=4)
     assert "values, attention to the last 4 tokens in 2 of 5 layers, linear attention in 2 of 5" in sheet.shape(hybrid)
@@ -118,16 +118,19 @@ def test_the_record_adds_up_and_the_report_leads_with_the_answer_in_eighty_colum
     names = [row["part"] for row in record["parts"]]
     assert names == [name for name in (*parts.NAMES, formula.SCORES) if name in names]
     monkeypatch.setenv("COLUMNS", "80")
-    text, counts = report.report(record), list(published.counts(published.find(key)).values())
+    text, counts = report.report(record, detail=True), list(published.counts(published.find(key)).values())
     name, *answer = (block.splitlines() for block in text.split("\n\n"))
     assert name[0] == counts[0] and all(len(line) <= 80 and line == line.rstrip() for line in text.splitlines())
     sparse = record["dense_twin"] is not None
     assert answer[0][0].startswith("What is saved: ") == ("half of the experts" in text) == sparse
     assert [line.split()[-2] for line in answer[sparse][2:6]] == [f"{n:,}" for n in counts[1:]]
+    short = report.report(record)
+    assert short.split("\n\n")[:2 + sparse] == text.split("\n\n")[:2 + sparse] and short.count("\n") < 35
+    assert max(map(len, short.splitlines())) <= 80 and short.endswith("--detail")
 
 
 def test_the_report_has_the_numbers_of_the_record():
-    text = " ".join(report.report(of_published("mixtral-8x7b")).split())
+    text = " ".join(report.report(of_published("mixtral-8x7b"), detail=True).split())
     # 46,702,792,704 parameters of 2 bytes, 93.4 GB; 12,879,925,248 / 46,702,792,704 = 27.6 %;  16 bytes each: 747 GB
     # a token keeps 2 * 32 * 8 * 128 numbers of 2 bytes = 131 kB, 1,024 of them 134 MB; four tokens use 5.47 of 8
     # Kaplan counts 6 * 12,617,781,248, ours 6 * (12,617,781,248 - 266,240 + 131,072,000) + 12 * 32 * 4096 * 1024
@@ -138,19 +141,25 @@ def test_the_report_has_the_numbers_of_the_record():
                   "3.6 at batch size 1, ", "75.7 G 0.969 arXiv:2001.08361"):
         assert words in text, words
     # 12 of 24 layers keep 128 tokens: 12 * 2,048 bytes per token, 1,024 times and 128 times: 25.2 + 3.1 MB
-    text = " ".join(report.report(of_published("gpt-oss-20b")).split())
+    short = " ".join(report.report(of_published("mixtral-8x7b")).split())
+    # 93.4 GB and 134 MB are more than its 80 GB; 12.75e9 weights of 2 bytes at 3.35e12 bytes/s are 7.6 ms
+    for words in ("weights: 93.4 GB in bf16 KV cache: 131 kB per token, 134 MB per sequence of 1,024 tokens decoding, "
+                  "batch size 1: 7.6", " ms per token at best, memory-bound, on NVIDIA H100 SXM", "cannot hold it"):
+        assert words in short, words
+    text = " ".join(report.report(of_published("gpt-oss-20b"), detail=True).split())
     assert "KV cache: 24.6 kB per further token, 28.3 MB per sequence of 1,024 tokens" in text
     assert "attention to what each layer keeps of it" in text
     assert "published: active 0.2B, source: " in report.published_words(of_published("switch-base-8")["published"])
     # 8 of 256 on 8 devices: 7 elsewhere.  A device has none of the 8 with 224! 248! / (216! 256!) = 0.3386; 7 * 0.6614
-    words = "each layer sends copies of a token to 7.00 experts, on 4.63 other devices: 11.6 MB in all layers"
-    assert words in " ".join(report.report(of_published("deepseek-v3")).split())
+    words = "each layer sends copies of a token to 7.00 experts, on 4.63 different devices: 11.6 MB in all layers"
+    assert words in " ".join(report.report(of_published("deepseek-v3"), detail=True).split())
 
 
 def test_what_is_said_only_where_it_is_so():
     turns, mixed = (sheet.sheet("", TINY, 1, MACHINE._replace(flops=300.0), "bf16", form) for form in (None, "mxfp4"))
     assert f"compute-bound from a batch of {turns['turning_batch']:,} sequences on" in report.decoding_table(turns)
     assert "bf16, experts in mxfp4" in report.report(mixed) and "bf16, experts" not in report.report(turns)
+    assert "bf16, experts in mxfp4" in report.decoding_table(mixed).replace("\n", " ")
     for *seconds, again in ((3.0, 1.0, 1.0, 1.0, 2.0, True), (3.0, 1.5, 1.2, 1.05, 1.0, False),
                             (3.0, 1.0, 1.0, 1.0, 1.05, False)):
         words = report.saved_words(RECORD | {"dense_twin": RECORD["dense_twin"] | {"decode_seconds": seconds}})

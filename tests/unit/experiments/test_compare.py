@@ -179,7 +179,7 @@ def test_a_comparison_is_timed_once_trained_kept_and_drawn(here, monkeypatch):
     timed = []
     monkeypatch.setattr(bench, "step_seconds", lambda configs, *_, **__: (timed.append(list(configs)), SECONDS)[1])
     said = small.printed(compare.main, quick=True, seeds=1)
-    assert "Far too short to compare anything" in said and "validation loss" in said
+    assert "20 steps compare nothing" in said and "; time: validation loss" in said
     kept = compare.kept("runs/compare-quick")
     assert [(e.name, e.budget) for e in kept[-4:]] == [(ACTIVE, "FLOPs"), (TOTAL, "FLOPs"), (ACTIVE, "time"),
                                                        (TOTAL, "time")]

@@ -75,7 +75,7 @@ def test_the_comparison_is_trained_kept_and_drawn_and_resumes(here, monkeypatch)
     for name, few in (("SPARSITIES", (0.5,)), ("DYNAMIC", {"RigL": "rigl"}), ("PRUNED", {"Wanda": "wanda"})):
         monkeypatch.setattr(sparse_plan, name, few)
     said = small.printed(sparsity.main, quick=True, seeds=1)
-    assert "Far too short to compare anything" in said
+    assert "6 steps compare nothing" in said and "Wanda, 50%: validation loss" in said
     monkeypatch.setattr(sparsity.archive, "FOLDER", here / "nowhere")
     assert small.printed(sparsity.figure).startswith("the pictures of `sparsity` are left as they are")
     entries = {entry.label: entry for entry in sparsity.kept("runs/sparsity-quick")}

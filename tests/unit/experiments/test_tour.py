@@ -55,7 +55,12 @@ def test_a_tour_from_training_on_the_same_batches_to_pictures(traveled, monkeypa
     states = {name: [runs.load(f"runs/quick/{folder}/seed{seed}") for seed in range(2)]
               for name, folder in FOLDERS.items()}
     assert all(path.read_bytes().startswith(b"\x89PNG\r\n") and str(path) in said for path in PICTURES)
-    assert said.index("validation loss") < said.index("What the numbers show") < said.index("The router at step")
+    order = ["6 steps compare nothing", "MoE, seed 0: validation loss", "The router at step", "What it writes",
+             "dense, same active, seed 0: validation loss", "dense, same total, seed 1: validation loss",
+             "The models after 6 steps", "6 steps compare nothing: this shows that everything works. `python"]
+    places = [said.index(words) for words in order]
+    assert places == sorted(places) and "What the numbers show" not in said
+    assert max(map(len, said.split("\n"))) <= 80
     _check_curves(drawn["losses"], states)
     _check_loads(drawn, states[MOE][0])
     _check_text(drawn["coloured_text"], states[MOE][0])
@@ -106,13 +111,17 @@ def _check_text(given, state):
 
 def test_figures_are_drawn_again_from_all_seeds_that_there_are(here, monkeypatch):
     assert tour.draw_again() is False
-    drawn = []
-    monkeypatch.setattr(tour, "draw", lambda *given: drawn.append(given))
-    small.printed(tour.main, seeds=2)
+    drawn, trained, train = [], [], loop.train
+    monkeypatch.setattr(tour, "draw_losses", lambda *given: drawn.append(given))
+    monkeypatch.setattr(tour, "draw_router", lambda *given: drawn.append((*given, len(trained))))
+    monkeypatch.setattr(loop, "train", lambda *given, **more: (trained.append(given), train(*given, **more)))
+    said = small.printed(tour.main, seeds=2)
+    assert said.index("The models after") < said.index("What the numbers show")
     assert small.printed(tour.draw_again).startswith("wrote figures/losses.png, ")
-    (first, *_, state, corpus), (again, *_, state_again, corpus_again) = drawn
+    (_, state, corpus, n), (first, *_), (again, *_), (_, state_again, corpus_again, _) = drawn
+    assert n == 1  # the MoE's own pictures wait for no dense model
     assert first == again and again.seeds == 2 and small.numbers(state) == small.numbers(state_again)
-    np.testing.assert_equal(drawn[1][1], drawn[0][1])
+    np.testing.assert_equal(drawn[2][1], drawn[1][1])
     assert corpus_again.tokenizer.characters == corpus.tokenizer.characters
     runs.checkpoint_path("runs/tour/dense-total/seed1").unlink()
     with pytest.raises(ValueError, match="no checkpoint runs/tour/dense-total/seed1"):
@@ -133,15 +142,17 @@ def results(moe=(1.5,), active=(1.6,), total=(1.4,)):
 
 def test_the_table_by_hand(monkeypatch):
     """Losses 1.4, 1.5, 1.6 have the mean 1.5 and the standard deviation sqrt(0.02 / 2) = 0.1."""
-    monkeypatch.setenv("COLUMNS", "140")
-    head, _, *rows = tour.table(results((1.4, 1.5, 1.6), (1.6,) * 3, (1.5,) * 3)).split("\n")[:5]
-    cells = [re.split("  +", row.strip()) for row in (head, *rows)]
-    assert cells == [
-        ["parameters", "active", "FLOPs/token", "s/step", "peak memory", "validation loss", "dropped", "balance"],
-        [MOE, "8,000", "2,000", "0.500 M", "0.030", "40 MiB", "1.500 ± 0.100", "12.5%", "1.125"],
-        [DENSE_ACTIVE, "2,000", "2,000", "0.400 M", "0.010", "10 MiB", "1.600 ± 0.000", "12.5%", "-"],
-        [DENSE_TOTAL, "8,000", "8,000", "2.000 M", "0.060", "50 MiB", "1.500 ± 0.000", "12.5%", "-"]]
-    assert "parameters 1.0 MiB, gradients 1.0 MiB, moments 2.0 MiB, activations 2.5 MiB (" in tour.table(results())
+    monkeypatch.setenv("COLUMNS", "80")
+    *head, _ = tour.table(results((1.4, 1.5, 1.6), (1.6,) * 3, (1.5,) * 3)).split("\n")[:3]
+    rows = tour.table(results((1.4, 1.5, 1.6), (1.6,) * 3, (1.5,) * 3)).split("\n")[3:11]
+    assert [re.split("  +", row.strip()) for row in (*head, *rows)] == [
+        ["dense,", "dense,"], [MOE, "same active", "same total"], ["parameters", "8,000", "2,000", "8,000"],
+        ["active per token", "2,000", "2,000", "8,000"], ["FLOPs per token", "0.500 M", "0.400 M", "2.000 M"],
+        ["seconds per step", "0.030", "0.010", "0.060"], ["peak memory", "40 MiB", "10 MiB", "50 MiB"],
+        ["validation loss", "1.500 ± 0.100", "1.600 ± 0.000", "1.500 ± 0.000"], ["dropped", "12.5%", "-", "-"],
+        ["balance", "1.125", "-", "-"]]
+    assert "parameters 1.0 MiB, gradients 1.0 MiB, moments 2.0 MiB, activations 2.5 MiB (" in unwrapped(
+        tour.table(results()))
 
 
 def unwrapped(text):

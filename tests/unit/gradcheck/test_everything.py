@@ -20,10 +20,11 @@ def report(monkeypatch):
     monkeypatch.setattr(checks, "check_ops", lambda: ops)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*settings):
+    def run(*settings, detail=True):
         text = []
         monkeypatch.setattr(checks, "layer_cases", lambda: dict.fromkeys(settings, CASE))
-        return gradcheck.check_everything(replace(gradcheck.SMALL, n_layers=1), text.append), *text
+        config = replace(gradcheck.SMALL, n_layers=1)
+        return gradcheck.check_everything(config, text.append, detail=detail), *text
     return run
 
 
@@ -33,6 +34,24 @@ def test_the_report_of_right_gradients(report):
     assert right and re.match(r"All 15 checks are right, of \d+ tensors; the worst error of the complex step is ", text)
     assert all(name in text for name in ("\nsoftmax ", "\nwhole model", "live routing: WRONG", *losses.LOSSES))
     assert re.search(r"as it is( +\d\.\de[-+]\d\d){8}\n", text)
+
+
+def test_without_detail_a_line_for_each_part_has_its_checks_and_worst_error(report, monkeypatch):
+    """Eight objectives of each setting: two settings of one router and one of another."""
+    def lines(text):
+        return [re.split("  +", line) for line in text.split("\n\n")[1].splitlines()[2:]]
+
+    right, text = report("switch, K=1", "switch, K=1, drop", "hash", detail=False)
+    assert right and text.startswith("All 31 checks are right")
+    assert [(name, n) for name, n, *_ in lines(text)] == [
+        ("operations", "2"), ("layer, switch", "16"), ("layer, hash", "8"), ("whole model", "1"),
+        ("whole model, one direction", "1"), ("whole model, in two groups", "1"), ("the same, one balance loss", "1"),
+        ("router, frozen choices", "1")]
+    assert all(re.fullmatch(r"\d\.\de-\d\d 1e-\d\d right", " ".join(row[3:])) for row in lines(text))
+    keep = capacity.keep_backward
+    monkeypatch.setattr(capacity, "keep_backward", lambda dgate_N, cache: keep(dgate_N, cache) + ~cache.kept_A)
+    wrong, text = report("switch, K=1", detail=False)
+    assert not wrong and [row[-1] for row in lines(text)] == ["right", "WRONG", *["right"] * 5]
 
 
 def test_the_report_of_a_bug_that_gives_dropped_assignments_a_gradient(report, monkeypatch):

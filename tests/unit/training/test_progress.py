@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from minimoe.config import TrainConfig
+from minimoe.config import ModelConfig, TrainConfig
 from minimoe.training import progress
 
-STATE = SimpleNamespace(train_config=TrainConfig(n_steps=12, batch=2, sequence=5, accumulate=10), step=2, history={
+STATE = SimpleNamespace(
+    model_config=ModelConfig(capacity_factor=1.0), step=2,
+    train_config=TrainConfig(n_steps=12, batch=2, sequence=5, accumulate=10), history={
     "ce": [9.0, *[1.25] * 20], "seconds": [0.05], "drop": [0.125], "balance": [1.5]})
 """2 sequences of 5 tokens in 10 micro-batches are 100 tokens, in 0.05 s; only the last 20 steps count."""
 
@@ -49,6 +51,15 @@ def test_a_log_has_a_line_after_ten_seconds_and_one_at_the_end(monkeypatch, caps
     assert len(err.splitlines()) < 5
     assert list(progress.rounds(3, "bench")) == [0, 1, 2]  # as of range
     assert capsys.readouterr().err == "bench: 3 of 3 rounds\n"
+
+
+def test_what_cannot_drop_or_be_uneven_has_no_number_for_it(capsys):
+    for fields, words in ((dict(), ", balance 1.500"), (dict(n_experts=1, top_k=1, capacity_factor=1.0), ""),
+                          (dict(router="soft"), "")):
+        with progress.bar(SimpleNamespace(**vars(STATE) | {"model_config": ModelConfig(**fields)}), "a run") as on_step:
+            for _ in range(10):
+                on_step(STATE)
+        assert capsys.readouterr().err.splitlines()[-1] == f"a run: 12 of 12 steps, loss 1.250, 2,000 tokens/s{words}"
 
 
 @pytest.mark.parametrize("columns", [80, 120])
