@@ -28,7 +28,7 @@ TICS = {  # what is not written -> what it looked like, and what is written inst
     r"\b(at sight|for ever|one another|turned away|nearly as many tokens prefer)\b": ("wrong at sight", "is wrong"),
     r"\b[Aa] MoE\b": ("a MoE", "an MoE"),
     r"(?i)(optimis|normalis|initialis|specialis|generalis|maximis|minimis(?!m)|summaris|analys(e|ed|ing)\b|"
-    r"neighbour|behaviour|favour|honour|labell(?!edby)|modell|travell|\blearnt\b|judgement)": ("optimiser", "optimizer"),
+    r"neighbour|behaviour|favour|honour|labell(?!edby)|modell|travell|learnt\b|judgement)": ("optimiser", "optimizer"),
     r"(?<![\w.(\"'])([Cc]olour|grey)(ed|s|ing)?(?=[ ,;:.)])": ("its colour.", "its color."),
 }
 
