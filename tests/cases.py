@@ -24,7 +24,7 @@ def fixed_k(router):
 
 
 def with_router(config, router, **fields):
-    """The configuration with another router, and with that router's K if it has only one."""
+    """The configuration with a different router, and with that router's K if it supports only one."""
     return replace(config, router=router, **dict(top_k=fixed_k(router) or config.top_k) | fields)
 
 
@@ -34,7 +34,7 @@ def losses_for(router):
 
 
 def lengths(*lengths_B):
-    """The Tokens of sequences of these lengths, filled up with padding to the longest."""
+    """The Tokens of sequences of these lengths, padded to the longest."""
     mask_BS = np.arange(max(lengths_B)) < np.array(lengths_B)[:, None]
     return Tokens.of_batch(np.zeros(mask_BS.shape, int), mask_BS)
 
@@ -46,7 +46,7 @@ def tokens_like(mask):
 
 
 def routed(prob_TE, top_k=1, mask=None, expert_TK=None, logit_TE=None, limit=None, order="position"):
-    """The Routing of tokens that take the K most probable experts, or those of expert_TK; gates are probabilities.
+    """The Routing of tokens that use the K most probable experts, or those of expert_TK; gates are probabilities.
 
     logit_TE: None is zeros.   limit: capacity factor, None is dropless.
     """
@@ -73,16 +73,16 @@ def random_routing(T, E, seed, limit=None, order="random"):
 
 
 def one_hot_config(name, logit_TE, **options):
-    """A configuration of a router for so many one-hot tokens, their number made even for the heads."""
+    """A configuration of a router for this many one-hot tokens, rounded up to an even number for the heads."""
     T, E = logit_TE.shape
     options = {"top_k": min(fixed_k(name) or 2, E)} | options
     return ModelConfig(d_model=T + T % 2, n_heads=1, router=name, n_experts=E, **options)
 
 
 def route(name, logit_TE, training=False, rng=None, mask_T=None, weights=None, replay=None, **options):
-    """What a router makes of one-hot tokens, x = identity: then its weights are its scores, and their gradients too.
+    """Apply a router to one-hot tokens, x = identity: then its weights are its scores, and so are their gradients.
 
-    weights: of its others.  Returns a Routing, cache.
+    weights: its other weights.  Returns a Routing, cache.
     """
     T, E = logit_TE.shape
     config = one_hot_config(name, logit_TE, **options)
@@ -98,18 +98,18 @@ def choices(r):
 
 
 def decisions(r):
-    """Each assignment of a Routing but for its gate."""
+    """Each assignment of a Routing without its gate."""
     return list(zip(r.token_A.tolist(), r.expert_A.tolist(), r.rank_A.tolist(), strict=True))
 
 
 def random_weights(weights, seed=0, dtype=np.float64):
-    """Normal numbers for a dict of Weights."""
+    """Normally distributed numbers for a dict of Weights."""
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=weight.shape).astype(dtype) for name, weight in weights.items()}
 
 
 def expert(x_D, weights, e):
-    """What expert e makes of one token: (silu(x W_gate) * (x W_up)) W_down."""
+    """The output of expert e for one token: (silu(x W_gate) * (x W_up)) W_down."""
     gate_F, up_F = x_D @ weights["w_gate_EDF"][e], x_D @ weights["w_up_EDF"][e]
     return (gate_F / (1 + np.exp(-gate_F)) * up_F) @ weights["w_down_EFD"][e]
 
@@ -121,7 +121,7 @@ def softmax(scores):
 
 
 def assert_close(got, expected, rtol=1e-12):
-    """Two dicts of arrays that differ by rounding at most."""
+    """Two dicts of arrays that differ by rounding error at most."""
     assert got.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(got[name], array, rtol=rtol, atol=rtol, err_msg=name)
@@ -135,14 +135,14 @@ def assert_equal(got, expected):
 
 
 def assert_same_gradients(got, expected, tolerance=1e-12):
-    """Two dicts of gradients that differ by rounding at most, each in proportion to its length."""
+    """Two dicts of gradients that differ by rounding error at most, each in proportion to its norm."""
     assert got.keys() == expected.keys()
     assert {name: error for name in got
             if not (error := gradcheck.error(got[name], expected[name])) < tolerance} == {}
 
 
 def assert_gradient(forward, backward, **arrays):
-    """The gradient of forward(*arrays) is that of the complex step."""
+    """The gradient of forward(*arrays) equals that of the complex step."""
     report = gradcheck.check_pair("pair", forward, backward, arrays)
     assert report.ok, report
 

@@ -1,4 +1,4 @@
-"""Tests do not depend on the shell that they are started from."""
+"""Tests do not depend on the shell in which they are started."""
 
 import signal
 
@@ -8,9 +8,9 @@ import threadpoolctl
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_shell():
-    """Ctrl-C interrupts, also in a background job, which ignores it; no variable sets a width, colours or a style.
+    """Ctrl-C works even in a background job, which ignores it by default; no variable sets a width, colors or a style.
 
-    A matrix product has one thread: the processes that share the tests have all cores already.
+    A matrix product has one thread, since the test processes already use all cores.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch, threadpoolctl.threadpool_limits(1, user_api="blas"):
@@ -22,6 +22,6 @@ def plain_shell():
 
 
 def pytest_collection_modifyitems(items):
-    """A test's name says the same in every process, which the processes that share them rely on."""
+    """A test has the same name in every process, which parallel test processes rely on."""
     if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:
         raise pytest.UsageError(f"give ids to the parameters of {named[0]}: an address differs between processes")

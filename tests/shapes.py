@@ -1,7 +1,7 @@
-"""Suffixes lie unless checked: a tracer that compares every name like x_TD with the shape that it has while code runs.
+"""Suffixes lie unless checked: a tracer compares every name like x_TD with its real shape while code runs.
 
-It looks at the locals of each function at each line, at what the function returns, at the entries of dicts and records
-in that, and at the shapes that the docstring promises ("Returns y_TD", "Gradients of x_TD and w_DF").
+It looks at the local variables of each function at each line, at what the function returns, at the entries of dicts and
+records in that, and at the shapes that the docstring promises ("Returns y_TD", "Gradients of x_TD and w_DF").
 """
 
 import re
@@ -40,7 +40,7 @@ def functions(file):
 
 
 def suffix(name):
-    """The letters of a name's shape; None of a name without."""
+    """The letters of a name's shape; None for a name without a suffix."""
     match = SUFFIX.fullmatch(name)
     return match and match[1]
 
@@ -52,7 +52,7 @@ def suffixed_locals(file):
 
 
 def parts(value):
-    """What a container holds, by name; nothing for anything else."""
+    """The contents of a container, by name; nothing for anything else."""
     if isinstance(value, dict):
         return {str(name).rpartition(".")[2]: part for name, part in value.items()}
     if hasattr(value, "_asdict"):
@@ -72,12 +72,12 @@ def containers(value):
 
 
 def leaves(value):
-    """What nested tuples hold, in order."""
+    """The contents of nested tuples, in order."""
     return [leaf for part in value for leaf in leaves(part)] if type(value) is tuple else [value]
 
 
 def lie(name, value, sizes, leading=False):
-    """What a name's suffix says wrongly, or None.  Letters met for the first time are added to `sizes`.
+    """What is wrong with a name's suffix, or None.  New letters are added to `sizes`.
 
     leading: whether the first letter may stand for several axes.
     """
@@ -96,7 +96,7 @@ def lie(name, value, sizes, leading=False):
 
 
 class Tracer:
-    """Within `with`, collects the lies that functions of some files tell, and what was `seen`: see `suffixed_locals`.
+    """A block that collects the wrong suffixes in functions of some files, and what was `seen`: see `suffixed_locals`.
 
     sizes: letter -> its size in this run.  A letter that is not in it must have one size in each call.
     """

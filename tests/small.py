@@ -1,4 +1,4 @@
-"""Models, steps, runs and presets so small that a run or a whole experiment takes a second."""
+"""Models, steps, runs and presets that are so small that a run or a whole experiment takes a second."""
 
 import math
 from dataclasses import replace
@@ -40,13 +40,13 @@ def in_float64(state):
 
 
 def first_batches(n):
-    """The batches that a run draws first, and the generator as it is then."""
+    """The first batches that a run draws, and the state of the generator after them."""
     rng = np.random.default_rng(TRAINING.seed)
     return [data.sample(CORPUS.train, rng, TRAINING.batch, TRAINING.sequence) for _ in range(n)], rng
 
 
 def numbers(state):
-    """All that a run has made, but for the time that it took, in a form that == compares bit for bit."""
+    """Everything in a run except its times, in a form that == compares bit by bit."""
     history = {name: values for name, values in state.history.items() if name != "seconds"}
     trees = enumerate((state.params, *state.moments, history, state.masks, state.traces))
     arrays = {(i, name): np.asarray(array).tobytes() for i, tree in trees for name, array in tree.items()}
@@ -80,7 +80,7 @@ def shrink(monkeypatch, **training):
 
 
 def printed(function, *arguments, **options):
-    """What a command says, as one text."""
+    """Everything that a command says, as one text."""
     lines = []
     function(*arguments, say=lines.append, **options)
     return "\n".join(lines)

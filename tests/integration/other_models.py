@@ -126,7 +126,7 @@ def turn(x_BHSP, theta):
 
 
 def plain_moe(x_TD, w, config):
-    """Every expert works on every token; a gate of 0 takes out those that were not chosen or had no room."""
+    """Every expert processes every token; a gate of 0 removes those that were not chosen or had no room."""
     T, E, K = len(x_TD), config.n_experts, config.top_k
     logit_TE = x_TD @ w["w_router_DE"]
     prob_TE = logit_TE.softmax(dim=1)

@@ -75,7 +75,7 @@ def evaluated(config, x_TE, weights, tokens):
 
 
 def case(router, rng):
-    """What the page is given, and the Routing that it should come to."""
+    """The page's input, and the Routing that it should compute."""
     config = random_config(router, rng)
     after, layer = moved(config, rng), random_layer(config, rng)
     x_TE, weights, _ = layer

@@ -1,4 +1,4 @@
-"""The router explorer for those who have never seen it: a tap is answered, a control says what it does or refuses."""
+"""The router explorer for newcomers: a tap is answered, and a control explains what it does or refuses."""
 
 import re
 

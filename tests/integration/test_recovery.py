@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or out of disk, and taken up again, is the run that nothing happened to."""
+"""A run that was killed, interrupted or out of disk space, and then resumed, equals a run without any accident."""
 
 import os
 import random
@@ -51,7 +51,7 @@ def wait_for_a_checkpoint(process, folder):
 
 
 def outcome(folder):
-    """All that a run has come to, but for the seconds that it took: name -> array or value."""
+    """Everything that a run produced, except its times: name -> array or value."""
     state = checkpoint.load(folder / CHECKPOINT)
     groups = {"param": state.params, "mean": state.moments[0], "square": state.moments[1], "history": state.history}
     flat = {f"{group} {name}": np.array(value) for group, values in groups.items() for name, value in values.items()}
@@ -73,7 +73,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The folder of the run that nothing happens to, which has curves."""
+    """The folder of the undisturbed run, which has curves."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "my words.txt").write_text(WORDS, "utf-8")
     assert finish(start(folder, START))[0] == 0
@@ -105,7 +105,7 @@ KILLED_IN = {
 
 @pytest.mark.parametrize("moment", KILLED_IN)
 def test_a_run_killed_while_it_saves_is_the_run_that_was_not_killed(folder, undisturbed, moment):
-    """From the second checkpoint on: before the first there is nothing to go on with."""
+    """From the second checkpoint on: before the first there is nothing to resume."""
     program = f"""
 import os, signal, sys, zipfile
 from minimoe import cli

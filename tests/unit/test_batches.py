@@ -1,4 +1,4 @@
-"""A batch in groups: against loops over its groups, by hand, by the complex step; in which order they are done."""
+"""A batch in groups: against loops over its groups, by hand, by the complex step; and in which order groups run."""
 
 import re
 import weakref
@@ -24,7 +24,7 @@ each_way = pytest.mark.parametrize("config", [CONFIG, GLOBAL], ids=["each by its
 
 
 def gradients(config, n=3, look=None, each=map):
-    """What `batches.gradients` makes of the batch in n groups."""
+    """The result of `batches.gradients` for the batch in n groups."""
     groups = batches.cut(TOKENS_BS, TARGETS_BS, n)
     return batches.gradients(gradcheck.random_params(config), groups, config, np.random.default_rng(0), look, each=each)
 
@@ -36,7 +36,7 @@ def in_groups(config, n, mask_BS=None):
 
 
 def one_by_one(config, n):
-    """The oracle: (Losses, routings, grads) of each group as a batch by itself, with the stream of that group."""
+    """The oracle: (Losses, routings, grads) of each group as a separate batch, with the random stream of that group."""
     params = gradcheck.random_params(config)
     for group, rng in zip(batches.cut(TOKENS_BS, TARGETS_BS, n), batches.streams(np.random.default_rng(0), n),
                           strict=True):

@@ -1,5 +1,5 @@
-"""What every function of the core promises, held for all of them at once: its suffixes are true, types stay, complex
-numbers pass, arguments are left alone, and a backward can be called twice."""
+"""The contracts of all functions of the core: suffixes are true, dtypes stay, complex numbers pass, arguments are not
+modified, and a backward can be called twice."""
 
 import dataclasses
 import sys
@@ -74,7 +74,7 @@ def decode(config):
 
 
 def read(config, routing):
-    """All that is read from a Routing: eight times the same one, as if from eight layers; and by the explorer."""
+    """Everything that reads a Routing: eight copies of one, as if from eight layers; and the explorer."""
     telemetry.summarize([routing] * 8)
     telemetry.count_by_label(routing, np.arange(routing.n_tokens) % 2, 2)
     telemetry.drop_by_label(routing, np.arange(routing.n_tokens) % 2, 2)
@@ -108,7 +108,7 @@ def assigned(routing):
 
 
 def share(config, routings):
-    """What is done once a step, not once a micro-batch: loads of all, and weights that no gradient moves."""
+    """What happens once per step, not once per micro-batch: loads of all groups, and weights without a gradient."""
     count_LE = np.array([r.count_E for r in routings])
     biased = CASES["sigmoid_bias"]
     model.after_step(model.init_params(biased), count_LE, biased)
@@ -119,7 +119,7 @@ def share(config, routings):
 
 
 def runs(config):
-    """(sizes, function) of all that the core does with a configuration."""
+    """(sizes, function) of everything that the core does with a configuration."""
     params, (_, routings), whole = model.init_params(config), step(config)[0], widths(config) | dict(
         B=B, S=S, T=B * S, M=S)
     trained = whole | assigned(routings[0]) if len(routings) == 1 else whole

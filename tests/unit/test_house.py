@@ -1,5 +1,5 @@
-"""The rules of the house, held for every file: what may import what, what stands where, what only a router's page
-knows, and what no file does."""
+"""The rules for every file: which imports are allowed, where things are, what only a router's file knows, and what no
+file does."""
 
 import ast
 import dataclasses
@@ -25,7 +25,7 @@ FUNCTIONS = [(file, node) for file, node in NODES if isinstance(node, ast.Functi
 FLOORS = {"interrupts": -1, "require": -1, "parameters": 0, "files": 0, "terminal": 0, "nn": 1, "moe": 2,
           "config": 2.5, "model": 3, "batches": 3.5, "sparsity": 3.7, "gradcheck": 4, "generation": 4, "training": 4,
           "cost": 5, "": 5.5, "plots": 6, "analysis": 7, "experiments": 8, "course": 9, "cli": 10, "__main__": 11}
-"""A file imports from lower floors and from its own folder.  "" is `minimoe/__init__.py`, the face of floors 0 to 5."""
+"""A file imports from lower floors and its own folder.  "" is `minimoe/__init__.py`, the interface of floors 0 to 5."""
 
 
 def assert_none(violations):
@@ -39,7 +39,7 @@ def nodes(kind, files=TREES):
 
 
 def room(file):
-    """The part of the house that a file is in: a folder, or the file itself; "" is the face."""
+    """The part of the package that a file belongs to: a folder, or the file itself; "" is the public interface."""
     return file.split("/")[0].removesuffix(".py").replace("__init__", "")
 
 
@@ -48,7 +48,7 @@ def floor(file):
 
 
 def file_of(module):
-    """The file of a dotted name within minimoe; a name that is no module is looked up in what it is taken from."""
+    """The file of a dotted name within minimoe; for a name that is not a module, the file of its parent."""
     parts = module.split(".")[1:]
     while parts:
         for file in ("/".join(parts) + ".py", "/".join(parts) + "/__init__.py"):
@@ -105,7 +105,7 @@ def test_importing_minimoe_needs_numpy_alone():
 
 @pytest.mark.parametrize("file", [file for file in TREES if Path(file).name == "__init__.py"])
 def test_the_docstring_of_a_folder_is_its_map(file):
-    """A line for each file and folder in it, indented by 4: name, spaces, what it is."""
+    """One line for each file and folder in it, indented by 4: name, spaces, description."""
     folder = (ROOT / file).parent
     inside = [path.stem for path in folder.iterdir() if path.suffix == ".py" and not path.name.startswith("__")]
     inside += [path.parent.name for path in folder.glob("*/__init__.py")]
@@ -118,7 +118,7 @@ def is_forward(file, function):
                              or file.startswith("moe/routers/") and function.name == "forward")
 
 
-def test_a_backward_stands_directly_beneath_its_forward_whose_docstring_tells_of_the_cache():
+def test_a_backward_is_directly_below_its_forward_whose_docstring_mentions_the_cache():
     for file in CORE:
         defined = [node for node in TREES[file].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         names, forwards = [node.name for node in defined], [node.name for node in defined if is_forward(file, node)]
@@ -158,7 +158,7 @@ def asked(node):
 
 
 def test_only_its_own_page_knows_a_router():
-    """Others ask for its facts.  ("soft" is also a kind of layer, "random" a drop order, "uniform" a density.)"""
+    """Other files ask for its facts.  ("soft" is also a kind of layer, "random" a drop order, "uniform" a density.)"""
     for line in ("a == 'switch'", "'switch' != a", "a in ('b', 'switch')", "{'switch': 1}", "dict(router='switch')"):
         assert asked(ast.parse(line).body[0].value) == {"switch"}
     rooms = {"config", "nn", "moe", "model", "batches", "gradcheck", "generation", "training", "cost", "analysis"}
@@ -191,7 +191,7 @@ assert gradcheck.check_layer(made_up[5], one_by_one=True).rows[-1].length > 0
 """
 
 
-def test_a_new_router_needs_its_file_and_its_line_alone(tmp_path):
+def test_a_new_router_needs_only_its_file_and_its_line(tmp_path):
     shutil.copytree(ROOT, tmp_path / "minimoe", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "minimoe/moe/routers/made_up.py").write_text(MADE_UP, "utf-8")
     table = tmp_path / "minimoe/moe/routers/__init__.py"
@@ -215,11 +215,11 @@ OF_REAL_NUMBERS = {
     "moe/linear_assignment.py": {"balanced_assignment", "_best_move", "_prices", "_moves", "_shortest_paths"},
     "moe/routers/sinkhorn.py": {"plan"},
 }
-"""Functions that choose or count, and so get real numbers alone: no gradient flows through them."""
+"""Functions that choose or count, and so get only real numbers: no gradient flows through them."""
 
 
 def test_the_forward_is_analytic():
-    """But for functions that get real numbers alone; and telemetry, which only reads a Routing."""
+    """Except functions of real numbers, and telemetry, which only reads a Routing."""
     assert_none(f"{file}:{node.lineno}: {name}" for file in CORE if file != "moe/telemetry.py"
                 for part in TREES[file].body if getattr(part, "name", None) not in OF_REAL_NUMBERS.get(file, ())
                 for node in ast.walk(part) if isinstance(node, ast.Call)
@@ -281,7 +281,7 @@ def public(tree):
                 yield from ((f"{node.name}.{name}", method) for name, method in public(node))
 
 
-def test_what_is_public_explains_itself():
+def test_everything_public_has_a_docstring():
     assert_none(file for file, tree in TREES.items() if not ast.get_docstring(tree))
     assert_none(f"{file}: {name}" for file, tree in TREES.items() for name, node in public(tree)
                 if not ast.get_docstring(node))
@@ -290,7 +290,7 @@ def test_what_is_public_explains_itself():
 
 
 def leaves_the_encoding_to_the_machine(call):
-    """Whether a call reads or writes text in an encoding that Windows and Linux do not share."""
+    """Whether a call reads or writes text in an encoding that differs between Windows and Linux."""
     name, keywords = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
     strings = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
     return "encoding" not in keywords and (

@@ -23,7 +23,7 @@ def as_in_a_program():
 
 @pytest.mark.parametrize("module", ["minimoe.cost", "minimoe.cli.train"])
 def test_ctrl_c_while_the_program_is_imported_ends_it_in_one_line(module, tmp_path):
-    """The import system itself presses it, when it is asked for the module."""
+    """The import system itself presses Ctrl-C when it is asked for the module."""
     (tmp_path / "sitecustomize.py").write_text(f"""
 import signal, sys
 

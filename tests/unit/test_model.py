@@ -1,4 +1,4 @@
-"""The whole model: by hand, against a slow loop; what it may see and keep, what padding may not do, what it refuses."""
+"""The whole model: by hand, against a slow loop; what it may see, what padding may not change, what it refuses."""
 
 import math
 from dataclasses import replace
@@ -24,7 +24,7 @@ SMALL_ROOM = dict(capacity_factor=0.6, eval_capacity_factor=0.6)
 
 
 def with_every_loss(router):
-    """CONFIG with another router, with little room, and with every loss that it can have."""
+    """CONFIG with a different router, with a low capacity, and with every loss that it can have."""
     coefs = {f"{loss}_coef": 0.2 for loss in cases.losses_for(router)}
     room = {} if routers.ROUTERS[router].FACTS.soft else SMALL_ROOM
     return cases.with_router(CONFIG, router, n_devices=2, **coefs, **room)
@@ -55,7 +55,7 @@ def numbers(result):
 
 
 def slow_logits(params, tokens_S, config):
-    """One sequence through the model, its tokens through the experts that work on them one at a time."""
+    """One sequence through the model, and its tokens through their experts one at a time."""
     x_SD = params["embed.w_VD"][tokens_S]
     rope = attention.rope_table(np.arange(len(tokens_S)), config.head_width, config.rope_theta, np.float64)
     for i, kind in enumerate(config.layer_kinds):
@@ -70,7 +70,7 @@ def slow_logits(params, tokens_S, config):
 
 
 def slow_feed_forward(x_D, w, config):
-    """A token's K most probable experts, each on this token alone, and what every token uses."""
+    """A token's K most probable experts, each on this token alone, and the shared ones."""
     y_D = 0 * x_D
     if "w_router_DE" in w:
         prob_E = cases.softmax(x_D @ w["w_router_DE"])

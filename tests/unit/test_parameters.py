@@ -1,4 +1,4 @@
-"""Parameters are a flat dict: how it starts, how a part of it is named, how it becomes one vector and back."""
+"""Parameters are a flat dict: its initial values, the names of its parts, and its conversion to one vector and back."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_numbers_depend_on_the_seed_and_the_name_alone():
 
 
 def test_another_process_gives_the_same_numbers():
-    """Python's own hash of a string would not do: it changes with every process."""
+    """Python's own hash of a string cannot be used, since it changes with every process."""
     script = "from minimoe import parameters as p; print(p.init({'w': p.Weight((2,), 1.0)}, seed=3)['w'].tobytes())"
     run = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONHASHSEED": "1"}, check=True,
                          capture_output=True, encoding="utf-8")

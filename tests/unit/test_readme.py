@@ -1,4 +1,4 @@
-"""What the README says is there, is there; what it says to type, works."""
+"""What the README mentions exists, and its commands work."""
 
 import re
 import shlex

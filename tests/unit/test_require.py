@@ -1,4 +1,4 @@
-"""What arguments have to be, and that the Python face refuses what they are not by name and value."""
+"""What arguments have to be, and that the public functions refuse wrong ones by name and value."""
 
 import numpy as np
 import pytest

@@ -17,14 +17,14 @@ WIDE = [("name", "words", *"abcdef"), ("first", "one two three", *(["12345678"] 
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
-    """Neither a variable nor a notebook decides the width or the colours."""
+    """Neither a variable nor a notebook decides the width or the colors."""
     for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
 def screen(monkeypatch):
-    """From here on standard output is a terminal of 100 columns."""
+    """From now on standard output is a terminal of 100 columns."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda fallback: os.terminal_size((100, 24)))
 

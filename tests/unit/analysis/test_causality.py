@@ -1,4 +1,4 @@
-"""The study of causality: what must hold of every router and order, and that the measurement itself can tell."""
+"""The study of causality: what must hold for every router and order, and that the measurement detects leaks."""
 
 import functools
 from dataclasses import replace
@@ -45,7 +45,7 @@ def test_a_causal_dropless_evaluation_passes_all_four_and_soft_moe_mixes_the_fut
 
 
 def test_orders_let_the_future_in_unless_they_are_by_position():
-    """Hash layers see of the last token its number alone; by rank its first choice comes before earlier second ones."""
+    """Hash layers see only the last token's number; by rank its first choice comes before earlier second ones."""
     for name, ahead, evaluation in (("position", False, False), ("rank", True, True), ("priority", True, True),
                                     ("random", True, False)):
         assert (softmax(name, training=True).future > 0, softmax(name).future > 0) == (ahead, evaluation)

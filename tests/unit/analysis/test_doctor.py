@@ -1,4 +1,4 @@
-"""The doctor: numbers by hand on made-up records, no alarm on a healthy run, those that are due on a sick one."""
+"""The doctor: numbers by hand on made-up records, no alarm on a healthy run, the right alarms on a sick one."""
 
 import re
 from dataclasses import replace
@@ -63,7 +63,7 @@ def records(name, *values):
 
 
 def dropping(training, held_out, position=(0.0,) * 8, sequence=(0.0,) * 8):
-    """By place in two of eight records, the late ones: nothing and twice as much, so that the mean is what is given."""
+    """By position in two of eight records, the late ones: nothing and twice the given value, so that it is the mean."""
     return {"eval_drop_position": [np.full((1, 8), held_out)]} | records("drop", training) | {
         f"router_drop_{place}": [np.array([share]) * factor for factor in (9, 9, 9, 9, 9, 9, 0, 2)]
         for place, share in (("position", position), ("sequence", sequence))}
@@ -180,7 +180,7 @@ def test_without_a_choice_there_is_nothing_to_examine(monkeypatch):
 
 @pytest.mark.parametrize("router", routers.POLICIES)
 def test_every_router_can_be_examined(router):
-    """In one layer of two, with a limit; what has no weights has no scores, gradients and entropy either."""
+    """In one layer of two, with a limit; routers without weights have no scores, gradients and entropy either."""
     config = ModelConfig(**dict(vocab_size=32, d_model=8, n_layers=2, n_heads=2, d_hidden=4, n_experts=4,
                                 max_sequence=16, first_dense_layers=1, capacity_factor=1.0), router=router,
                          top_k=routers.POLICIES[router].FACTS.top_k or 2)

@@ -1,4 +1,4 @@
-"""The explorer's page without a browser: what it holds is what the router did, escaped, in one file of bounded size."""
+"""The explorer's page without a browser: it contains what the router did, escaped, in one file of bounded size."""
 
 import json
 import re
@@ -161,7 +161,7 @@ def test_numbers_that_are_not_finite_and_a_page_that_is_too_large_are_refused(mo
 
 
 def test_the_page_is_whole_names_no_other_place_and_is_written_as_it_is(tmp_path):
-    """But for the name of the SVG language, which no browser looks up."""
+    """Except the name of the SVG namespace, which no browser looks up."""
     explorer.save("é\n", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_bytes() == "é\n".encode()
     html = explorer.page(run())

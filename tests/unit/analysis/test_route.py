@@ -1,4 +1,4 @@
-"""Routing in a terminal: nothing of the text is lost, and each number stands under its character."""
+"""Routing in a terminal: nothing of the text is lost, and each number is below its character."""
 
 import re
 
@@ -62,7 +62,7 @@ def test_the_legend_names_every_expert_in_as_many_lines_as_it_takes(colours):
 
 
 def test_the_ledger_by_hand():
-    """60 columns less 20 are 40 for the choices: those of 15 + 2, 3 and 15 + 5 have room beside each other."""
+    """60 columns less 20 are 40 for the choices: those of 15 + 2, 3 and 15 + 5 fit next to each other."""
     rows = [
         LedgerRow(0, 0, 0, 3, 0.714, 0, True, "place 1 of 1"),
         LedgerRow(0, 0, 1, 1, 0.286, 0, True, "place 1 of 1"),

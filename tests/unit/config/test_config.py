@@ -1,4 +1,4 @@
-"""A configuration that exists is one that can run; an impossible one is refused by field, value and reason."""
+"""Every configuration that exists can run; an impossible one is refused by field, value and reason."""
 
 import dataclasses
 import math

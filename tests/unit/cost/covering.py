@@ -1,4 +1,4 @@
-"""What the tests of this folder share: small models that cover all that a cost depends on, and a Routing of choices."""
+"""Shared by the tests of this folder: small models that cover everything a cost depends on, and a Routing of choices."""
 
 from dataclasses import replace
 

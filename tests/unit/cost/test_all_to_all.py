@@ -1,4 +1,4 @@
-"""Experts on many devices: a routing written out by hand, loops over assignments, formulas against routings."""
+"""Expert parallelism: a routing written out by hand, loops over assignments, formulas compared with routings."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The command `cost` as its user meets it: for published models, files, runs and models that are not trained."""
+"""The command `cost` as users see it: for published models, files, runs and untrained models."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def run(made, monkeypatch, capsys):
-    """A function that runs `cost` in that folder, which it leaves as it was: status, output, errors."""
+    """A function that runs `cost` in that folder without changing it: status, output, errors."""
     monkeypatch.chdir(made)
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -71,7 +71,7 @@ def answer(run):
 
 @pytest.fixture
 def record(answer):
-    """A function that runs a command with --json: what it says."""
+    """A function that runs a command with --json and returns the record."""
     return lambda line: json.loads(answer(f"{line} --json"), parse_constant=pytest.fail)
 
 

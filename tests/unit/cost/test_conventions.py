@@ -1,4 +1,4 @@
-"""The formulas of the papers, against the numbers that the papers print."""
+"""The formulas of the papers, compared with the numbers in the papers."""
 
 from minimoe.cost import conventions
 from minimoe.cost.architecture import Architecture, Latent

@@ -1,4 +1,4 @@
-"""Counted arrays: every product of two matrices is noted, and no number changes.  Steps: every product at its place."""
+"""Counted arrays: every matrix product is recorded, and no number changes.  Steps: every product at its place."""
 
 from collections import defaultdict
 from dataclasses import replace

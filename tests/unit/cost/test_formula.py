@@ -1,4 +1,4 @@
-"""FLOPs in closed form: by hand, and equal to what a run is counted with, for every router and option."""
+"""FLOPs in closed form: by hand, and equal to the count of a run, for every router and option."""
 
 import math
 from dataclasses import replace

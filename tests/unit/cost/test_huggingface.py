@@ -43,7 +43,7 @@ HUNYUAN = {**MIXTRAL, "model_type": "hunyuan_v1_moe", "architectures": ["HunYuan
 
 
 def without(record, *words):
-    """The record but for the keys with one of the words."""
+    """The record without the keys that contain one of the words."""
     return {key: value for key, value in record.items() if not any(word in key for word in words)}
 
 

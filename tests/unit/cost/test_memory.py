@@ -1,4 +1,4 @@
-"""Bytes: formats, weights and caches by hand, checkpoints as published, activations as a walk through caches finds."""
+"""Bytes: formats, weights and caches by hand, checkpoints as published, activations as measured in the caches."""
 
 from dataclasses import replace
 

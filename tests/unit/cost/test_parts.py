@@ -1,4 +1,4 @@
-"""Parameters: what each key of a description counts for, by hand; ours against the arrays that there are."""
+"""Parameters: the effect of each key of a description, by hand; our models compared with their arrays."""
 
 from collections import Counter
 from dataclasses import fields

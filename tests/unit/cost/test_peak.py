@@ -1,4 +1,4 @@
-"""The most bytes of a training step: its moments by hand, and the whole as it is traced."""
+"""The peak memory of a training step: its moments by hand, and the whole as measured."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Where a program is: functions that note when they are entered and left, on made-up modules and on the model."""
+"""Which part is running: functions that record when they are entered and left, in made-up modules and in the model."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Published models: parameters to the last one, by part and by hand, and what their publishers print."""
+"""Published models: exact numbers of parameters, by part and by hand, and the numbers of their publishers."""
 
 import json
 import re

@@ -135,7 +135,7 @@ def test_lessons_run_in_place_on_one_thread_again_without_another_byte_and_one_t
 
 
 def test_ctrl_c_ends_the_lesson_and_leaves_it_as_it_was(folder, monkeypatch):
-    """It is pressed when the first cell begins, whose time is taken then."""
+    """Ctrl-C is pressed when the first cell begins, whose time is taken then."""
     from minimoe.course import kernel  # here, since it takes seconds to import
     before, handler = (folder / "01_good.ipynb").read_bytes(), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(kernel.time, "perf_counter", lambda: signal.raise_signal(signal.SIGINT))

@@ -35,7 +35,7 @@ def error(a, b):
 
 
 def assert_same(ours, theirs, tolerance=1e-12):
-    """The same keys, and each array the same but for rounding error."""
+    """The same keys, and each array the same up to rounding error."""
     assert ours.keys() == theirs.keys()
     wrong = {name: error(ours[name], theirs[name]) for name in ours}
     assert {name: e for name, e in wrong.items() if not e < tolerance} == {}

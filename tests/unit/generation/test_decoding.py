@@ -1,4 +1,4 @@
-"""Decoding: each step's logits are those of the full forward pass, and it writes to its own place and nowhere else."""
+"""Decoding: each step's logits are those of the full forward pass, and it writes only to its own position."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ TEXT_S = np.random.default_rng(0).integers(0, 32, 8)
 
 
 def params_of(config, dtype=np.float64):
-    """Random parameters, gains and biases too, which cannot be written to."""
+    """Random, read-only parameters, including gains and biases."""
     params = {name: array.astype(dtype) for name, array in gradcheck.random_params(config).items()}
     for array in params.values():
         array.flags.writeable = False

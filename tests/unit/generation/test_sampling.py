@@ -29,7 +29,7 @@ def params_of(config):
 
 
 def slow_greedy(config, prompt, n_tokens):
-    """The text of the likeliest tokens, by a full forward pass each; a full context forgets its older half.
+    """The text of the likeliest tokens, by a full forward pass for each; a full context drops its older half.
 
     Returns it with the logits that each token was chosen by.
     """
@@ -43,7 +43,7 @@ def slow_greedy(config, prompt, n_tokens):
 
 
 def shares(logit_V=LOGITS, temperature=1.0, top_k=None, top_p=None, n=1848):
-    """The share of the numbers from 0 to 1 at which each token is drawn, to be asked for in parts of 1848ths."""
+    """The share of the numbers from 0 to 1 at which each token is drawn, in units of 1/1848."""
     tokens = [sampling.sample(logit_V, temperature, top_k, top_p, chance((i + 0.5) / n)) for i in range(n)]
     return np.bincount(tokens, minlength=len(logit_V)) / n
 

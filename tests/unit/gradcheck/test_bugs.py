@@ -1,4 +1,4 @@
-"""The checker is itself checked: a one-line bug in each backward is caught, and what weaker checks would not see."""
+"""The checker itself is checked: it catches a one-line bug in each backward, including bugs that weaker checks miss."""
 
 import inspect
 import re
@@ -79,7 +79,7 @@ BUGS = {
 
 
 def is_right(module):
-    """Whether the checker finds nothing wrong in the part of the code that a module belongs to."""
+    """Whether the checker finds no error in the part of the code that a module belongs to."""
     if module.startswith("nn."):
         return all(found.ok for found in gradcheck.check_ops())
     if module == "model":

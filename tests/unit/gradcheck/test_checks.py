@@ -1,4 +1,4 @@
-"""The checks of operations and layers: they pass, leave nothing out, and say what they found."""
+"""The checks of operations and layers: they pass, leave nothing out, and report what they found."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""All checks in one go: the report leads with whether all are right, and names what is not."""
+"""All checks in one go: the report leads with the verdict, and names wrong gradients."""
 
 import re
 from dataclasses import replace

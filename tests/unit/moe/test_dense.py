@@ -1,4 +1,4 @@
-"""The dense block: SwiGLU under names of its own, and how wide it is."""
+"""The dense block: SwiGLU under its own names, and its width."""
 
 import numpy as np
 import pytest

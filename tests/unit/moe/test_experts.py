@@ -22,7 +22,7 @@ def random_case():
 
 @pytest.fixture
 def computed(monkeypatch):
-    """How many rows each expert that worked has computed, in order."""
+    """How many rows each expert with rows has computed, in order."""
     forward, rows = ops.swiglu_forward, []
     monkeypatch.setattr(ops, "swiglu_forward", lambda x_TD, *weights: rows.append(len(x_TD)) or forward(x_TD, *weights))
     return rows

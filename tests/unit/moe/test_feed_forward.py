@@ -1,4 +1,4 @@
-"""What stands after attention: each kind of layer is what its file computes, and only a mixture has a Routing."""
+"""The feed-forward network of a block: each kind computes what its file computes, and only a mixture has a Routing."""
 
 import numpy as np
 import pytest

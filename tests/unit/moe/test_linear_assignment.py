@@ -1,4 +1,4 @@
-"""Balanced assignment: by hand, against trying all assignments, and where rounding error could lead it astray."""
+"""Balanced assignment: by hand, against trying all assignments, and where rounding error could mislead it."""
 
 import itertools
 
@@ -74,7 +74,7 @@ def test_between_two_experts_the_lead_decides():
 
 @pytest.fixture
 def no_endless_search(monkeypatch):
-    """A path that never arrives, or a hundred rounds for a few tokens, fail instead of going on for ever."""
+    """A path that never arrives, or a hundred rounds for a few tokens, fail instead of running forever."""
     rounds, search = itertools.count(), linear_assignment._shortest_paths
 
     def shortest_paths(loss_EE, tiny):

@@ -1,4 +1,4 @@
-"""What the router did: by hand on small routings, and against loops on a random one with drops and padding."""
+"""Statistics of routing: by hand on small routings, and against loops on a random one with drops and padding."""
 
 import math
 from dataclasses import replace

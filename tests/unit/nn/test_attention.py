@@ -1,4 +1,4 @@
-"""Attention by hand, against slow loops and by the complex step; what it may see, and what distance alone decides."""
+"""Attention by hand, against slow loops, by the complex step; what it may see, and what depends on distance."""
 
 import math
 

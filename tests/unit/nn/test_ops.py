@@ -1,4 +1,4 @@
-"""Each operation by hand, against a slow loop and by the complex step, and where floating point comes to its limits."""
+"""Each operation by hand, against a slow loop and by the complex step, and at the limits of floating point."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_the_gradient_is_that_of_the_complex_step(name):
 @pytest.mark.parametrize("name", [*PAIRS, "normal_cdf", "gates", "shares", "experts", "unit", "plan", "attend", "rope",
                                   "split", "merge"])
 def test_whole_numbers_count_as_floating_point_and_what_is_no_number_is_refused(name):
-    """An array of integers cuts off what it is filled with, and 8 bits of them overflow in a product."""
+    """An array of integers truncates what it is filled with, and products of 8-bit integers overflow."""
     expert_TK, cut = np.array([[0, 2], [1, 3], [2, 1]]), np.array([2, 1, 0, 0])
     forward, backward, shapes = (PAIRS | {
         "normal_cdf": (normal.normal_cdf_forward, normal.normal_cdf_backward, [(T, E)]),
@@ -234,7 +234,7 @@ def test_swiglu_writes_gradients_of_its_weights_where_it_is_told_to():
 
 
 def test_embedding_by_hand():
-    """Token 1 stands twice, so its row gets 1 + 100; token 0 never, so its row gets nothing."""
+    """Token 1 occurs twice, so its row gets 1 + 100; token 0 never occurs, so its row gets nothing."""
     x, cache = ops.embedding_forward(np.array([1, 2, 1]), np.array([[5.0], [6.0], [7.0]]))
     np.testing.assert_array_equal(x, [[6], [7], [6]])
     np.testing.assert_array_equal(ops.embedding_backward(np.array([[1.0], [10.0], [100.0]]), cache), [[0], [101], [10]])
@@ -267,7 +267,7 @@ def test_cross_entropy_by_hand():
 
 @each_dtype
 def test_cross_entropy_of_huge_logits(dtype):
-    """Sure and right costs 0, sure and wrong costs the lead, 1e4; the gradients are 0 and (1, -1), here halved."""
+    """Confident and right costs 0, confident and wrong costs the lead, 1e4; the gradients are 0 and (1, -1), halved."""
     logit_TV, weight_T = np.array([[1e4, 0], [0, -1e4]], dtype), np.array([0.5, 0.5], dtype)
     loss, cache = ops.cross_entropy_forward(logit_TV, np.array([0, 1]), weight_T)
     assert loss == 5000

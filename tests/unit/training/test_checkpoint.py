@@ -1,4 +1,4 @@
-"""A checkpoint holds the whole run, is whole or refused, and is never lost to a write that fails."""
+"""A checkpoint holds the whole run, is complete or refused, and is never lost when a write fails."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ CONFIG = dataclasses.replace(small.RANDOM_DROPS, n_layers=1, z_coef=0.1)
 
 
 def state_after(n_steps):
-    """A run with a history of every kind, whose generator makes 64 bits and has 32 of them left over."""
+    """A run with a history of every kind, whose generator has 32 of 64 bits left over."""
     state = small.trained(CONFIG, n_steps=n_steps) if n_steps else small.new(CONFIG)
     state.rng.integers(0, 9, 3, dtype=np.uint32)
     return dataclasses.replace(state, domains=("é", "b", "c", "d"))
@@ -32,7 +32,7 @@ OLD, NEW = state_after(3), state_after(4)
 
 
 def content(state):
-    """Everything in a state, in a form that == compares bit for bit."""
+    """Everything in a state, in a form that == compares bit by bit."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     trees = enumerate((fields.pop("params"), *fields.pop("moments"), fields.pop("history")))
     arrays = {(i, name): np.asarray(array) for i, tree in trees for name, array in tree.items()}
@@ -42,13 +42,13 @@ def content(state):
 
 @pytest.fixture
 def path(tmp_path):
-    """A checkpoint in a folder of its own."""
+    """A checkpoint in its own folder."""
     checkpoint.save(tmp_path / "run" / "checkpoint.npz", OLD)
     return tmp_path / "run" / "checkpoint.npz"
 
 
 def rewrite(path, header=None, **changed):
-    """Put other arrays, or other header fields, into a checkpoint; None takes one out."""
+    """Replace arrays or header fields in a checkpoint; None removes one."""
     with np.load(path) as file:
         arrays = dict(file)
     fields = json.loads(arrays["header"].tobytes()) | {"sealed": False} | (header or {})
@@ -120,7 +120,7 @@ def test_arrays_that_do_not_fit_or_would_run_code_are_refused(path, tmp_path, na
 
 
 def test_a_truncated_file_and_every_byte_that_changed_are_refused(path):
-    """The end of the file matters most: there stands the list of what is in it, and the seal."""
+    """The end of the file matters most: it contains the directory and the seal."""
     whole = path.read_bytes()
     for place in np.linspace(0, len(whole) - 1, 20, dtype=int):
         path.write_bytes(whole[:place])

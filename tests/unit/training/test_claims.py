@@ -1,4 +1,4 @@
-"""What a checkpoint claims is believed only if a run can be so."""
+"""What a checkpoint claims is accepted only if it is possible for a run."""
 
 import dataclasses
 

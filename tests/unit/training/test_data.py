@@ -1,4 +1,4 @@
-"""Texts to batches: what trains and what is held out, and that every piece is drawn fairly and from one domain."""
+"""From texts to batches: the training and held-out parts, and that every piece is drawn fairly and from one domain."""
 
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace

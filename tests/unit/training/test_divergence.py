@@ -1,4 +1,4 @@
-"""Divergence: what is no longer finite is found where it began, and neither saved nor taken for a finished run."""
+"""Divergence: its origin is found, and the run is neither saved nor treated as finished."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""Training: that it learns, that a resumed run is the run itself, that looking changes nothing, and how a run ends."""
+"""Training: it learns, a resumed run equals an uninterrupted one, looking changes nothing; and how a run ends."""
 
 import signal
 import threading
@@ -14,14 +14,14 @@ from tests import small
 
 @pytest.fixture
 def handler():
-    """What Ctrl-C does in a program of Python, also where the tests run in the background and it is ignored."""
+    """The default action of Ctrl-C in Python, even where the tests run in the background and it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield signal.default_int_handler
     signal.signal(signal.SIGINT, before)
 
 
 def signaled(*steps):
-    """An `on_step` that presses Ctrl-C after each of the steps, as often as it stands there."""
+    """An `on_step` that presses Ctrl-C after each of these steps, as often as a step is listed."""
     def on_step(state):
         for _ in range(steps.count(state.step)):
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What is shown of the last steps: a bar on a screen, few lines of plain text in a log."""
+"""How progress is shown: a bar on a screen, a few lines of plain text in a log."""
 
 import io
 import itertools
@@ -20,7 +20,7 @@ WORDS = "loss 1.250, 2,000 tokens/s, dropped 12.5%, balance 1.500"
 
 
 def screen(monkeypatch, columns):
-    """Standard error as a terminal of so many columns, which keeps what is drawn."""
+    """Standard error as a terminal of this many columns, which records what is drawn."""
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(progress.sys, "stderr", stream)

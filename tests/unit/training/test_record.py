@@ -1,4 +1,4 @@
-"""What a run writes down: against the gradients and routings that it was made from."""
+"""What a run records: compared with the gradients and routings that it was made from."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def gradients_of_a_step(state, config):
 
 
 def length(grads, layer, of_experts):
-    """The length of the gradients of all weights of a layer's experts, or of its router."""
+    """The norm of the gradients of all weights of a layer's experts, or of its router."""
     return np.sqrt(sum((grad ** 2).sum() for name, grad in grads.items() if name.startswith(f"layers.{layer}.moe.")
                        and not name.endswith("gain_D") and name.endswith(("_EDF", "_EFD")) == of_experts))
 

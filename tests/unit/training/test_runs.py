@@ -1,4 +1,4 @@
-"""How runs lie on disk, and whether a run that is there is of the kind that is asked for."""
+"""The layout of runs on disk, and whether an existing run has the requested configuration."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""An archive of arrays believes nothing: what lies about its size is refused before it takes memory."""
+"""An archive of arrays trusts nothing: false claims about sizes are refused before they take memory."""
 
 import io
 import tracemalloc

@@ -1,4 +1,4 @@
-"""One step: clipped AdamW on the mean gradient of all its groups, and what it does beside its gradients."""
+"""One step: clipped AdamW on the mean gradient of all its groups, and what a step does besides."""
 
 import math
 from dataclasses import replace
@@ -63,7 +63,7 @@ def test_without_global_balance_each_micro_batch_has_a_balance_of_its_own():
 
 
 def test_a_bias_goes_by_the_load_of_the_whole_step_and_by_nothing_else():
-    """By what experts were asked for, though each has room for one of its group's 16 assignments; with a gradient or a
+    """By the requested load, although each expert has room for one of its group's 16 assignments; with a gradient or a
     decay it would not move by whole rates."""
     config = replace(small.BY_ROUTER["sigmoid_bias"], bias_rate=0.25, capacity_factor=0.25)
     state, (drawn, _) = small.new(config, accumulate=2, groups=3, weight_decay=10.0), small.first_batches(2)

@@ -1,4 +1,4 @@
-"""Characters to tokens and back; a character that is not known is named."""
+"""Characters to tokens and back; an unknown character is named."""
 
 from dataclasses import FrozenInstanceError
 

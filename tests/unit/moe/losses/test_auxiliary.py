@@ -1,4 +1,4 @@
-"""The auxiliary losses together: which are computed and when, where their gradients go, and what padding may not do."""
+"""The auxiliary losses together: which are computed, where their gradients go, and that padding changes nothing."""
 
 from dataclasses import replace
 

@@ -34,7 +34,7 @@ def random_routing(*lengths_B, top_k=2):
 
 
 def sure(expert_T, n_experts=4, mask=None):
-    """The Routing of tokens that are sure of one expert each."""
+    """The Routing of tokens with one certain expert each."""
     return cases.routed(np.eye(n_experts)[expert_T], mask=mask)
 
 

@@ -1,4 +1,4 @@
-"""The losses of the scores alone: the size of the logits, and what the router's entropy lacks of log E."""
+"""The losses of the scores alone: the size of the logits, and how far the router's entropy is below log E."""
 
 from dataclasses import replace
 

@@ -29,7 +29,7 @@ def chances(chance_TE, mask_T=None):
 
 
 def noisy(n_tokens=11, top_k=2, scale=1.0):
-    """What the noisy router makes of random tokens, some of them padding."""
+    """The noisy router's output for random tokens, some of them padding."""
     rng, config = np.random.default_rng(0), replace(NOISY, top_k=top_k)
     weights = {name: scale * rng.normal(size=w.shape) for name, w in noisy_topk.weights(config, 1.0).items()}
     tokens = Tokens.anonymous(np.arange(n_tokens) % 6 != 5)

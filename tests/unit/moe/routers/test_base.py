@@ -10,7 +10,7 @@ LOGIT_TE = np.random.default_rng(0).normal(size=(12, 4)) + [4, 0, 0, 0]
 
 
 def test_by_hand():
-    """Both tokens like expert 0 better, the second much better.  Sigmoids of ln 3, 0: 3/4, 1/2; softmax 3/4, 1/4."""
+    """Both tokens prefer expert 0, the second one much more.  Sigmoids of ln 3, 0: 3/4, 1/2; softmax 3/4, 1/4."""
     logit_TE = np.log([[3.0, 1.0], [9.0, 1.0]])
     for training, expert_A, gate_A in ((True, [1, 0], [1 / 2, 9 / 10]), (False, [0, 0], [3 / 4, 9 / 10])):
         r, _ = cases.route("base", logit_TE, training)

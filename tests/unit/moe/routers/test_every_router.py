@@ -1,4 +1,4 @@
-"""What every router promises, whatever its policy; and whether its flags tell the truth about the future."""
+"""The contracts of every router, whatever its policy; and whether its flags about causality are true."""
 
 import inspect
 from dataclasses import replace
@@ -33,13 +33,13 @@ def case_for(name, seed=0, **options):
 
 
 def every_k(name):
-    """The case of each K that a router knows."""
+    """The case of each K that a router supports."""
     fixed = cases.fixed_k(name)
     return [case_for(name, top_k=top_k) for top_k in ([fixed] if fixed else [1, 2, E])]
 
 
 def forward(case, training, replay=None, seed=0):
-    """A Routing, cache.  Without a generator in evaluation: nothing may be left to chance there."""
+    """A Routing, cache.  In evaluation there is no generator, since it must be deterministic."""
     x_TD, weights, config, tokens = case
     options = dict(training=True, rng=np.random.default_rng(seed)) if training else {}
     return POLICIES[config.router].forward(x_TD, weights, config, tokens, replay=replay, **options)
@@ -120,7 +120,7 @@ def test_padding_alone_one_token_alone_and_one_expert_alone_are_no_special_case(
 
 
 def changes_of_the_past(name, training, seed):
-    """How many of the first half's tokens in a sequence get other experts or gates when the second half changes."""
+    """How many tokens in the first half of a sequence get different experts or gates when the second half changes."""
     (x_TD, weights, config, _), rng = case_for(name, seed), np.random.default_rng([seed, 1])
     ids_T = rng.integers(0, 40, 2 * S)
     other_TD, other_T = x_TD.copy(), ids_T.copy()

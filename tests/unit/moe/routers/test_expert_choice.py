@@ -1,4 +1,4 @@
-"""Expert choice: every expert is exactly full, tokens have from none to all experts, and the future decides with."""
+"""Expert choice: every expert is exactly full, tokens have from none to all experts, and later tokens matter."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""GShard: the two best experts, the second at random; how often, with what gates, and what that does to capacity."""
+"""GShard: the two best experts, the second at random; how often, with what gates, and the effect on capacity."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ KINDS, SECOND = np.log([[19.0, 1.0], [8.0, 2.0], [3.0, 2.0], [1.0, 1.0]]), np.ar
 
 
 def route_kinds(kinds, **options):
-    """N tokens of each kind, which are their own scores so that frequencies can be counted, in training."""
+    """N tokens of each kind, in training; tokens equal their scores, so that frequencies can be counted."""
     E = kinds.shape[1]
     config = ModelConfig(d_model=E, n_heads=1, n_experts=E, top_k=2, router="gshard", **options)
     tokens = Tokens.anonymous(np.ones(N * len(kinds), bool))
@@ -36,7 +36,7 @@ def test_evaluation_uses_both_by_hand_however_small_the_second_gate():
 
 
 def test_in_training_the_second_is_used_with_twice_its_gate_and_the_first_always_with_the_same_gate():
-    """min(1, 2 g) = 0.1, 0.4, 0.8, 1; the last is sure, the others are seen with the spread of so many coin tosses."""
+    """min(1, 2 g) = 0.1, 0.4, 0.8, 1; the last is certain, the others have the spread of that many coin tosses."""
     p, r = np.array([0.1, 0.4, 0.8, 1.0]), route_kinds(KINDS)
     assert (np.abs(frequencies(r) - p) <= 4 * np.sqrt(p * (1 - p) / N)).all()
     first = r.rank_A == 0
@@ -53,7 +53,7 @@ def test_the_chance_is_the_share_among_the_two_and_raw_gates_are_shares_of_all()
 
 
 def test_room_is_for_two_choices_per_token_although_some_are_absent():
-    """Scores so sure that no second is used: all 8 tokens want expert 0, which has room for 1.0 * 2 * 8 / 4 = 4."""
+    """Scores so large that no second is used: all 8 tokens want expert 0, which has room for 1.0 * 2 * 8 / 4 = 4."""
     config = ModelConfig(d_model=4, n_heads=1, d_hidden=2, n_experts=4, router="gshard", capacity_factor=1.0)
     weights = {name: np.zeros(w.shape) for name, w in layer.weights(config, 1.0, 1.0).items()}
     weights["w_router_DE"][:, 0] = 200

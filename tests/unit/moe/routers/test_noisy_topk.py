@@ -1,4 +1,4 @@
-"""Noisy top-k: by hand with a noise that is given; its chances against drawing one expert's noise again and again."""
+"""Noisy top-k: by hand with given noise; its chances compared with drawing one expert's noise again and again."""
 
 import math
 from types import SimpleNamespace
@@ -119,7 +119,7 @@ def test_chances_are_counted_if_a_load_loss_asks_for_them_and_are_one_with_all_e
 
 
 def test_a_higher_rival_lowers_the_chance_by_the_density_by_hand():
-    """One choice, noisy scores 2, 1: z = (1.5 - 1) / 2 for the first, so its pull on the second is -pdf(1/4) / 2."""
+    """One choice, noisy scores 2, 1: z = (1.5 - 1) / 2 for the first, so its slope by the second is -pdf(1/4) / 2."""
     _, cache = noisy_topk.chance_forward(*np.array([[[1.5, 1.0]], [[2.0, 2.0]], [[2.0, 1.0]]]), np.array([[0]]))
     slope = math.exp(-1 / 32) / math.sqrt(2 * math.pi) / 2
     np.testing.assert_allclose(noisy_topk.chance_backward(np.array([[1.0, 0.0]]), cache),

@@ -1,4 +1,4 @@
-"""DeepSeek-V3's router: scores of their own, a bias that only chooses, groups, and the balance that the bias finds."""
+"""DeepSeek-V3's router: sigmoid scores, a bias that only chooses, groups, and the balance that the bias finds."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The Sinkhorn router: its plan has even columns and whole rows, chooses in training alone, and weighs nothing."""
+"""The Sinkhorn router: its plan has even columns and rows that sum to 1, chooses in training only, gives no gates."""
 
 import numpy as np
 import pytest

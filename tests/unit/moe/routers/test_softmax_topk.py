@@ -25,7 +25,7 @@ def random_case():
 
 
 def pull(dgate_A, dprob_TE, dlogit_TE):
-    """A RoutingGrad; the router has no noise, so nothing may pull at a chance."""
+    """A RoutingGrad; the router has no noise, so chances have no gradient."""
     return RoutingGrad(dgate_A, dprob_TE, dlogit_TE, np.full_like(dprob_TE, np.nan))
 
 

@@ -1,4 +1,4 @@
-"""ST-MoE: the second expert is sure from a fifth of the gates on, less often below, and in evaluation never below."""
+"""ST-MoE: the second expert is always used from a fifth of the gates on, less often below; never, in evaluation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The Switch router: one choice, its raw gate, and jitter on what the router sees and nothing else does."""
+"""The Switch router: one choice, its raw gate, and jitter on the router's input alone."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_the_gate_is_the_raw_probability_by_hand():
 
 @pytest.mark.parametrize("jitter", [0.01, 0.3])
 def test_factors_fill_the_range_of_one_plus_or_minus_the_jitter(jitter):
-    """300 numbers spread evenly, each of its own: hardly ever is the outer tenth of either side empty."""
+    """300 independent uniform numbers: the outer tenth of either side is hardly ever empty."""
     share_TD = (seen_factors(jitter) - 1) / jitter
     assert -1 - 1e-9 <= share_TD.min() < -0.9 and 0.9 < share_TD.max() <= 1 + 1e-9
     assert abs(share_TD.mean()) < 0.2 and len(np.unique(share_TD)) == 300
@@ -52,7 +52,7 @@ def test_the_experts_work_on_the_token_as_it_is_and_evaluation_and_no_jitter_sho
 
 
 def test_the_gradient_comes_back_through_the_factors_by_hand():
-    """A token (1, 0) with factor u, scores (u, 0): a pull of 1 on the first score is one of u on token and weight."""
+    """A token (1, 0) with factor u, scores (u, 0): a gradient of 1 on the first score is u on token and weight."""
     logit_TE = np.array([[1.0, 0.0]])
     r, cache = cases.route("switch", logit_TE, training=True, rng=np.random.default_rng(0), jitter=0.3)
     u = r.logit_TE[0, 0]

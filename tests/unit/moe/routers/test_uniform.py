@@ -1,4 +1,4 @@
-"""The round-robin control: which experts a position has, by hand, and that loads come out even."""
+"""The round-robin control: which experts a position has, by hand, and that the load is even."""
 
 import numpy as np
 import pytest
