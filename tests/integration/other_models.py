@@ -1,6 +1,6 @@
-"""The model as others compute it: Mixtral of the transformers library, and a few lines of PyTorch for what it lacks.
+"""Other implementations of the model: Mixtral of the transformers library, and PyTorch for what that lacks.
 
-Both take our weights as tensors under our names, so autograd's gradients can be held against ours name by name.
+Both use our weights as tensors under our names, so autograd's gradients can be compared with ours name by name.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The same weights in other people's code: Mixtral of the transformers library; PyTorch's autograd, clipping and AdamW.
 
-Where the two differ on purpose, the test says which convention is whose.
+Where the two differ on purpose, the test names both conventions.
 """
 
 from dataclasses import replace

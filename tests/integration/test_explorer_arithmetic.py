@@ -1,7 +1,7 @@
 """The explorer's arithmetic is the library's: the same choices, slots, drops and gates from the same scores.
 
-A case records a layer under one configuration, as the page has it, and moves the controls; the library routes the same
-tokens under the configuration moved likewise.
+A case records a layer under one configuration, as on the page, and moves the controls; the library routes the same
+tokens under the same changed configuration.
 """
 
 import json

@@ -81,8 +81,8 @@ OF_A_KIND = {"moe": BLOCK | {"router", "dispatch, combine", "experts"}, "dense":
     dict(), dict(router="soft"), dict(first_dense_layers=2), dict(n_experts=1, top_k=1), dict(global_balance=True),
     dict(first_dense_layers=1), dict(n_shared_experts=1)], ids=str)
 def test_every_part_of_every_layer_is_timed_and_the_times_add_up(fields):
-    """Forward and backward.  The clock counts how often it is looked at: 0 at the start, 1 as the step begins, n as it
-    ends.  Afterwards all functions are as they were, and no number is different.
+    """Forward and backward.  The clock counts how often it is read: 0 at the start, 1 as the step begins, n as it ends.
+    Afterwards all functions are as before, and no number is different.
     """
     config = preset("tiny", fields)[0]
     (state, text), (plain, _) = started(config), started(config)

@@ -1,4 +1,4 @@
-"""Shared by the tests of this folder: small models that cover everything a cost depends on, and a Routing of choices."""
+"""Shared by the tests of this folder: small models that cover all that costs depend on, and a Routing of choices."""
 
 from dataclasses import replace
 
