@@ -189,6 +189,8 @@ def verdict(entries):
     lines.append(f"Dense models for the same training FLOPs: {'; '.join(dense)} nats per token.")
     lines.append("A mask saves bytes, and FLOPs where a machine skips zeros. NumPy does not, nor do most machines: "
                  "there it takes as long as a dense model, and only fewer neurons or a smaller dense model save time.")
+    lines.append(f"What is pruned or upcycled has spent {sparse_plan.SOURCE_SHARE:.0%} of its FLOPs on the dense model "
+                 "before, and has few steps left to recover in.")
     lines.append("One small model, few steps, one recipe for all, chosen on the dense model. "
                  f"{wording.on_seeds(len(entries[0].ce))}")
     return wording.bullets("What the numbers show", lines)

@@ -78,7 +78,7 @@ def _gradual(c):
         final = round(1 - density[key[0]], 12)
         zeros = math.floor(w.size * schedules.cubic(c.step, 0, config.last_mask_step, final))
         score = c.signal[key] if c.signal else scores.magnitude(w)
-        new[key] = masks.lowest(np.where(c.mask[key], score, -np.inf), zeros)
+        new[key] = c.mask[key] & masks.lowest(np.where(c.mask[key], score, -np.inf), zeros)
     return {key: np.where(mask, c.w[key], c.w[key].dtype.type(0)) for key, mask in new.items()}, new
 
 

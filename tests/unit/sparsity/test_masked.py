@@ -145,6 +145,9 @@ def test_a_lottery_ticket_and_a_pruned_model_are_trained_with_their_masks(tmp_pa
     assert_zero_where_masked(state)
     assert small.numbers(checkpoint.load(tmp_path / "c.npz")) == small.numbers(state) and [*state.masks] == [*keep]
     assert pruning.report(state.params, state.masks).pruned.sparsity == pytest.approx(0.5, abs=1e-3)
+    state = loop.new_state(small.MODEL, new("gradual", sparsity=0.2).train_config, small.CORPUS, trained.params, keep)
+    loop.train(state, small.CORPUS)  # sparser than the schedule asks for
+    assert not any((state.masks[n] & ~mask).any() for n, mask in keep.items())
 
 
 def test_a_run_that_diverges_as_its_masks_change_says_so():

@@ -40,7 +40,7 @@ def test_counts_are_exact_whatever_the_sparsity_and_the_ties(seed, sparsity, kep
 def test_the_lowest_index_goes_first_and_inputs_are_compared_within_their_output():
     """Column 0 holds 1 2 3 4, column 1 is all ties."""
     score_DF = np.array([[1, 5], [2, 5], [3, 5], [4, 5.0]])
-    assert masks.lowest(np.full(4, 7.0), 2).tolist() == [False, False, True, True]
+    assert masks.lowest(np.arange(99) % 2.0, 25).tolist() == [i % 2 == 1 or i >= 50 for i in range(99)]
     for mask_DF in (masks.per_output(score_DF, 0.5), masks.n_of_m(score_DF, 2, 4)):
         assert mask_DF.T.tolist() == [[False, False, True, True]] * 2
     assert masks.n_of_m(score_DF, 1, 2).T.tolist() == [[False, True, False, True]] * 2
