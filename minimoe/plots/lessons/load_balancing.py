@@ -107,7 +107,7 @@ def biases(load, bias, title):
     for e in range(E):
         for axis, values in ((left, load), (right, bias)):
             axis.plot(values[:, e], color=palette.colour(e), lw=1.8)
-    for place, e in zip(np.linspace(last.min(), last.max(), E), np.argsort(last), strict=True):
+    for place, e in zip(np.linspace(last.min(), last.max(), E), np.argsort(last, kind="stable"), strict=True):
         right.annotate(f"expert {e}", (n_steps - 1, last[e]), (1.04, place), fontsize=9.5, va="center",
                        textcoords=("axes fraction", "data"),
                        arrowprops=dict(arrowstyle="-", lw=0.8, color=palette.colour(e)))
