@@ -80,6 +80,8 @@ def snfs(params, masks, momenta, fraction, regrown="value"):
         fraction: share of each matrix's weights that is dropped.
     Returns params, masks.  Raises ValueError as `rigl` does, and for a mask without parameter or momentum.
     """
+    for argument, value in (("params", params), ("masks", masks), ("momenta", momenta)):
+        require.mapping(argument, value)
     kept, strength, free = {}, {}, {}
     for name, mask in masks.items():
         if name not in params or name not in momenta:

@@ -24,9 +24,10 @@ def names(config, given=None):
     if given is None:
         inside = (*attention.weights(config, 1.0, 1.0), *FEED_FORWARD)
         return [name for name in weights if name.split(".")[-1] in inside]
-    if not isinstance(given, Iterable):
+    given = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(name, str) for name in given):
         require.fail("names", given, "names of parameters")
-    given = [given] if isinstance(given, str) else list(dict.fromkeys(given))
+    given = list(dict.fromkeys(given))
     for name in given:
         if name == "head.w_DV" and config.tie_embeddings:
             raise ValueError("names: there is no head.w_DV, since the head is the embedding (tie_embeddings = True)")

@@ -53,7 +53,8 @@ def _product(w_DF, dw_DF):
 
 def check_inputs(w_DF, x_TD):
     """Raise ValueError unless there are calibration vectors, finite, as wide as the matrix has inputs."""
-    if x_TD.ndim != 2 or w_DF.ndim != 2 or x_TD.shape[1] != w_DF.shape[0]:
+    require.array("w_DF", w_DF, ndim=2)
+    if x_TD.ndim != 2 or x_TD.shape[1] != w_DF.shape[0]:
         raise ValueError(f"x_TD has shape {x_TD.shape}: must be [tokens, {w_DF.shape[0]}], the inputs of w_DF "
                          f"{w_DF.shape}")
     if len(x_TD) == 0:

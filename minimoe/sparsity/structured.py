@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from minimoe import model, parameters, require
-from minimoe.config import fields
+from minimoe.config import ModelConfig, fields
 from minimoe.moe import experts, routers
 from minimoe.moe.routing import Tokens
 from minimoe.nn import ops
@@ -198,7 +198,7 @@ def best_experts(x_TD, weights, config, n_kept):
     Returns kept_E, a mask, and the error of its layer.  Among equals the subset with the lowest numbers wins.
     Raises ValueError for fewer than top_k, tokens that do not fit, or more than MOST_SUBSETS subsets.
     """
-    E = config.n_experts
+    E = require.record("config", config, ModelConfig).n_experts
     require.whole("n_kept", n_kept, 1, E)
     x_TD = ops.floats("x_TD", x_TD)
     fields.require(x_TD.ndim == 2 and x_TD.shape[1] == config.d_model and len(x_TD), "x_TD.shape", x_TD.shape,
@@ -207,6 +207,8 @@ def best_experts(x_TD, weights, config, n_kept):
     fields.require(n_subsets <= MOST_SUBSETS, "n_kept", n_kept,
                    f"{n_subsets:,} subsets of {E} experts are too many to try; {MOST_SUBSETS:,} is the limit")
     fields.check(config, "n_groups", config.n_groups == 1, "subsets are tried without groups of experts")
+    if missing := [name for name in experts.NAMES if name not in require.mapping("weights", weights)]:
+        raise ValueError(f"weights have no {', '.join(missing)}: must be those of an MoE layer")
     out_ETD, best = every_output(x_TD, weights), (np.inf, None)
     y_TD = routed_output(x_TD, weights, config, out_ETD, np.ones(E, bool))
     for subset in itertools.combinations(range(E), n_kept):

@@ -9,10 +9,12 @@ from minimoe.generation import decoding, sampling
 from minimoe.gradcheck import numeric
 from minimoe.moe import capacity, gates, linear_assignment
 from minimoe.nn import ops
+from minimoe.sparsity import densities, dynamic, masks, pruning, scores, sparsegpt, structured, upcycling
 from tests import small
 
 CONFIG, PARAMS = small.MODEL, minimoe.init_params(small.MODEL)
 TOKENS_BS, ARRAYS = np.array([[1, 2, 3], [4, 5, 6]]), {"x": np.ones(2)}
+MATRIX = np.arange(8.0).reshape(4, 2)
 ROUTINGS = minimoe.forward(PARAMS, TOKENS_BS, CONFIG)[1]
 GENERAL = None, "x", -1, 1.5, [], {}, object(), True, np.zeros((2, 2, 2)), np.array(["a"]), [1, 2]
 SQUARE = dict(function=lambda arrays: (arrays["x"] ** 2).sum(), arrays=ARRAYS)
@@ -49,6 +51,24 @@ FACE = {
     ops.softmax_forward: dict(x_TE=np.ones((2, 3)), axis=-1),
     ops.cross_entropy_forward: dict(logit_TV=np.zeros((2, 3)), target_T=np.array([0, 1]), weight_T=np.full(2, 0.5)),
     ops.embedding_forward: dict(tokens_T=np.array([0, 1]), w_VD=np.ones((3, 2))),
+    scores.wanda: dict(w_DF=MATRIX, x_TD=MATRIX.T), scores.movement: dict(w_DF=MATRIX, dw_DF=MATRIX),
+    masks.lowest: dict(score=MATRIX, n_zeros=1), masks.per_output: dict(score_DF=MATRIX, sparsity=0.5),
+    masks.n_of_m: dict(score_DF=MATRIX, kept=1, group=2),
+    sparsegpt.prune: dict(w_DF=MATRIX, x_TD=MATRIX.T, sparsity=0.5, pattern=None, block=1, damp=0.1),
+    pruning.prune: dict(params=PARAMS, config=CONFIG, method="wanda", tokens_BS=TOKENS_BS, sparsity=0.5, pattern=None,
+                        names=None),
+    densities.erdos_renyi: dict(shapes={"w": (4, 3)}, density=0.5), densities.uniform: dict(shapes={}, density=0.5),
+    dynamic.drop_fraction: dict(step=1, initial=0.3, last_step=2),
+    dynamic.rigl: dict(w=MATRIX, mask=MATRIX > 3, gradient=MATRIX, fraction=0.3, regrown="value"),
+    dynamic.set: dict(w=MATRIX, mask=MATRIX > 3, fraction=0.3, rng=np.random.default_rng(0), regrown="value"),
+    dynamic.snfs: dict(params={"w": MATRIX}, masks={"w": MATRIX > 3}, momenta={"w": MATRIX}, fraction=0.3,
+                       regrown="value"),
+    structured.best_experts: dict(x_TD=np.ones((2, 8)), weights=parameters.scope(PARAMS, "layers.0.moe."),
+                                  config=CONFIG, n_kept=2),
+    structured.block_influence: dict(x_LTD=np.ones((2, 3, 4))),
+    structured.shrink: dict(params=PARAMS, config=CONFIG, keep={}),
+    upcycling.upcycle: dict(params=minimoe.init_params(small.DENSE), config=small.DENSE, n_experts=4, top_k=2, seed=0,
+                            noise=0.0, dropped=0.0),
 }
 """Public function -> arguments that fit."""
 
