@@ -8,13 +8,15 @@ for those of the weights.  NumPy also multiplies by the zeros, so it really comp
 
 import numpy as np
 
-from minimoe import model
+from minimoe import model, require
+from minimoe.config import ModelConfig, TrainConfig
 from minimoe.cost import ours, sheet
-from minimoe.sparsity import matrices, savings, schedules
+from minimoe.sparsity import masks, matrices, savings, schedules
 
 
 def record(mask_of, config):
     """What the masks of a model save: `savings.record`, with the FLOPs per token of a full context."""
+    require.record("config", config, ModelConfig)
     work = sheet.flops_of_parts(ours.architecture(config), config.max_sequence, causal=False)
     return savings.record(mask_of, config, sum(work.values()))
 
@@ -33,6 +35,9 @@ def training_flops(dense, sparse, train_config):
         sparse: f_S, with the final share of zeros.
         train_config: TrainConfig; a dense run if its sparsity is 0.
     """
+    require.record("train_config", train_config, TrainConfig)
+    for name, flops in (("dense", dense), ("sparse", sparse)):
+        require.number(name, flops)
     every, dynamic = train_config.sparsity_every, train_config.dynamic
     if train_config.sparsity == 0:
         return 3 * dense
@@ -46,6 +51,7 @@ def training_flops(dense, sparse, train_config):
 
 def sparse_flops(config, sparsity):
     """(f_D, f_S) of a model, per token: dense, and with this share of zeros in attention and feed-forward networks."""
+    masks.check_sparsity(sparsity)
     found = record({}, config)["forward_flops_per_token"]["ideal"]
     none_kept = {name: np.zeros(model.weights(config)[name].shape, bool) for name in matrices.names(config)}
     return found, found - sparsity * savings.skipped_flops(none_kept, config)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import model
+from minimoe import model, require
 from minimoe.config import fields
 from minimoe.nn import ops
 
@@ -32,7 +32,7 @@ def distillation_forward(logit_TV, teacher_TV, weight_T, temperature=1.0):
         temperature: tau, above 0.
     Returns the loss in nats per token, cache.
     """
-    fields.require(temperature > 0, "temperature", temperature, "must be above 0")
+    fields.require(require.number("temperature", temperature) > 0, "temperature", temperature, "must be above 0")
     p_TV, log_p_TV = _log_softmax(ops.floats("logit_TV", logit_TV) / temperature)
     q_TV, log_q_TV = _log_softmax(ops.floats("teacher_TV", teacher_TV) / temperature)
     loss = temperature ** 2 * (weight_T @ (q_TV * (log_q_TV - log_p_TV)).sum(axis=1))
@@ -61,7 +61,7 @@ def teacher(params, config, weight=1.0, temperature=2.0):
         temperature: tau.
     Returns a function of a Group and the student's logit_TV, for the loss and its gradient.
     """
-    fields.require(weight >= 0, "weight", weight, "must be 0 or more")
+    require.number("weight", weight)
 
     def extra(group, logit_TV):
         (teacher_TV, _), _ = model.model_forward(params, group.tokens_BS, config, group.mask_BS)

@@ -52,7 +52,12 @@ def encode(name, w, mask=None, pattern=None):
 def decode(name, data, shape, dtype, pattern=None):
     """The array of these bytes, 0 where nothing was kept.  Raises ValueError unless there are as many as it takes."""
     _check(name, shape, pattern)
-    dtype = np.dtype(dtype)
+    if not isinstance(data, (bytes, bytearray)):
+        require.fail("data", data, "bytes")
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        require.fail("dtype", dtype, "a type of numbers")
     try:
         w = ENCODINGS[name].decode(_Reader(data), shape, dtype.newbyteorder("<"), pattern)
     except IndexError as error:
@@ -71,6 +76,8 @@ def n_bytes(name, shape, n_kept, itemsize, pattern=None):
         pattern: (N, M), for "n_of_m" alone.
     """
     _check(name, shape, pattern)
+    require.whole("n_kept", n_kept, 0, math.prod(shape))
+    require.whole("itemsize", itemsize, 1)
     return ENCODINGS[name].n_bytes(tuple(shape), n_kept, itemsize, pattern)
 
 
@@ -82,10 +89,9 @@ def fits_pattern(mask, pattern):
 
 
 def _check(name, shape, pattern):
-    if name not in ENCODINGS:
-        raise ValueError(f"encoding = {name!r}: must be one of {', '.join(ENCODINGS)}")
-    if len(shape) < 2:
-        raise ValueError(f"shape = {tuple(shape)}: must be a matrix, [inputs, outputs]")
+    require.one_of("encoding", name, ENCODINGS)
+    if len(require.sequence("shape", shape)) < 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in shape):
+        raise ValueError(f"shape = {tuple(shape)}: must be that of a matrix, [..., inputs, outputs]")
     if (pattern is None) == (name == "n_of_m"):
         raise ValueError(f"pattern = {pattern}: n_of_m has one, (N, M), and the others none")
     if pattern is not None:

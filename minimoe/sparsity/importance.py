@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import batches, model, parameters, require
-from minimoe.config import fields
 from minimoe.moe import dense, experts, losses
 from minimoe.sparsity import masks, structured
 
@@ -92,9 +91,9 @@ def importance(params, config, kind, method, tokens_BS=None, targets_BS=None):
         targets_BS: the token that follows each, for "taylor" and "gate".
     Raises ValueError for a method without what it needs, or units that the model does not have.
     """
-    known = METHODS + OF_EXPERTS * (kind == "experts")
-    fields.require(kind in KINDS, "kind", kind, f"must be one of {', '.join(KINDS)}")
-    fields.require(method in known, "method", method, f"must be one of {', '.join(known)}")
+    model.check_params(params, config)
+    require.one_of("kind", kind, KINDS)
+    require.one_of("method", method, METHODS + OF_EXPERTS * (kind == "experts"))
     for name, given in (("tokens_BS", tokens_BS), ("targets_BS", targets_BS if method in ("taylor", "gate") else ())):
         if given is None and method != "norm":
             raise ValueError(f"{method} needs {name}, calibration text")

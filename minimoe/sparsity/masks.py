@@ -56,7 +56,8 @@ def apply(arrays, masks):
 
 def check(masks, arrays):
     """Raise ValueError unless each mask is bool and has the name and shape of one of the arrays."""
-    for name, mask in masks.items():
+    require.mapping("arrays", arrays)
+    for name, mask in require.mapping("masks", masks).items():
         if name not in arrays:
             raise ValueError(f"masks[{name!r}]: there is no such parameter")
         if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != arrays[name].shape:

@@ -25,7 +25,8 @@ def merge(params, config, groups, loads=None):
     model.check_params(params, config)
     structured.check_experts(config, np.ones(config.n_experts, bool))
     fields.check(config, "n_groups", config.n_groups == 1, "groups of experts that merge must be one")
-    require.mapping("groups", groups)
+    for argument, value in (("groups", groups), ("loads", loads or {})):
+        require.mapping(argument, value)
     n_merged = {len(set(np.asarray(groups.get(i, ())).tolist())) for i in config.moe_layers}
     if not config.moe_layers or len(n_merged) != 1 or 0 in n_merged:
         raise ValueError(f"groups have from {min(n_merged, default=0)} to {max(n_merged, default=0)} experts left in a "
@@ -64,9 +65,11 @@ def similar_groups(weights, load_E, n_groups):
     weights: name -> array, of one MoE layer.  load_E: of its Routing; equal loads: the lowest number leads.
     A column of zeros is like none.  Returns group_E, the number of each expert's group.
     """
-    require.whole("n_groups", n_groups, 1, weights["w_router_DE"].shape[1])
-    length_E = np.linalg.norm(weights["w_router_DE"], axis=0)
-    unit_DE = weights["w_router_DE"] / np.where(length_E > 0, length_E, 1)
+    w_DE = require.array("w_router_DE", require.mapping("weights", weights).get("w_router_DE"), ndim=2)
+    require.whole("n_groups", n_groups, 1, w_DE.shape[1])
+    require.array("load_E", load_E, ndim=1)
+    length_E = np.linalg.norm(w_DE, axis=0)
+    unit_DE = w_DE / np.where(length_E > 0, length_E, 1)
     leaders = np.sort(np.argsort(-np.asarray(load_E, float), kind="stable")[:n_groups])
     similar = unit_DE.T @ unit_DE[:, leaders]
     similar[leaders, np.arange(n_groups)] = np.inf

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from minimoe import model, terminal
+from minimoe import model, require, terminal
+from minimoe.config import ModelConfig
 from minimoe.moe import soft
 from minimoe.sparsity import encodings, masks, matrices
 
@@ -28,7 +29,9 @@ def record(mask_of, config, forward_flops, itemsize=4):
             each of PATTERNS that all masks fit.
     Raises ValueError if a mask has no parameter or does not fit it.
     """
-    weights = model.weights(config)
+    weights = model.weights(require.record("config", config, ModelConfig))
+    require.number("forward_flops", forward_flops)
+    require.whole("itemsize", itemsize, 1)
     masks.check(mask_of, {name: np.empty(weight.shape, bool) for name, weight in weights.items()})
     sizes = {name: int(np.prod(weight.shape)) for name, weight in weights.items()}
     kept = {name: int(mask.sum()) for name, mask in mask_of.items()}

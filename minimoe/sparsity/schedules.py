@@ -1,5 +1,6 @@
 """How sparsity rises while a model trains, and the lottery ticket's way back to the start."""
 
+from minimoe import require
 from minimoe.sparsity import masks
 
 
@@ -8,8 +9,12 @@ def cubic(step, first_step, last_step, final, initial=0.0):
 
         s_t = s_f + (s_i - s_f) * (1 - (t - t0) / (n dt))^3             [Zhu & Gupta 2017, arXiv:1710.01878, eq. 1]
 
-    initial until first_step, final from last_step on.
+    initial until first_step, final from last_step on.  Raises ValueError unless last_step > first_step.
     """
+    for name, number in (("step", step), ("first_step", first_step), ("final", final), ("initial", initial)):
+        require.number(name, number)
+    if not require.number("last_step", last_step) > first_step:
+        require.fail("last_step", last_step, f"above first_step = {first_step}")
     progress = min(max((step - first_step) / (last_step - first_step), 0.0), 1.0)
     return final + (initial - final) * (1 - progress) ** 3
 

@@ -132,7 +132,8 @@ def moefy(params, config, n_experts, top_k, tokens_BS, seed, spread=0.01):
     networks, found = _networks(params, config), {}
     F = len(next(iter(networks.values()))[experts.NAMES[2]])
     fields.require(F % n_experts == 0, "n_experts", n_experts, f"must divide the {F} neurons of a network")
-    fields.require(spread > 0, "spread", spread, "must be above 0, or the router could not choose")
+    if not require.number("spread", spread):
+        require.fail("spread", spread, "above 0, or the router could not choose")
     tokens_BS, _ = model.check_inputs(params, config, tokens_BS, None)
     _, cache = model.model_forward(params, tokens_BS, config)
     scores = {}

@@ -55,7 +55,7 @@ def test_every_encoding_comes_back_and_is_as_long_as_the_formula_says(stack, gro
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("zip", W), "encoding = 'zip': must be one of dense"), (("csr", [["a"]]), "w has shape .* must be an array"),
-    (("csr", W[0]), r"shape = \(4,\): must be a matrix"),
+    (("csr", W[0]), r"shape = \(4,\): must be that of a matrix"),
     (("csr", W, W > 0, (2, 4)), r"pattern = \(2, 4\): n_of_m has one"),
     (("n_of_m", W, None, (2, 4)), r"pattern = \(2, 4\): groups of 4 do not divide 3 inputs"),
     (("n_of_m", W, None, (1, 3)), "keeps more than 1 of 3 consecutive inputs of an output"),

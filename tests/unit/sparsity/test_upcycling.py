@@ -190,7 +190,7 @@ def test_the_whole_gradient_of_a_student_in_groups_and_a_run_with_a_teacher():
      r"groups of layer 0 = \[0, 2, 0, 2\]: must number a group for each of 4 experts"),
     (lambda: merging.merge(*COPIES, PAIRS, {0: [1, 0, 1, 0]}), r"layer 0: no token reached .* of the groups \[1\]"),
     (lambda: merging.merge(*COPIES, PAIRS, {0: [1, -1, 2, 2]}), "loads of layer 0 = .*: must be 0 or more"),
-    (lambda: distillation.teacher(START, ONE, weight=-1), "weight = -1: must be 0 or more"),
+    (lambda: distillation.teacher(START, ONE, weight=-1), "weight = -1: must be a finite number of 0 or more"),
 ])
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
