@@ -203,8 +203,8 @@ def find(entries, name, budget="steps"):
 
 def _draw(path, main_moe, entries, remark=""):
     gap = find(entries, main_moe).ce.mean() - find(entries, DENSE_TOTAL).ce.mean()
-    title = (f"At equal steps the {main_moe} is {abs(gap):.3f} nats {'above' if gap > 0 else 'below'} a dense model "
-             "of equal size")
+    title = (f"At equal steps, the {main_moe.replace(',', ' with')} experts is {abs(gap):.3f} nats "
+             f"{'above' if gap > 0 else 'below'} a dense model of equal size")
     figures.save(pareto.pareto(entries, main_moe, remark + title), path)
 
 

@@ -140,8 +140,9 @@ NOTES = (
 def title(results, n_steps):
     """What the figure shows, in a sentence."""
     fair = [name for name in _order(results) if kinds()[name] != "sees the future"]
-    return (f"After {n_steps} steps {fair[0]} is lowest among routers that do not see the future, {fair[-1]} highest: "
-            f"{results[fair[-1]].ce.mean() - results[fair[0]].ce.mean():.2f} nats apart")
+    apart = results[fair[-1]].ce.mean() - results[fair[0]].ce.mean()
+    return (f"After {n_steps} steps, {fair[0]} has the lowest loss and {fair[-1]} the highest, {apart:.2f} nats apart\n"
+            "(not counting the routers that see the future)")
 
 
 def verdict(results):

@@ -200,13 +200,13 @@ def draw_router(tour, first, corpus):
     layer, moved = _most_divided_layer(by_domain)
     english, python = corpus.domains[:2]
     drawn = {
-        "load": expert_load.load_over_time(*_load(first), "Expert load while training: the busiest, expert {1} of "
-                                           "layer {0}, ends with {2:.1f}x an even share".format(*_busiest(first))),
+        "load": expert_load.load_over_time(*_load(first), "Expert load during training: expert {1} in layer {0} ends "
+                                           "with {2:.1f}x an even share, the most".format(*_busiest(first))),
         "text": coloured_text.coloured_text(_route_pieces(first, corpus, layer), first.model_config.n_experts,
-                                            f"Each character on the colour of the first of its experts, layer {layer}"),
-        "domains": expert_load.load_by_domain(by_domain, corpus.domains, f"{english} and {python} share out the "
-                                              f"experts differently: most in layer {layer}, by {moved:.0%} of the "
-                                              "load"),
+                                            f"Each character has the color of its first-choice expert, layer {layer}"),
+        "domains": expert_load.load_by_domain(by_domain, corpus.domains, f"{english.capitalize()} and "
+                                              f"{python.capitalize()} load different experts, most in layer {layer}: "
+                                              f"{moved:.0%} of the load differs"),
     }
     for name, figure in drawn.items():
         figures.save(figure, tour.figure / f"{name}.png")

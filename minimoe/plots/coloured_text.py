@@ -47,5 +47,5 @@ def _draw_cell(axis, x, y, character, expert, width=1.0, number=False):
     axis.text(x + width / 2, y - 0.12 * number, character, ha="center", va="center", family="monospace", fontsize=10,
               color=palette.ink(expert))
     if number:
-        axis.text(x + width / 2, y + 0.28, str(expert), ha="center", va="center", fontsize=5.5,
+        axis.text(x + width / 2, y + 0.28, str(expert), ha="center", va="center", fontsize=6.5,
                   color=palette.ink(expert))

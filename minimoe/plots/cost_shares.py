@@ -10,6 +10,9 @@ from minimoe.plots import figures, palette
 SHOWN, FIGURE = ("llama-2-7b", "mixtral-8x7b", "gpt-oss-20b", "deepseek-v3"), Path("figures/costs.png")
 """Published models in the README's picture."""
 
+NAMES = {"dense": "dense FFNs", "keys and values": "KV cache", "embedding": "embeddings"}
+"""Part -> how the picture calls it, where the field has a shorter name."""
+
 
 def figure(say=terminal.say):
     """Draw the costs of published models, for the README."""
@@ -38,10 +41,11 @@ def cost_shares(records):
         if place % columns and _labels(axis) == _labels(axes[place - place % columns]):  # named at the left
             axis.tick_params(labelleft=False)
         if place + columns >= len(records):  # nothing below
-            axis.set_xlabel("share (%); at the right the whole")
+            axis.set_xlabel("share (%); right: the total")
             axis.tick_params(labelbottom=True)
     shown = [part for part in palette.PARTS if part in seen]
-    figure.legend([seen[part] for part in shown], shown, loc="outside lower center", ncols=min(len(shown), 6 * columns),
+    figure.legend([seen[part] for part in shown], [NAMES.get(part, part) for part in shown],
+                  loc="outside lower center", ncols=min(len(shown), 6 * columns),
                   frameon=False)
     return figure
 
@@ -69,12 +73,11 @@ def _draw_shares(axis, record):
 
 
 def _title(record, bars):
-    """The part that has most of the parameters, and what it has of the FLOPs."""
-    (total, _), (work, _) = bars["parameters"], bars["FLOPs a token"]
+    """Where most of the parameters are, and how much of the FLOPs."""
+    (total, _), (work, _) = bars["parameters"], bars["FLOPs per token"]
     part = max(total, key=total.get)
     has, does = total[part] / sum(total.values()), work.get(part, 0) / sum(work.values())
-    part = "feed-forward blocks" if part == "dense" else part
-    return f"{record['name']}: {part}, {has:.0%} of the parameters and {does:.0%} of the FLOPs"
+    return f"{record['name']}: {has:.0%} of the parameters and {does:.0%} of the FLOPs are in {NAMES.get(part, part)}"
 
 
 def _cost_bars(record):
@@ -85,7 +88,7 @@ def _cost_bars(record):
     return {
         "parameters": (columns["total"], quantities.short(record["parameters"]["total"])),
         "active parameters": (columns["active"], quantities.short(record["parameters"]["active_incl_all_embeddings"])),
-        "FLOPs a token": (columns["forward_flops_per_token"], quantities.short(flops)),
-        **{f"bytes to decode {n} text{'s' * (n > 1)}": (read[n], quantities.short(sum(read[n].values()), "B"))
+        "FLOPs per token": (columns["forward_flops_per_token"], quantities.short(flops)),
+        **{f"bytes to decode, batch size {n}": (read[n], quantities.short(sum(read[n].values()), "B"))
            for n in (1, 64) if n in read},
     }

@@ -12,12 +12,12 @@ def load_over_time(steps, load, title):
     steps: of the records.  load: [records, L, E], shares before capacity.
     """
     n_layers, n_experts = load.shape[1:]
-    figure = figures.new_figure(10, 2.3 * n_layers + 1, title)
+    figure = figures.new_figure(8.5, 2 * n_layers + 1, title)
     axes = np.atleast_1d(figure.subplots(n_layers, 1, sharex=True, sharey=True))
     for layer, axis in enumerate(axes):
         stack_shares(axis, steps, load[:, layer], 1.005, 0.03)
         axis.set_ylabel(f"layer {layer}\nshare of assignments")
-    axes[-1].set_xlabel(f"optimizer steps (at the right: numbers of the experts; an even share is {1 / n_experts:.1%})")
+    axes[-1].set_xlabel(f"optimizer steps (right: number of the expert; an even share is {1 / n_experts:.1%})")
     return figure
 
 
@@ -48,7 +48,7 @@ def load_by_domain(load, domains, title):
     load: [domains, L, E], shares that sum to 1 over the experts.
     """
     _, n_layers, n_experts = load.shape
-    figure = figures.new_figure(10, 2.1 * n_layers + 1, title)
+    figure = figures.new_figure(8.5, 1.8 * n_layers + 1, title)
     axes = np.atleast_1d(figure.subplots(n_layers, 1, sharex=True, sharey=True))
     width = 0.8 / len(domains)
     for layer, axis in enumerate(axes):
@@ -62,5 +62,6 @@ def load_by_domain(load, domains, title):
         figures.plain(axis)
         if layer == 0:
             axis.legend(bars, domains, frameon=False, ncols=len(domains), loc="upper right")
+    axes[0].set_ylim(0, 1.25 * load.max())  # room for the legend
     axes[-1].set(xlabel="expert (dotted: an even split)", xticks=range(n_experts))
     return figure

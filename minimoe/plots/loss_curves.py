@@ -4,6 +4,7 @@ from itertools import cycle
 
 import numpy as np
 
+from minimoe.cost import quantities
 from minimoe.plots import figures, palette
 
 
@@ -21,9 +22,9 @@ def losses(curves, title):
             axis.plot(x, ce.mean(axis=0), line, color=shade, lw=2.2, label=name)
             if len(ce) > 1:
                 axis.fill_between(x, ce.min(axis=0), ce.max(axis=0), color=shade, alpha=0.2, lw=0)
-    by_step.set(xlabel="optimizer steps", ylabel="validation loss (nats per token)", title="the same steps")
-    by_flops.set(xlabel="training FLOPs (matrix products, forward and backward)", title="the same FLOPs", xscale="log")
-    by_flops.xaxis.set_minor_formatter("")
+    by_step.set(xlabel="optimizer steps", ylabel="validation loss (nats per token)", title="at equal steps")
+    by_flops.set(xlabel="training FLOPs (matrix products, forward and backward)", title="at equal FLOPs", xscale="log")
+    figures.name_powers(by_flops.xaxis, quantities.short)
     by_step.legend(frameon=False, title=f"mean and range of {len(ce)} seeds" if len(ce) > 1 else None)
     for axis in (by_step, by_flops):
         figures.plain(axis)

@@ -19,7 +19,7 @@ def pareto(entries, main, title):
 
     entries: of `experiments.compare`.   main: the name of the MoE that sets the budgets.
     """
-    figure = figures.new_figure(10, 5.4, title)
+    figure = figures.new_figure(9.5, 5.4, title)
     equal_steps, budgets = figure.subplots(1, 2, width_ratios=(3, 2))
     _equal_steps(equal_steps, [entry for entry in entries if entry.budget == "steps"])
     _budgets(budgets, entries, main)
@@ -55,7 +55,7 @@ def _equal_steps(axis, entries):
 
 
 def _names(axis, entries, mean, area, shade):
-    """A name next to each marker: those of MoEs in a column at the left, of dense models above right."""
+    """A name next to each marker: those of MoEs in a column at the left, of dense models at the right, off the line."""
     rows = sorted(zip(mean, entries, np.sqrt(area) / 2, strict=True), key=lambda row: row[0])
     for place, (loss, entry, radius) in enumerate(rows):  # the lowest loss has the lowest name
         words = f"{entry.name.removeprefix('dense, ')}\n{quantities.short(entry.parameters.total)}"
@@ -64,8 +64,10 @@ def _names(axis, entries, mean, area, shade):
                           fontsize=9, color=shade, va="center",
                           arrowprops={"arrowstyle": "-", "color": shade, "lw": 0.8})
         else:
-            axis.annotate(words, (entry.flops, loss), (5, radius + 2), textcoords="offset points", fontsize=9,
-                          color=shade)
+            following = min(((e.flops, low) for low, e, _ in rows if e.flops > entry.flops), default=(0, loss))
+            rises = following[1] > loss
+            axis.annotate(words, (entry.flops, loss), (5, -radius - 2 if rises else radius + 2),
+                          textcoords="offset points", fontsize=9, color=shade, va="top" if rises else "bottom")
 
 
 def _budgets(axis, entries, main):
@@ -83,5 +85,7 @@ def _budgets(axis, entries, main):
             axis.annotate(f"{entry.steps:,}", (place + side, entry.ce.max()), (0, 5), textcoords="offset points",
                           ha="center", fontsize=8, color=palette.INK)
     axis.set(xticks=range(len(BUDGETS)), xticklabels=[f"equal\n{budget}" for budget in BUDGETS], xlim=(-0.5, 2.5),
-             title="three budgets (numbers: steps)")
+             title="equal budgets (numbers: steps)")
     axis.margins(y=0.15)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.25 * (high - low))  # room for the legend

@@ -15,13 +15,15 @@ def routers(results, kinds, title):
         title: words.
     """
     names = sorted(results, key=lambda name: (kinds[name] == "sees the future", results[name].ce.mean()))
-    figure = figures.new_figure(12, 0.36 * len(names) + 2.2, title)
-    panels = {"ce": "validation loss\n(nats per token)", "load": "busiest expert\n(1 is an even load)",
-              "drop": "assignments dropped\n(share)", "seconds": "median step\n(milliseconds)"}
+    figure = figures.new_figure(10, 0.34 * len(names) + 2.4, title)
+    panels = {"ce": "validation loss\n(nats per token)", "load": "load of the busiest\nexpert (1 is an even load)",
+              "drop": "assignments dropped\n(share)", "seconds": "training step, median\n(milliseconds)"}
     for axis, (field, label) in zip(figure.subplots(1, 4, sharey=True), panels.items(), strict=True):
         for row, name in enumerate(names):
             values, (shade, mark) = getattr(results[name], field), palette.ROUTER_STYLES[kinds[name]]
             values = values * 1000 if field == "seconds" else values
+            if field == "drop" and np.isnan(results[name].load).all():
+                continue  # no assignments, so that none can be dropped
             axis.plot(values, np.full(len(values), row), mark, color=shade, ms=5, alpha=0.7)
             middle = np.median(values) if field == "seconds" else np.mean(values)  # a busy machine spoils a mean
             axis.plot([middle] * 2, [row - 0.3, row + 0.3], "-", color=shade, lw=2.5)

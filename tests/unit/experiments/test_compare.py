@@ -172,7 +172,7 @@ def test_the_title_says_what_is_ahead_at_equal_steps(monkeypatch):
     monkeypatch.setattr(figures, "save", lambda figure, path: titles.append(figure.get_suptitle()))
     for losses, words in (((1.5, 1.25), "0.375 nats above"), ((0.5, 0.25), "0.625 nats below")):
         compare._draw("x.png", MAIN, [entry(MAIN, 5, 1e9, *losses), entry(TOTAL, 5, 1e9, 1.0, 1.0)])
-        assert titles.pop() == f"At equal steps the MoE, 2 of 8 is {words} a dense model of equal size"
+        assert titles.pop() == f"At equal steps, the MoE with 2 of 8 experts is {words} a dense model of equal size"
 
 
 def test_a_comparison_is_timed_once_trained_kept_and_drawn(here, monkeypatch):

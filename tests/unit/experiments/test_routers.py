@@ -71,7 +71,7 @@ def test_the_verdict_compares_the_best_with_the_controls_seed_by_seed():
     assert "No seed-for-seed difference from hash: random." in words
     assert "expert_choice and soft look at later tokens" in words
     title = routers.title(results(hash=[2.0, 2.1, 2.2]), 400)
-    assert title.startswith("After 400 steps hash is lowest") and title.endswith("0.90 nats apart")
+    assert title.startswith("After 400 steps, hash has the lowest loss") and "0.90 nats apart\n" in title
     words = routers.verdict(results(uniform=[2.0] * 3))
     assert "uniform is 1.000 nats below random" in words and "below uniform" not in words
 

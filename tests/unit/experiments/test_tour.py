@@ -93,7 +93,7 @@ def _check_loads(drawn, state):
     np.testing.assert_array_equal(by_domain, state.history["eval_load"][-1])
     assert f"{8 * np.mean(load, axis=0).max():.1f}x" in title
     gaps = np.abs(by_domain[0] - by_domain[1]).sum(axis=1) / 2
-    assert f"most in layer {gaps.argmax()}, by {gaps.max():.0%}" in moved
+    assert f"most in layer {gaps.argmax()}: {gaps.max():.0%}" in moved
 
 
 def _check_text(given, state):

@@ -9,7 +9,8 @@ from minimoe.cost import deployment, formula, parts
 from minimoe.plots import cost_shares, palette
 from tests.unit.plots.pictures import RECORDS, TITLED
 
-LABELS = ["parameters", "active parameters", "FLOPs a token", "bytes to decode 1 text", "bytes to decode 64 texts"]
+LABELS = ["parameters", "active parameters", "FLOPs per token",
+          "bytes to decode, batch size 1", "bytes to decode, batch size 64"]
 
 
 def bars_of(axis):
@@ -38,7 +39,7 @@ def test_bars_are_whole_and_their_parts_have_the_legends_colours_in_one_order():
             seen |= set(places)
     handles = zip(figure.legends[0].get_texts(), figure.legends[0].get_patches(), strict=True)
     assert [(text.get_text(), colors.to_hex(patch.get_facecolor())) for text, patch in handles] == [
-        (list(palette.PARTS)[place], order[place]) for place in sorted(seen)]
+        (cost_shares.NAMES.get(part := list(palette.PARTS)[place], part), order[place]) for place in sorted(seen)]
     assert set(palette.PARTS) == {*parts.NAMES, formula.SCORES, deployment.CACHE} and len(set(order)) == len(order)
 
 
@@ -73,8 +74,10 @@ def test_many_models_stand_in_columns_read_line_by_line():
 
 
 @pytest.mark.parametrize("key, words", [
-    ("mixtral-8x7b", ": experts, 97% of the parameters"),  # 45,097,156,608 / 46,702,792,704
-    ("llama-2-7b", ": feed-forward blocks, 64% of the parameters"),  # 32 * 3 * 4096 * 11008 / 6,738,415,616
+    # 45,097,156,608 / 46,702,792,704, and 2 of them for each of a quarter / 25.77 GFLOPs
+    ("mixtral-8x7b", ": 97% of the parameters and 88% of the FLOPs are in experts"),
+    # 32 * 3 * 4096 * 11008 / 6,738,415,616, and twice that / (2 * 6,607,077,376 + 4 * 32 * 4096 * 512.5)
+    ("llama-2-7b", ": 64% of the parameters and 64% of the FLOPs are in dense FFNs"),
 ])
 def test_the_title_names_the_largest_part_in_several_lines_if_it_is_long(key, words):
     assert words in cost_shares.cost_shares([RECORDS[key]]).axes[0].get_title()
