@@ -1,4 +1,4 @@
-"""One training step of minimoe beside PyTorch's: Mixtral of the transformers library, a dense GPT; and its floor.
+"""One training step of minimoe compared with PyTorch: Mixtral of the transformers library, a dense GPT; and its floor.
 
     python -m tests.benchmarks.against_torch [--turns N] [--alone]
 
@@ -34,7 +34,7 @@ def specifications(batch, sequence, alone):
 def main():
     """Print time and memory for each shape."""
     parser = turns.parser(__doc__, turns=20)
-    parser.add_argument("--alone", action="store_true", help="the step and its floor alone, without PyTorch")
+    parser.add_argument("--alone", action="store_true", help="only the step and its floor, without PyTorch")
     options = parser.parse_args()
     for batch, sequence in SHAPES:
         with turns.together(specifications(batch, sequence, options.alone)) as contestants:

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.attack                    # a quarter of an hour: what was tried, what went wrong
     python -m tests.benchmarks.attack --quick --seed 3 --only files calls
 
-Right is what the program promises: a run that is killed and resumed is the run that nothing happened to, bit for bit; a
-command ends with status 0, 1, 2 or 130, and says in one short line what is wrong; a call raises ValueError; and nothing
-takes long, or much memory.  Linux only.
+The program promises this: a run that is killed and resumed equals an undisturbed run, bit by bit; a command ends with
+status 0, 1, 2 or 130, and reports what is wrong in one short line; a call raises ValueError; and nothing takes long, or
+much memory.  Linux only.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def campaign(names, seed, quick, folder, say=print):
 
 
 def _first(problems):
-    """The worst case: a hang is worse than a traceback, and that than other words."""
+    """The worst case: a hang is worse than a traceback, which is worse than other messages."""
     order = sorted(problems, key=lambda line: ("hangs" not in line, "traceback" not in line))
     return " ".join(order[0].split())[:120] if order else "-"
 
@@ -54,7 +54,7 @@ def _first(problems):
 def main(words=None):
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments and values (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments and values (default: 0)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the attempts")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     options = parser.parse_args(words)

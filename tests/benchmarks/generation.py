@@ -1,4 +1,4 @@
-"""Tokens a second of cached generation beside Mixtral of the transformers library; and how the time grows with a text.
+"""Tokens per second of generation with a KV cache, compared with Mixtral of transformers; and how its time grows.
 
     python -m tests.benchmarks.generation [--turns N]
 
@@ -19,7 +19,7 @@ CONTEXT, N_TOKENS, SEEN = 1024, 200, (1, 256, 768)
 
 
 def initial():
-    """Our model with its first weights: params, config."""
+    """Our model with its initial weights: params, config."""
     model_config, _ = config.preset("shakespeare-cpu", {"max_sequence": CONTEXT})
     return model.init_params(model_config), model_config
 
@@ -34,7 +34,7 @@ def ours():
 
 @contextlib.contextmanager
 def one_token(seen):
-    """Generation of one token when so many were seen."""
+    """Generation of one token after this many tokens."""
     params, model_config = initial()
     prompt_S = np.arange(seen) % model_config.vocab_size
 
@@ -49,7 +49,7 @@ def one_token(seen):
 
 @contextlib.contextmanager
 def one_attention(seen):
-    """The attention of one token to so many, in all layers, with its projections: the part that has to grow."""
+    """The attention of one token to this many, in all layers, with its projections: the part that has to grow."""
     params, model_config = initial()
     x_1D = np.ones((1, model_config.d_model), np.float32)
     _, decoder = decoding.start(params, model_config, np.arange(seen) % model_config.vocab_size, seen + 1)
@@ -75,12 +75,12 @@ def main():
         seconds, _ = turns.take(contestants, options.turns, repetitions=1)
     print(turns.table(f"{N_TOKENS} tokens, batch 1", "minimoe", seconds))
     for name, times in seconds.items():
-        print(f"{name:<44}{N_TOKENS / np.median(times):>9.0f} tokens a second")
+        print(f"{name:<44}{N_TOKENS / np.median(times):>9.0f} tokens per second")
     specifications = {(build, seen): (here, build, dict(seen=seen)) for seen in SEEN
                       for build in ("one_token", "one_attention")}
     with turns.together(specifications) as contestants:
         seconds, _ = turns.take(contestants, 4 * options.turns, repetitions=20)
-    print(f"\n{'tokens seen':>11}{'ms a token':>14}{'ratio to 1 seen':>18}{'attention, ms':>16}"
+    print(f"\n{'tokens seen':>11}{'ms per token':>14}{'ratio to 1 seen':>18}{'attention, ms':>16}"
           f"{'the rest, ms':>15}")
     for seen in SEEN:
         whole, part = (seconds[build, seen] for build in ("one_token", "one_attention"))

@@ -1,4 +1,4 @@
-"""What each router costs beside softmax top-k: forward and backward of the router alone, in pairs.
+"""What each router costs compared with softmax top-k: forward and backward of the router alone, in pairs.
 
     python -m tests.benchmarks.routers
 """

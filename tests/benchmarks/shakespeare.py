@@ -1,4 +1,4 @@
-"""The time to nanoGPT's loss on tiny Shakespeare, beside that of nanoGPT's own recipe in PyTorch, in turns.
+"""The time to nanoGPT's loss on tiny Shakespeare, compared with nanoGPT's own recipe in PyTorch, round-robin.
 
     python -m tests.benchmarks.shakespeare PATH_TO_TEXT
 
@@ -50,9 +50,9 @@ def read_options():
 
 
 def race(contestants, n_turns):
-    """Run all in turns, spread over the same time.  contestants: name -> (Contestant, its steps).
+    """Run all round-robin, spread over the same time.  contestants: name -> (Contestant, its steps).
 
-    Returns name -> [(step, seconds, loss)], one entry a turn.
+    Returns name -> [(step, seconds, loss)], one entry per turn.
     """
     curves = {name: [(0, 0.0, np.inf)] for name in contestants}
     for turn in progress.rounds(n_turns, "turns"):
@@ -87,12 +87,12 @@ def met(curve):
 
 def report(curves):
     """Print a line for each, and the goal's."""
-    print(f"{'':<14}{'steps to ' + str(GOAL):>18}{'seconds':>10}{'all steps':>11}{'seconds':>10}{'ms a step':>11}"
+    print(f"{'':<14}{'steps to ' + str(GOAL):>18}{'seconds':>10}{'all steps':>11}{'seconds':>10}{'ms per step':>12}"
           f"{'last loss':>11}")
     for name, curve in curves.items():
         (step, seconds), (last_step, last_seconds, last_loss) = met(curve), curve[-1]
         print(f"{name:<14}{step or 'not reached':>18}{seconds:>10.1f}{last_step:>11}{last_seconds:>10.1f}"
-              f"{last_seconds / last_step * 1e3:>11.1f}{last_loss:>11.4f}   "
+              f"{last_seconds / last_step * 1e3:>12.1f}{last_loss:>11.4f}   "
               + "  ".join(f"{step}: {loss:.3f}" for step, _, loss in curve[::5]))
     if GPT in curves:
         gpt_steps, gpt_seconds, _ = curves[GPT][-1]

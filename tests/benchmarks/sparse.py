@@ -1,4 +1,4 @@
-"""What sparseness costs: a MoE layer as experts are added, and beside the dense layer of as many parameters.
+"""The cost of sparsity: an MoE layer as experts are added, and compared with the dense layer of equal parameters.
 
     python -m tests.benchmarks.sparse [--turns N]
 
@@ -24,7 +24,7 @@ EQUAL_PARAMETERS, AT_LEAST = ((8, 1), (16, 2), (64, 8)), 0.80
 
 @contextlib.contextmanager
 def moe(n_experts, top_k, threads):
-    """A MoE layer, forward."""
+    """An MoE layer, forward."""
     config = ModelConfig(d_model=D, n_experts=n_experts, top_k=top_k, d_hidden=F, max_sequence=T)
     rng = np.random.default_rng(0)
     weights = drawn(layer.weights(config, 1.0, 1.0), rng)
@@ -64,7 +64,7 @@ def vectors(rng):
 
 @contextlib.contextmanager
 def in_groups(forward, threads, batch):
-    """The forward pass of as many groups of the T tokens as there are threads, side by side."""
+    """The forward pass of the T tokens in one group per thread, in parallel."""
     groups = np.split(batch, threads)
 
     def run():
@@ -76,13 +76,13 @@ def in_groups(forward, threads, batch):
 
 
 def flops(n_experts, top_k):
-    """Of one token in a MoE layer; the dense layer of equal parameters is one expert E times as wide."""
+    """FLOPs of one token in an MoE layer; the dense layer of equal parameters is one expert E times as wide."""
     return 6 * D * F * top_k + 2 * D * n_experts
 
 
 def growth(title, seconds):
-    """Print the time a token with each number of experts."""
-    print(f"{title}\n{'E':>6}{'K':>4}{'us a token':>13}{'ratio to E=8':>15}{'10-90 %':>16}  goal")
+    """Print the time per token with each number of experts."""
+    print(f"{title}\n{'E':>6}{'K':>4}{'us per token':>13}{'ratio to E=8':>15}{'10-90 %':>16}  goal")
     for E in MORE_EXPERTS:
         low, ratio, high = turns.spread(seconds[E], seconds[MORE_EXPERTS[0]])
         goal = turns.verdict(ratio, AT_MOST if MORE_EXPERTS[-1] == E else None)
@@ -105,7 +105,7 @@ def main():
         print(f"T={T} D={D} F={F}, " + ("one thread" if threads == 1 else f"{threads} groups on {threads} threads"))
         growth("whole model", {E: seconds[f"model {E}"] for E in MORE_EXPERTS})
         growth("one layer", {E: seconds[E, 2] for E in MORE_EXPERTS})
-        print(f"{'E':>6}{'K':>4}{'us a token':>13}{'dense':>9}{'time ratio':>13}{'FLOP ratio':>12}{'share':>8}"
+        print(f"{'E':>6}{'K':>4}{'us per token':>13}{'dense':>9}{'time ratio':>13}{'FLOP ratio':>12}{'share':>8}"
               f"{'10-90 %':>16}  goal")
         for E, K in EQUAL_PARAMETERS:
             fewer = 6 * D * E * F / flops(E, K)

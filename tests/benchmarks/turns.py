@@ -1,8 +1,8 @@
-"""Contestants that take turns: each in a process of its own, at work while the others wait.
+"""Contestants that take turns: each runs in its own process while the others wait.
 
-So the memory settings, thread pools and caches of one do not touch another, and a slow moment of the machine falls on
-all.  Ratios are of turns side by side.  A contestant is a context manager that builds something and yields a dict of
-functions; the one named "run" is what is repeated.
+So the memory settings, thread pools and caches of one do not affect another, and a slow moment of the machine affects
+all.  Ratios are of adjacent turns.  A contestant is a context manager that builds something and yields a dict of
+functions; the one named "run" is repeated.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def timed(function):
 
 
 def peak_bytes():
-    """Most memory that this process has held so far, bytes.
+    """Peak memory of this process so far, bytes.
 
     From Linux's /proc, since the number of getrusage starts at what the parent process held.
     """
@@ -136,7 +136,7 @@ def take(contestants, turns, repetitions=5):
 
 
 def spread(ours, theirs):
-    """10th, 50th and 90th percentile of the ratio of turns side by side."""
+    """10th, 50th and 90th percentile of the ratio of adjacent turns."""
     return np.percentile(np.asarray(ours) / np.asarray(theirs), (10, 50, 90))
 
 
