@@ -39,7 +39,8 @@ def test_a_lesson_begins_with_its_question_and_time_asks_before_it_shows_and_fol
     assert int(re.search(r"^\*.*Runs in about (\d+) seconds", text[0], re.MULTILINE)[1]) <= 60
     if minutes := re.search(r"\*About (\d+) minutes to read", text[0]):  # 200 words a minute, and one per picture
         pictures = sum("image/png" in output.get("data", {}) for output in outputs(name))
-        assert abs(int(minutes[1]) - len(" ".join(text).split()) / 200 - pictures) <= 1
+        n_words = len(" ".join(text).split())
+        assert n_words <= 2100 and abs(int(minutes[1]) - n_words / 200 - pictures) <= 1
     assert sum("**Before you go on:**" in words for words in text) >= 2
     assert "## Check yourself" in text[-1] and "<details><summary>Answers</summary>" in text[-1]
     assert text[-1].rstrip().endswith("</details>")
