@@ -18,23 +18,23 @@ def add_cost(subparsers):
                                "count what a model costs: parameters, FLOPs, memory, bytes")
     which = parser.add_mutually_exclusive_group()
     arguments.add_preset(which)
-    which.add_argument("--run", metavar="FOLDER", help="a trained run, with what its own routing costs")
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="what the run was trained on, if on your own")
+    which.add_argument("--run", metavar="FOLDER", help="a trained run, with the cost of its own routing")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="the run's training text, if it was your own")
     which.add_argument("--model", metavar="NAME", help="a published model, such as mixtral-8x7b")
-    which.add_argument("--list", action="store_const", const=True, help="the published models that it knows")
-    which.add_argument("--file", metavar="FILE.json", help="count the models that it describes; or "
-                       "the config.json of a Hugging Face model")
+    which.add_argument("--list", action="store_const", const=True, help="list the published models that it knows")
+    which.add_argument("--file", metavar="FILE.json", help="count the models that a file describes, such "
+                       "as the config.json of a Hugging Face model")
     arguments.add_detail(parser, "part by part, every format and batch size, devices, papers' formulas")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs: all of it")
-    parser.add_argument("--figure", metavar="PATH", help="draw where parameters, FLOPs and bytes are, as PNG")
+    parser.add_argument("--figure", metavar="PATH", help="draw the shares of parameters, FLOPs and bytes (PNG)")
     parser.add_argument("--context", type=int, metavar="N", help="length of a sequence (default: the longest of ours, "
                         "2,048 of published models) [tokens]")
     parser.add_argument("--machine", choices=deployment.MACHINES, metavar="NAME", help="where it runs: " + "; ".join(
         f"{name}: {machine.words}" for name, machine in deployment.MACHINES.items())
         + " (default: ddr5 for ours, h100 for published models)")
-    parser.add_argument("--bandwidth", type=float, metavar="X", help="of its memory, if you know better [bytes/s]")
-    parser.add_argument("--flops", type=float, metavar="X", help="of its matrix products, if you know better [FLOP/s]")
-    parser.add_argument("--format", choices=memory.FORMATS, metavar="NAME", help="of weights and cache: "
+    parser.add_argument("--bandwidth", type=float, metavar="X", help="memory bandwidth, if you know better [bytes/s]")
+    parser.add_argument("--flops", type=float, metavar="X", help="speed of products, if you know better [FLOP/s]")
+    parser.add_argument("--format", choices=memory.FORMATS, metavar="NAME", help="of weights and KV cache: "
                         f"{', '.join(memory.FORMATS)} (default: float32 for ours, bf16 for published models)")
     parser.add_argument("--expert-format", choices=memory.FORMATS, metavar="NAME",
                         help="of the experts' matrices (default: the same)")

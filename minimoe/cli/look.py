@@ -18,13 +18,14 @@ def add_generate(subparsers):
                         "the model knows)")
     parser.add_argument("--n-tokens", type=int, default=500, metavar="N", help="characters to write (default: 500)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="X",
-                        help="below 1 is safer, 0 the likeliest (default: 0.8)")
+                        help="below 1 is safer, 0 is always the likeliest (default: 0.8)")
     _add_top_k(parser)
-    parser.add_argument("--likeliest", type=int, metavar="N", help="sample among the N likeliest characters only")
-    parser.add_argument("--top-p", type=float, metavar="P", help="sample among the fewest with probability P together")
+    parser.add_argument("--likeliest", type=int, metavar="N", help="sample from the N likeliest characters only")
+    parser.add_argument("--top-p", type=float, metavar="P",
+                        help="sample from the smallest set of characters with total probability P")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the sampling (default: 0)")
     parser.add_argument("--dropless", action="store_true",
-                        help="ignore the run's evaluation capacity, with which tokens cannot be generated one by one")
+                        help="ignore the run's evaluation capacity, which rules out generating token by token")
 
 
 def run_generate(options):
@@ -47,7 +48,7 @@ def run_generate(options):
 
 def _add_top_k(parser):
     parser.add_argument("--top-k", type=int, metavar="K",
-                        help="experts per token, if not as many as the model was trained with")
+                        help="experts per token (default: as many as the model was trained with)")
 
 
 def _with_top_k(config, options):
@@ -55,7 +56,7 @@ def _with_top_k(config, options):
     if options.top_k is None or options.top_k == config.top_k:
         return config
     changed = config.with_top_k(options.top_k)
-    smaller = "; gates do not sum to 1 any more, so outputs are smaller too"
+    smaller = "; the gates no longer sum to 1, so outputs are smaller too"
     terminal.complain(f"minimoe: note: {_experts(changed)} per token; the model was trained with {config.top_k}"
                       + smaller * (changed.gates_sum_to_one < config.gates_sum_to_one))
     return changed
@@ -75,15 +76,15 @@ def _default_prompt(tokenizer):
 
 def add_route(subparsers):
     """The command `route` and its options."""
-    parser = arguments.command(subparsers, "route", run_route, "show which experts each character goes to, and why")
+    parser = arguments.command(subparsers, "route", run_route, "show which experts each character goes to and why")
     parser.add_argument("text", nargs="+", help="the text to route, no longer than the model's context")
     arguments.add_run(parser)
     _add_top_k(parser)
     parser.add_argument("--layer", type=int, metavar="L", help="show this layer only")
     parser.add_argument("--capacity-factor", type=float, metavar="X",
-                        help="limit the experts, to see which assignments are dropped [mean loads]")
-    parser.add_argument("--drop-order", choices=capacity.ORDERS, metavar="NAME", help="which assignments queue first "
-                        f"for an expert that is limited: {', '.join(capacity.ORDERS)}")
+                        help="limit the experts' capacity, to see which assignments are dropped [mean loads]")
+    parser.add_argument("--drop-order", choices=capacity.ORDERS, metavar="NAME", help="which assignments come first in "
+                        f"an expert's queue: {', '.join(capacity.ORDERS)}")
     parser.add_argument("--colour", "--color", choices=("auto", "always", "never"), default="auto",
                         help="auto: if the output is a terminal and NO_COLOR is not set")
 
@@ -132,10 +133,10 @@ def _layers_to_show(config, options):
 def add_explore(subparsers):
     """The command `explore` and its options."""
     parser = arguments.command(subparsers, "explore", run_explore,
-                               "write a page to look at a text's routing in, and to change its rules")
+                               "write an HTML page that shows how a text is routed, with rules that can be changed")
     _add_folder(parser)
-    parser.add_argument("--text", nargs="+", metavar="TEXT", help="the texts to route, each by itself and no longer "
-                        "than the model's context (default: a bit of English and Python)")
+    parser.add_argument("--text", nargs="+", metavar="TEXT", help="the texts to route, each a separate sequence no "
+                        "longer than the model's context (default: a bit of English and Python)")
     parser.add_argument("--output", metavar="PATH", help="where the page goes (default: explorer.html in the folder)")
 
 
@@ -157,7 +158,7 @@ def run_explore(options):
 def add_doctor(subparsers):
     """The command `doctor` and its options."""
     parser = arguments.command(subparsers, "doctor", run_doctor,
-                               "report whether a run's routers fail, with the evidence")
+                               "report whether a run's routers are failing, with the evidence")
     _add_folder(parser)
     arguments.add_detail(parser, "the evidence for and against each failure, and what the words mean")
 

@@ -26,14 +26,14 @@ def run_gradcheck(options):
     """Check all gradients; status 1 if one is wrong."""
     from minimoe.training import progress
     config = replace(gradcheck.SMALL, **arguments.given(options, ModelConfig))
-    rounds = functools.partial(progress.rounds, label="gradients")
+    rounds = functools.partial(progress.rounds, label="gradcheck", unit="jobs")
     return 0 if gradcheck.check_everything(config, terminal.say, rounds, options.detail) else 1
 
 
 def add_causality(subparsers):
     """The command `causality` and its options."""
     parser = arguments.command(subparsers, "causality", run_causality, "measure which routers look into the future")
-    parser.add_argument("--trials", type=int, default=50, metavar="N", help="random inputs of each (default: 50)")
+    parser.add_argument("--trials", type=int, default=50, metavar="N", help="random inputs per setting (default: 50)")
     arguments.add_detail(parser, "the shares of every router, capacity and drop order")
 
 
@@ -43,7 +43,7 @@ def run_causality(options):
     from minimoe.training import progress
     if options.trials < 1:
         raise ValueError(f"--trials {options.trials}: must be 1 or more")
-    rounds = functools.partial(progress.rounds, label="causality")
+    rounds = functools.partial(progress.rounds, label="causality", unit="settings")
     terminal.say(causality.report(causality.study(options.trials, rounds=rounds), options.detail))
 
 

@@ -17,11 +17,11 @@ def add_prune(subparsers):
     parser.add_argument("--method", required=True, choices=cuts.METHODS, metavar="NAME", help="what goes: "
                         + "; ".join(f"{name}: {words}" for name, words in cuts.METHODS.items()))
     share = parser.add_mutually_exclusive_group(required=True)
-    share.add_argument("--sparsity", type=float, metavar="X", help="share of the weights or units that goes, of all "
-                       "that there are, those that are gone already included")
+    share.add_argument("--sparsity", type=float, metavar="X", help="share of all weights or units to prune, "
+                       "including those that are pruned already")
     share.add_argument("--pattern", type=_pattern, metavar="N:M",
                        help="keep N of each M consecutive inputs of an output")
-    share.add_argument("--keep", type=int, metavar="N", help="units that stay: layers; or heads, experts or neurons of "
+    share.add_argument("--keep", type=int, metavar="N", help="units to keep: layers; or heads, experts or neurons of "
                        "each layer or expert")
     parser.add_argument("--score", choices=cuts.ALL_SCORES, metavar="NAME", help="by which units are chosen, the "
                         "lowest go: " + "; ".join(f"{name}: {words}" for name, words in cuts.ALL_SCORES.items())
@@ -30,12 +30,13 @@ def add_prune(subparsers):
     parser.add_argument("--names", nargs="+", metavar="PARAMETER", help="prune the weights of these, such as "
                         "head.w_DV, instead of those of attention and feed-forward networks")
     parser.add_argument("--calibration", type=int, default=32, metavar="N", help="sequences of the training text that "
-                        "methods look at (default: 32)")
-    parser.add_argument("--recover", type=int, metavar="N", help="train on for N steps; what is pruned stays so")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="peak of that training (default: the run's)")
+                        "calibrate the method (default: 32)")
+    parser.add_argument("--recover", type=int, metavar="N", help="train for N more steps; what is pruned stays pruned")
+    parser.add_argument("--learning-rate", type=float, metavar="X",
+                        help="their peak learning rate (default: the run's)")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--text", nargs="+", metavar="FILE", help="what the run was trained on, if on your own")
-    source.add_argument("--clusters", action="store_true", help="it was trained on the made-up language")
+    source.add_argument("--text", nargs="+", metavar="FILE", help="the run's training text, if it was your own")
+    source.add_argument("--clusters", action="store_true", help="the run was trained on the made-up language")
 
 
 def _pattern(words):

@@ -11,7 +11,7 @@ from minimoe.config import ModelConfig, TrainConfig, presets
 def add_train(subparsers):
     """The command `train` and its options."""
     parser = arguments.command(subparsers, "train", run_train,
-                               "train one model on the embedded corpus or on your own text",
+                               "train one model on the built-in corpus or on your own text",
                                in_groups=True)
     arguments.add_preset(parser)
     source = parser.add_mutually_exclusive_group()

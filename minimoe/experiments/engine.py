@@ -142,7 +142,7 @@ class Results(NamedTuple):
             shown = "; ".join(f"{failure.cell.words}: {failure.error}" for failure in self.failures[:3])
             more = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
             runs_failed = "1 run failed" if len(self.failures) == 1 else f"{len(self.failures)} runs failed"
-            raise ValueError(f"{runs_failed}, the others are kept: {shown}{more}")
+            raise ValueError(f"{runs_failed}, the rest are kept: {shown}{more}")
 
 
 def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=None, ended=lambda cell, measured: None):

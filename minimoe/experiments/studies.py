@@ -16,7 +16,7 @@ import numpy as np
 from minimoe import terminal
 from minimoe.analysis import explorer
 from minimoe.config import preset
-from minimoe.experiments import archive, engine
+from minimoe.experiments import archive, engine, wording
 from minimoe.experiments.engine import Experiment, Variant
 from minimoe.training import checkpoint, data, evaluation, runs
 from minimoe.training.threads import workers
@@ -64,7 +64,7 @@ def _losses(state, corpus):
 
 
 ALONE = dict(balance_coef=0.0, z_coef=0.0)
-"""No auxiliary loss but what is said beside it."""
+"""No auxiliary loss but those given with it."""
 
 STUDIES = {
     "balance": Study("what keeps the experts busy?", {
@@ -123,9 +123,11 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     """
     corpus = data.embedded_corpus()
     model_alone, *studies = experiments(quick, seeds, len(corpus.tokenizer))
-    say(f"Training {sum(len(study.variants) for study in studies)} models, {seeds} seeds each, and one for "
-        f"{model_alone.variants[MODEL].train.n_steps} steps.\nInterrupt when you like: the same command "
-        "resumes.\n")
+    n_steps = model_alone.variants[MODEL].train.n_steps
+    say(f"Training {sum(len(study.variants) for study in studies)} models, {seeds} seeds each, and one for {n_steps} "
+        "steps.\nInterrupt when you like: the same command resumes.\n")
+    if quick:
+        say(f"{wording.too_short(n_steps)}\n")
     engine.run(model_alone, corpus, fresh, threads, say).require_all()
     _keep_model(model_alone.states(MODEL)[0], model_alone.archive)
     for study in studies:

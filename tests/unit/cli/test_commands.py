@@ -75,7 +75,7 @@ def test_another_number_of_experts_than_in_training_is_used_and_said(run, loaded
     """The run has two of four."""
     note = "minimoe: note: {} per token; the model was trained with 2{}"
     prompt_S = loaded.tokenizer.encode("the cat")
-    for top_k, words, smaller in ((1, "1 expert", "; gates do not sum to 1 any more, so outputs are smaller too"),
+    for top_k, words, smaller in ((1, "1 expert", "; the gates no longer sum to 1, so outputs are smaller too"),
                                   (3, "3 experts", "")):
         config = replace(loaded.model_config, top_k=top_k)
         tokens_S = sampling.generate(loaded.params, config, prompt_S, 9, temperature=0)
@@ -190,7 +190,7 @@ def test_what_is_measured_is_printed_with_the_answer_first(run, loaded, monkeypa
     study = causality.study
     monkeypatch.setattr(causality, "study", lambda trials, rounds: study(trials, names=("softmax_topk",),
                                                                          rounds=rounds))
-    assert run("causality --trials 2")[2] == "causality: 5 of 5 rounds\n"
+    assert run("causality --trials 2")[2] == "causality: 5 of 5 settings\n"
     for line, answer in (("causality --trials 2", "Routers that look into the future: none."),
                          ("causality --trials 2 --detail", "Routers that look into the future: none."),
                          ("rosetta", "One batch under 12 conventions: "),
@@ -209,7 +209,7 @@ def test_gradcheck_has_status_1_for_a_wrong_gradient(run, monkeypatch):
             return right
 
         monkeypatch.setattr(gradcheck, "check_everything", check)
-        assert run("gradcheck --d-model 8") == (status, "8 [0, 1] False\n", "gradients: 2 of 2 rounds\n")
+        assert run("gradcheck --d-model 8") == (status, "8 [0, 1] False\n", "gradcheck: 2 of 2 jobs\n")
         assert run("gradcheck --detail")[1] == "16 [0, 1] True\n"
 
 

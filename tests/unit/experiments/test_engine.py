@@ -154,7 +154,7 @@ def test_a_cell_that_fails_is_reported_loses_no_other_and_is_tried_again(experim
     assert list(results.measured) == list(experiment.variants)
     assert [failure.cell.words for failure in results.failures] == ["diverges, seed 0", "diverges, seed 1"]
     assert [found for line, found in said if "FAILED: step " in line] == [3, 6]  # said as it happens
-    with pytest.raises(ValueError, match=r"^2 runs failed, the others are kept: diverges, seed 0: step \d.*; diverg"):
+    with pytest.raises(ValueError, match=r"^2 runs failed, the rest are kept: diverges, seed 0: step \d.*; diverg"):
         results.require_all()
     mended = replace(bad, variants=bad.variants | {"diverges": Variant(MODEL, BRIEF)})
     again, _ = run(mended)
@@ -177,7 +177,7 @@ def test_a_label_of_which_one_seed_fails_is_left_out(experiment):
 
     results, _ = run(replace(experiment, measure=measure_or_fail))
     assert list(results.measured) == ["K = 1, wide"] and pickle.loads(pickle.dumps(results.failures))
-    with pytest.raises(ValueError, match="^2 runs failed, the others are kept: narrow, seed 1: Odd: no number; "
+    with pytest.raises(ValueError, match="^2 runs failed, the rest are kept: narrow, seed 1: Odd: no number; "
                                          "wide; longer, seed 0: its seeds have different shapes"):
         results.require_all()
 

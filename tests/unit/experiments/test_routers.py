@@ -103,7 +103,7 @@ def test_a_router_that_fails_leaves_the_table_of_the_others_and_keeps_no_archive
     monkeypatch.setattr(loop, "train", lambda state, *rest, **options: (
         train(state, *rest, **options) if state.model_config.router != "soft" else 1 / 0))
     lines = []
-    with pytest.raises(ValueError, match="^1 run failed, the others are kept: soft: ZeroDivisionError: division by"):
+    with pytest.raises(ValueError, match="^1 run failed, the rest are kept: soft: ZeroDivisionError: division by"):
         routers.main(quick=True, seeds=1, say=lines.append)
     assert any("softmax_topk" in line and "validation loss" in line for line in lines)
     assert not routers.experiment(True, 1, 9).archive.exists()
