@@ -48,11 +48,11 @@ def run_train(options):
         return
     again = terminal.command("train", "--resume", "--run", options.run, *source_words(options))
     go_on(state, text, options.run, options.threads, again)
+    terminal.say(terminal.fill(
+        f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}", hanging="  "))
     terminal.say(record.describe_routers(state.history, state.model_config.moe_layers))
     if state.masks:
         terminal.say(terminal.fill(str(pruning.report(state.params, state.masks))))
-    terminal.say(terminal.fill(
-        f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}", hanging="  "))
     for line in _what_next(state.model_config, text, options.run):
         terminal.say(line)
 
@@ -80,10 +80,10 @@ def _what_next(config, text, run):
     from minimoe.generation import sampling
     if sampling.causal(config):
         capacity = ["--dropless"] * (config.eval_capacity_factor is not None)
-        yield f"write with it:  {terminal.command('generate', '--run', run, *capacity)}"
+        yield f"write with it:\n  {terminal.command('generate', '--run', run, *capacity)}"
     if config.moe_layers:
-        yield f"look inside:    {terminal.command('route', _words_of(text), '--run', run)}"
-        yield f"is it healthy?  {terminal.command('doctor', run)}"
+        yield f"look inside:\n  {terminal.command('route', _words_of(text), '--run', run)}"
+        yield f"is it healthy?\n  {terminal.command('doctor', run)}"
 
 
 def _words_of(text):
