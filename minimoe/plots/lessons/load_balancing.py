@@ -1,12 +1,14 @@
 """Pictures of load balancing: shares of the work, what an even load does to the loss, which expert reads which text."""
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import PercentFormatter
 
 from minimoe.plots import expert_load, figures, palette
 
 WIDTH = 7.5  # inches, which at 100 dots per inch is what a page shows without scaling
 MARKS = "osD^vPX*<>"
+SHARES = LinearSegmentedColormap.from_list("shares", [palette.WHITE, palette.BLUE])  # nothing is white
 LINES = ("-", "--", ":", "-.")
 
 
@@ -162,10 +164,10 @@ def text_by_expert(rows, domains, title):
         axis.set_title(f"seed {seed}", fontsize=10)
     for row, (label, of_seeds) in zip(axes, rows.items(), strict=True):
         for axis, load in zip(row, of_seeds, strict=True):
-            image = axis.imshow(load, vmin=0, vmax=1, cmap="cividis_r", aspect="auto")
+            image = axis.imshow(load, vmin=0, vmax=1, cmap=SHARES, aspect="auto")
             for (d, e), share in np.ndenumerate(load):
                 axis.text(e, d, f"{share:.0%}", ha="center", va="center", fontsize=9,
-                          color="white" if share > 0.5 else "black")
+                          color="white" if share > 0.6 else "black")
             axis.set(xticks=range(load.shape[1]), yticks=range(len(domains)), yticklabels=domains)
         row[0].set_ylabel(label, fontsize=10)
     for axis in axes[-1]:
