@@ -79,7 +79,7 @@ def effective_sizes(sizes, ce, falling, moes, title):
     Args:
         sizes, ce: parameters of the dense models, and their losses, one row per model and one column per seed.
         falling: the line through them, one entry per model.
-        moes: name -> (loss, size that it is worth); one at an end of the family is worth that or what lies beyond it.
+        moes: name -> (loss, size that it is worth); at an end of the family it does not meet the line.
         title: words.
     """
     figure = figures.new_figure(7.6, 4.2)
@@ -89,10 +89,11 @@ def effective_sizes(sizes, ce, falling, moes, title):
     axis.plot(sizes, ce.mean(axis=1), "s", color=palette.DENSE, ms=9, label="dense models (small: each seed)")
     axis.plot(sizes, falling, "-", color=palette.DENSE, lw=1.5, label="nearest line that never rises")
     for (name, (loss, size)), line, mark in zip(moes.items(), ("-", "--", ":"), "oD^", strict=False):
-        beyond = "at most " if size < sizes[0] + 0.5 else "at least " if size > sizes[-1] - 0.5 else ""
+        inside = sizes[0] + 0.5 < size < sizes[-1] - 0.5
+        met = f"worth {quantities.short(size)}" if inside else "below the line" if size > sizes[0] + 1 else "above it"
         axis.axhline(loss, color=palette.MOE, ls=line, lw=1.2, zorder=1)
         axis.plot(size, loss, mark, color=palette.MOE, ms=10, fillstyle="none", mew=2,
-                  label=f"{name}: worth {beyond}{quantities.short(size)}")
+                  label=f"{name}: {met}")
     axis.set(xscale="log", xlabel="parameters of a dense model", ylabel="held-out loss (nats per token)", title=title)
     figures.name_powers(axis.xaxis, quantities.short)
     axis.margins(x=0.1)
@@ -144,6 +145,6 @@ def seed_lines(ce, title):
              ylabel="held-out loss\n(nats per token)", title=title)
     axis.margins(x=0.08, y=0.12)
     axis.grid(axis="x", color=palette.PALE_GRID, lw=0.8)
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5)).legend_handles[-1].set_markersize(14)
     figures.plain(axis)
     return figure

@@ -164,7 +164,7 @@ def test_races_gaps_and_sizes():
     assert [gaps.lines[i].get_color() for i in (0, 2)] == [palette.MOE, palette.DENSE]
     # sizes at the ends of the family, though logarithms have rounded them
     assert words(drawn("effective sizes")[0].get_legend().get_texts())[2:] == [
-        "x: worth 141", "y: worth at least 400", "z: worth at most 100"]
+        "x: worth 141", "y: below the line", "z: above it"]
     assert [line.get_ydata().tolist() for line in drawn("seed lines")[0].lines] == [[3, 2], [4, 1], [3.5, 1.5]]
 
 
