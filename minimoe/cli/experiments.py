@@ -17,20 +17,27 @@ class Study(NamedTuple):
     """A command that trains several models.
 
     text: what it does.  quick: what --quick does.  seeds: without --seeds.  in_groups: whether --threads run the groups
-    of a batch at the same time; else --processes run whole models.
+    of a batch at the same time; else --processes run whole models.  kept: what --detail adds, if the module can `show`
+    what was kept of the last comparison.   more: below the options in --help.
     """
 
     text: str
     quick: str = TOO_SHORT
     seeds: int = 3
     in_groups: bool = True
+    kept: str | None = None
+    more: str | None = None
 
 
 STUDIES = {
     "routers": Study("train every router on one small budget, and compare"),
     "compare": Study("train MoE and dense models at equal steps, FLOPs and time"),
-    "sparsity": Study("train every way to be sparse for the same FLOPs, next to smaller dense models",
-                      in_groups=False),
+    "sparsity": Study(
+        "train ten ways to be sparse and smaller dense models for the same FLOPs, and compare", in_groups=False,
+        kept="seconds, NumPy's work, encodings, loss before recovery",
+        more="The ways: MoE; static, SET, RigL, gradual; Wanda, SparseGPT, 2:4, neurons; upcycled. Without SNFS, "
+             "movement, magnitude, heads, layers and experts, which `train` and `prune` have. The last results are in "
+             "notebooks/results/sparsity.npz, figures/sparsity-flops.png and figures/sparsity-bytes.png."),
     "studies": Study("train the small models that the lessons look at",
                      "to see that everything works: far too short to learn from"),
 }
@@ -47,13 +54,24 @@ def add_study(name, subparsers):
     if not study.in_groups:
         parser.add_argument("--processes", type=int, default=PROCESSES, metavar="N",
                             help=f"runs that train at the same time; changes only times (default: {PROCESSES})")
+    if study.kept is not None:
+        parser.epilog = study.more
+        parser.add_argument("--kept", action="store_true", help="train nothing: print the last comparison again")
+        arguments.add_detail(parser, study.kept)
 
 
 def run_study(name, seeds, options):
     """Train the models of `experiments.<name>`, and compare them."""
     module = importlib.import_module(f"minimoe.experiments.{name}")
+    detail = {"detail": True} if getattr(options, "detail", False) else {}
+    if getattr(options, "kept", False):
+        given = [f"--{option}" for option in ("quick", "seeds", "fresh") if getattr(options, option) is not None]
+        if given:
+            raise ValueError(f"--kept trains nothing: leave {' and '.join(given)} out")
+        module.show(**detail)
+        return
     workers = options.threads if options.in_groups else options.processes
-    module.main(bool(options.quick), arguments.seeds(options, seeds), bool(options.fresh), workers)
+    module.main(bool(options.quick), arguments.seeds(options, seeds), bool(options.fresh), workers, **detail)
 
 
 def run_tour(options):

@@ -11,5 +11,6 @@
     effective_size   the dense model that an MoE is worth
     sparse_plan      which sparse models are compared, and for how long each trains
     sparsity         the ways to be sparse next to smaller dense models, for the same training FLOPs
+    sparse_report    what that comparison found, in words and tables
     studies          the small runs that the lessons look at
 """

@@ -1,46 +1,75 @@
 """The ways to be sparse next to smaller dense models: loss against what a model costs."""
 
+from typing import NamedTuple
+
 import numpy as np
-from matplotlib.transforms import ScaledTranslation
 
 from minimoe.cost import quantities
 from minimoe.plots import figures, palette
 
-MARKS = "oD^vPX*<>h"
-"""One for each way, so that none is told by its colour alone."""
+COLUMNS = 5
+
+
+class Point(NamedTuple):
+    """One model.   name: at its mark.   cost: of one.   ce: loss of each seed.   better: than dense in every seed."""
+
+    name: str
+    cost: float
+    ce: np.ndarray
+    better: bool
 
 
 @figures.picture
 def losses(families, dense, cost, title):
-    """Loss against cost: one line per way to be sparse, the range of its seeds at each model.
+    """Loss against cost, one panel per way to be sparse: a small dot per seed, a large mark at the mean.
+
+    The gray line joins smaller dense models; full marks are better than them in every seed.
 
     Args:
-        families: name -> list of (cost, loss of each seed).
-        dense: the family of dense models, which is a broad line below the others.
+        families: name -> list of Points.
+        dense: Points of the dense models.
         cost: words of the cost, with its unit.
         title: words.
     """
-    figure = figures.new_figure(9, 5.6)
-    axis, sparse = figure.subplots(), [name for name in families if name != dense]
-    curves = [name for name in sparse if len(families[name]) > 1]
-    styles = {dense: (palette.BLACK, "s")} | {
-        name: (palette.colour(n), MARKS[n % len(MARKS)]) for n, name in enumerate(sparse)}
-    for name in (dense, *sparse):
-        points = sorted(families[name], key=lambda point: point[0])
-        x, mean, low, high = (np.array(column) for column in zip(*(
-            (cost_of, ce.mean(), ce.min(), ce.max()) for cost_of, ce in points), strict=True))
-        shade, mark = styles[name]
-        line, _, bars = axis.errorbar(x, mean, (mean - low, high - mean), marker=mark, color=shade, elinewidth=1,
-                                      ms=7, lw=4 if name == dense else 1.2, alpha=0.35 if name == dense else 1,
-                                      zorder=1 if name == dense else 2, label=name)
-        if name in curves:  # a little to the side, so that bars of equal cost do not hide each other
-            side = ScaledTranslation((curves.index(name) - (len(curves) - 1) / 2) / 40, 0, figure.dpi_scale_trans)
-            for artist in (line, *bars):
-                artist.set_transform(artist.get_transform() + side)
-    axis.set(xscale="log", xlabel=cost, ylabel="validation loss (nats per token; bars: range of the seeds)")
-    figures.name_powers(axis.xaxis, quantities.short)
-    axis.set_title(title, fontsize=11)
-    axis.grid(color=palette.GRID, lw=0.6)
-    figures.plain(axis)
-    figure.legend(loc="outside right upper", frameon=False)
+    rows = -(-len(families) // COLUMNS)
+    figure = figures.new_figure(11, 2.4 * rows + 1.4, title, 12)
+    axes = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+    for axis, (name, points) in zip(axes.flat, families.items(), strict=False):
+        _line(axis, dense, palette.GREY_AA, "s", lw=3, ms=4)
+        _line(axis, points, palette.BLUE, "o", lw=1.5, ms=9)
+        for point in points:
+            axis.annotate(point.name, (point.cost, point.ce.min()), (0, -5), textcoords="offset points", ha="center",
+                          va="top",
+                          fontsize=9, color=palette.INK, fontweight="bold" if point.better else None)
+        axis.set_title(name, fontsize=11, fontweight="bold" if any(point.better for point in points) else None)
+        axis.set_xscale("log")
+        figures.name_powers(axis.xaxis, quantities.short)
+        axis.grid(color=palette.PALE_GRID, lw=0.6)
+        axis.margins(x=0.12, y=0.1)
+        figures.plain(axis)
+    for axis in axes.flat[len(families):]:
+        axis.set_axis_off()
+    axes[-1, (len(families) - 1) % COLUMNS // 2].set_xlabel(cost)
+    figure.supylabel("validation loss (nats per token)", fontsize=10, color=palette.INK)
+    figure.legend(handles=_legend(axes[0, 0]), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _line(axis, points, shade, mark, **style):
+    points = sorted(points, key=lambda point: point.cost)
+    axis.plot([point.cost for point in points], [point.ce.mean() for point in points], color=shade, lw=style["lw"],
+              zorder=1)
+    for point in points:
+        axis.plot(np.full(len(point.ce), point.cost), point.ce, ".", color=shade, mec=palette.WHITE, mew=0.5, ms=7,
+                  zorder=3)
+        axis.plot(point.cost, point.ce.mean(), mark, ms=style["ms"], zorder=2, mec=shade, mew=1.5,
+                  color=shade if point.better else palette.WHITE)
+
+
+def _legend(axis):
+    """One handle for each mark."""
+    kinds = {"smaller dense models": dict(color=palette.GREY_AA, marker="s", lw=3, ms=4),
+             "a seed": dict(color=palette.BLUE, marker=".", lw=0, ms=7, mec=palette.WHITE),
+             "the mean": dict(color=palette.WHITE, mec=palette.BLUE, marker="o", lw=0, ms=9, mew=1.5),
+             "better than dense in every seed": dict(color=palette.BLUE, marker="o", lw=0, ms=9)}
+    return [axis.plot([], [], label=words, **style)[0] for words, style in kinds.items()]

@@ -54,6 +54,7 @@ REFUSED = {  # a command -> what its one line names: one of each kind; what fiel
     "explore runs/done --output /dev/null/page.html": ["cannot write the page /dev/null/page.html"],
     "doctor nowhere": ["no trained run in nowhere (no checkpoint.npz)", "runs/half: choose by naming its folder"],
     "--quick train --clusters": ["--quick", "belongs to the tour", "`routers`, `compare`, `sparsity`, `studies`"],
+    "sparsity --kept --fresh": ["--kept trains nothing", "leave --fresh out"],
     "--seeds 0": ["--seeds 0", "1 or more"], "--seeds -1 compare": ["--seeds -1", "1 or more"],
     "--threads 0 train --clusters": ["--threads 0", "1 or more"],
     "--threads 2 cost": ["--threads", "cost", "`prune`, `routers`, `compare`, `studies` and `bench`"],

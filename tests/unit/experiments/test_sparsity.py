@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minimoe.config import preset
-from minimoe.experiments import sparse_plan, sparsity
+from minimoe.experiments import sparse_plan, sparse_report, sparsity
 from minimoe.sparsity import pruning
 from minimoe.training import loop, runs
 from tests import small
@@ -50,25 +50,34 @@ ENTRIES = [entry("dense", 400, 2.0, 2.0), entry("smaller dense, 75%", 100, 3.0, 
 def test_a_gap_is_measured_from_the_line_between_dense_models():
     """At 200, half way from 100 to 400 in logarithms, the dense losses are 2.5 and 3; beyond 400 it is that of 400."""
     rigl, wanda = ENTRIES[2], ENTRIES[4]
-    np.testing.assert_allclose(sparsity.gap(rigl, ENTRIES, "flops"), [-0.25, -0.5])
-    np.testing.assert_allclose(sparsity.gap(rigl, ENTRIES, "bytes"), [-0.75, -1.5])
-    np.testing.assert_allclose(sparsity.gap(wanda, ENTRIES, "flops"), [0.5, 0.75])
+    np.testing.assert_allclose(sparse_report.gap(rigl, ENTRIES, "flops"), [-0.25, -0.5])
+    np.testing.assert_allclose(sparse_report.gap(rigl, ENTRIES, "bytes"), [-0.75, -1.5])
+    np.testing.assert_allclose(sparse_report.gap(wanda, ENTRIES, "flops"), [0.5, 0.75])
 
 
-def test_the_table_counts_what_numpy_does_and_the_verdict_takes_sides_only_if_all_seeds_do(monkeypatch):
-    """Wanda: 10 steps of its own and 5 of the dense model before, of 10."""
-    monkeypatch.setenv("COLUMNS", "200")
-    rows = {row.split("  ")[0]: re.split("  +", row) for row in sparsity.table(ENTRIES).split("\n")}
-    assert rows["Wanda, 50%"] == ["Wanda, 50%", "10", "2", "1.50", "500", "1 k", "1 k", "csr", "3.000",
-                                  "2.625 ± 0.177", "+0.625", "+0.625"]
-    assert len(rows["dense"]) == 9 and rows["RigL, 50%"][3] == "1.00"
-    words = " ".join(sparsity.verdict(ENTRIES).split())
-    assert all(f"Better than a dense model of as many {cost} in all seeds: RigL, 50%." in words
-               for cost in ("FLOPs", "bytes"))
-    assert "of as many FLOPs: better at 50% (-0.375). Against a dense model of as many bytes: better at" in words
-    assert "of as many FLOPs: worse at 50% (+0.625, with 2.5 times the FLOPs of the largest)." in words
-    assert "of as many FLOPs: undecided at SparseGPT (+0.000)." in words
-    assert "Dense models for the same training FLOPs: dense 2.000; smaller dense, 75% 3.500 nats" in words
+def test_sides_are_taken_only_if_all_seeds_do_and_the_answer_says_how_many_steps_each_had(monkeypatch):
+    """Wanda: 10 steps of its own and 5 of the dense model before, of 10: 1.50 times the work."""
+    rows = {row.split("  ")[0]: re.split("  +", row) for row in sparse_report.table(ENTRIES).split("\n")}
+    assert rows["Wanda, 50%"] == ["Wanda, 50%", "10", "1 k", "1 k", "2.625 ± 0.177", "x +0.625", "x +0.625"]
+    assert rows["RigL, 50%"][-2:] == ["* -0.375", "* -1.125"] and rows["2:4, SparseGPT"][-1] == "+0.000"
+    rows = {row.split("  ")[0]: re.split("  +", row) for row in sparse_report.detail(ENTRIES).split("\n")}
+    assert rows["Wanda, 50%"] == ["Wanda, 50%", "2", "1.50", "500", "csr", "3.000"] and rows["RigL, 50%"][2] == "1.00"
+    words = " ".join(sparse_report.answer(ENTRIES).split())
+    assert ("of as many FLOPs, or as many bytes: better in every seed: RigL (50%) worse in every seed: Wanda (50%) the "
+            "seeds do not agree: 2:4 (SparseGPT) Mind") in words
+    assert "of its FLOPs on the dense model before: 5 dense steps, and 10 to 10 left" in words
+    assert "more steps helped" not in words  # here the smaller dense model is the worse one
+    costly = [*ENTRIES[:2], entry("RigL, 50%", 200, 2.25, 2.5, n_bytes=400), *ENTRIES[3:]]
+    assert "of as many bytes: better in every seed: none worse in every seed: RigL (50%)" in " ".join(
+        sparse_report.answer(costly).split())
+    assert re.search(r"^RigL .* 50% \(FLOPs\) +50% \(bytes\)$", sparse_report.uses(costly), re.MULTILINE)
+
+
+def test_what_is_kept_is_shown_within_80_columns_without_training():
+    said = small.printed(sparsity.show, detail=True)
+    assert max(map(len, said.split("\n"))) <= 80
+    assert said.startswith("Compared with") and said.index("Mind the steps") < said.index("at equal") < said.index(
+        "good for") < said.index("NumPy work") < said.index("figures/sparsity-flops.png")
 
 
 def test_the_comparison_is_trained_kept_and_drawn_and_resumes(here, monkeypatch):

@@ -105,7 +105,8 @@ ROUTED = Routing(  # c to experts 0 and 2, a to 2 and 1, t to 2 and 0, in which 
     prob_TE=np.array([[0.6, 0.2, 0.2], [0.1, 0.35, 0.45], [0.33, 0.12, 0.55]]), tokens=Tokens.anonymous(np.ones(3) > 0))
 BLOCK = {"attention.w_q_DHP": np.ones((4, 2, 5)), "attention.gain_D": np.ones(4), "moe.gain_D": np.ones(4),
          "moe.w_router_DE": np.ones((4, 3)), "moe.w_up_EDF": np.ones((3, 4, 6)), "moe.w_down_EFD": np.ones((3, 6, 4))}
-WAYS = {"dense": [(400, np.array([2.0, 2.2])), (100, np.array([3.0, 3.2]))], "RigL": [(200, np.array([2.6, 2.6]))]}
+BIG, TINY, SPARSE = (sparsity_comparison.Point(*of) for of in (
+    ("", 400, np.array([2.0, 2.2]), False), ("", 100, np.array([3.0, 3.2]), False), ("50%", 200, np.array([2.6]), True)))
 NATS, SHARE, FLOPS = "loss (nats per token)", "share of assignments", "training FLOPs (matrix products"
 
 TITLED = {
@@ -118,8 +119,8 @@ TITLED = {
     "pareto": (lambda t: pareto.pareto(ENTRIES, "MoE, 2 of 8", t), (NATS, FLOPS), [e.ce.mean() for e in ENTRIES]),
     "routers": (lambda t: router_comparison.routers(RUNS, KINDS, t), (
         "validation loss\n(nats", "(1 is an even load)", "dropped\n(share)", "(milliseconds)"), [3, 3.1, 3.2, 900]),
-    "sparsity": (lambda t: sparsity_comparison.losses(WAYS, "dense", "bytes", t), (NATS[:-1], "bytes"), [
-        100, 200, 400, 3.1, 2.1, 3.0, 3.2, 2.6]),
+    "sparsity": (lambda t: sparsity_comparison.losses({"SET": [SPARSE]}, [BIG, TINY], "bytes", t), (
+        "bytes",), [100, 200, 400, 3.1, 2.1, 3.0, 3.2, 2.6]),
     "time": (lambda t: step_time.time_by_part(PLACES, ("attention", "experts", "rest"), t), (
         "a training step (%), of 100.0 ms", "forward pass of each layer (milliseconds)", "backward pass"), [60, 25, 5]),
     "weight maps": (lambda t: choices.weight_maps(WEIGHT_TE | {"three": np.eye(2, 3)}, "a ", t),
