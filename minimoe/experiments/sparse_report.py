@@ -111,13 +111,14 @@ def steps(entries):
     dense, *smaller = (entry for entry in entries if entry.family == SMALLER)
     words = "Mind the steps. All spend the same training FLOPs, so whatever is smaller or sparser takes more steps. "
     if all(dense.ce.mean() > other.ce.mean() for other in smaller):
-        words += (f"The full dense model ({_count(dense)} steps, loss {dense.ce.mean():.3f}) is worse than each smaller "
-                  f"one ({_span(smaller)} steps, {_losses(smaller)}): more steps helped more than more weights. ")
+        words += (f"The full dense model ({_count(dense)} steps, loss {dense.ce.mean():.3f}) is worse than each "
+                  f"smaller one ({_span(smaller)} steps, {_losses(smaller)}): more steps helped more than more "
+                  "weights. ")
     changed = [entry for entry in entries if np.isfinite(entry.begin).all()]
     source = next((entry for entry in entries if entry.label == SOURCE), None)
     if changed and source is not None:
-        words += (f"What is pruned or upcycled has spent {sparse_plan.SOURCE_SHARE:.0%} of its FLOPs on the dense model "
-                  f"before: {_count(source)} dense steps, and {_span(changed)} left to recover in. ")
+        words += (f"What is pruned or upcycled has spent {sparse_plan.SOURCE_SHARE:.0%} of its FLOPs on the dense "
+                  f"model before: {_count(source)} dense steps, and {_span(changed)} left to recover in. ")
     return words + "So the ranking shows this budget, not pruning as such."
 
 
@@ -166,9 +167,10 @@ def uses(entries):
     rows += [(family, GOOD_FOR[family], *(_levels(group, entries, which) for which in ("better", "worse")))
              for family, group in families(entries).items()]
     return "\n".join([terminal.table(rows, left=(0, 1, 2, 3)), "", *map(terminal.fill, (
-        "better, worse: than a smaller dense model, in every seed, at equal FLOPs and at equal bytes, unless one is named",
-        "A mask saves bytes, and FLOPs where a machine skips zeros. NumPy does not, nor do most machines: there a masked "
-        "model takes as long as a dense one, and only fewer neurons or a smaller dense model save time."))])
+        "better, worse: than a smaller dense model, in every seed, at equal FLOPs and at equal bytes, unless one is "
+        "named",
+        "A mask saves bytes, and FLOPs where a machine skips zeros. NumPy does not, nor do most machines: there a "
+        "masked model takes as long as a dense one, and only fewer neurons or a smaller dense model save time."))])
 
 
 def _levels(group, entries, which):
@@ -192,7 +194,7 @@ def detail(entries):
         rows.append((e.label, f"{e.seconds.mean():.3g}", f"{work:.2f}", quantities.short(e.kept.mean()), e.encoding[0],
                      f"{e.begin.mean():.3f}" if begun else ""))
     return "\n".join([terminal.table(rows, left=(0, 4)), "", *map(terminal.fill, (
-        "NumPy work: FLOPs of training with the zeros, by which NumPy multiplies, over those of the dense run; the dense "
-        "model that a pruned or upcycled one begins with is included here, and not in seconds",
+        "NumPy work: FLOPs of training with the zeros, by which NumPy multiplies, over those of the dense run; the "
+        "dense model that a pruned or upcycled one begins with is included here, and not in seconds",
         "parameters: that are not zero. before recovery: loss of what begins with the dense model, before any further "
         "step"))])

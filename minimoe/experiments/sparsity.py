@@ -9,7 +9,7 @@ from minimoe.config import preset
 from minimoe.cost import quantities, sparse
 from minimoe.experiments import archive, engine, executors, sparse_plan, sparse_report, wording
 from minimoe.experiments.engine import Experiment
-from minimoe.experiments.sparse_plan import DENSE, SMALLER, SOURCE
+from minimoe.experiments.sparse_plan import DENSE, SMALLER
 from minimoe.experiments.sparse_report import Entry
 from minimoe.plots import figures, sparsity_comparison
 from minimoe.training import data

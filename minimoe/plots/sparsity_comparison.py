@@ -37,13 +37,14 @@ def losses(families, dense, cost, title):
     for axis, (name, points) in zip(axes.flat, families.items(), strict=False):
         _line(axis, dense, palette.GREY_AA, "s", lw=3, ms=4)
         _line(axis, points, palette.BLUE, "o", lw=1.5, ms=9)
-        for point in points:
-            axis.annotate(point.name, (point.cost, point.ce.min()), (0, -5), textcoords="offset points", ha="center",
-                          va="top",
+        for place, point in enumerate(sorted(points, key=lambda point: point.cost)):
+            aside = 7 * (place - (len(points) - 1) / 2)  # so that names of near points do not touch
+            end, up, side = (point.ce.min(), -5, "top") if point.better else (point.ce.max(), 5, "bottom")
+            axis.annotate(point.name, (point.cost, end), (aside, up), textcoords="offset points", ha="center", va=side,
                           fontsize=9, color=palette.INK, fontweight="bold" if point.better else None)
         axis.set_title(name, fontsize=11, fontweight="bold" if any(point.better for point in points) else None)
         axis.set_xscale("log")
-        figures.name_powers(axis.xaxis, quantities.short)
+        figures.name_powers(axis.xaxis, quantities.short, (1, 3))
         axis.grid(color=palette.PALE_GRID, lw=0.6)
         axis.margins(x=0.12, y=0.1)
         figures.plain(axis)

@@ -105,8 +105,8 @@ ROUTED = Routing(  # c to experts 0 and 2, a to 2 and 1, t to 2 and 0, in which 
     prob_TE=np.array([[0.6, 0.2, 0.2], [0.1, 0.35, 0.45], [0.33, 0.12, 0.55]]), tokens=Tokens.anonymous(np.ones(3) > 0))
 BLOCK = {"attention.w_q_DHP": np.ones((4, 2, 5)), "attention.gain_D": np.ones(4), "moe.gain_D": np.ones(4),
          "moe.w_router_DE": np.ones((4, 3)), "moe.w_up_EDF": np.ones((3, 4, 6)), "moe.w_down_EFD": np.ones((3, 6, 4))}
-BIG, TINY, SPARSE = (sparsity_comparison.Point(*of) for of in (
-    ("", 400, np.array([2.0, 2.2]), False), ("", 100, np.array([3.0, 3.2]), False), ("50%", 200, np.array([2.6]), True)))
+BIG, TINY, SPARSE = (sparsity_comparison.Point("50%", flops, np.array(ce), flops == 200) for flops, ce in (
+    (400, [2.0, 2.2]), (100, [3.0, 3.2]), (200, [2.6])))
 NATS, SHARE, FLOPS = "loss (nats per token)", "share of assignments", "training FLOPs (matrix products"
 
 TITLED = {
