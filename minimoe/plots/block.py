@@ -118,7 +118,7 @@ def _draw_experts(axis, routing, token, theme):
 
 
 def _draw_weights(axis, weights, chosen, theme):
-    """A bar as long as the block has parameters: attention, the router, and each expert; coloured what is used."""
+    """A bar as long as the block has parameters: attention, the router, and each expert; used ones in color."""
     used, total = used_parameters(weights, chosen)
     diagram.words(axis, NORM, WEIGHTS, f"this token uses {used:,} of {total:,} parameters ({used / total:.0%})",
                   theme.ink, ha="left")

@@ -1,4 +1,4 @@
-"""Text on the colours of its experts."""
+"""Text in the colors of its experts."""
 
 from matplotlib.patches import Rectangle
 
@@ -7,7 +7,7 @@ from minimoe.plots import figures, palette
 
 @figures.picture
 def coloured_text(pieces, n_experts, title):
-    """Characters on the colour of the expert of their first choice, its number below each.
+    """Characters in the color of their first-choice expert, whose number stands below each.
 
     pieces: list of (heading, text, expert of each character).
     """

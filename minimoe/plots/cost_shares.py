@@ -55,7 +55,7 @@ def _labels(axis):
 
 
 def _draw_shares(axis, record):
-    """The bars of one model.  Returns part -> a piece of its colour."""
+    """The bars of one model.  Returns part -> a piece of its color."""
     bars, seen = _cost_bars(record), {}
     for row, (parts, _) in enumerate(bars.values()):
         left, whole = 0.0, sum(parts.values())

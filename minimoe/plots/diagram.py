@@ -64,8 +64,8 @@ def stroke(axis, start, end, shade, edge, thickness=5.0):
 
 
 def _edged(axis, path, shade, edge, thickness):
-    for width, colour in ((thickness + 2, edge), (thickness, shade)):
-        axis.add_patch(PathPatch(path, facecolor="none", edgecolor=colour, linewidth=width, capstyle="butt"))
+    for width, paint in ((thickness + 2, edge), (thickness, shade)):
+        axis.add_patch(PathPatch(path, facecolor="none", edgecolor=paint, linewidth=width, capstyle="butt"))
 
 
 def cross(axis, x, y, radius, shade):
@@ -82,7 +82,7 @@ def plus(axis, x, y, theme, radius=14):
 
 
 def expert_box(axis, place, expert, theme, text=None, used=True):
-    """A box in the colour of an expert with its number, or a pale one if no token uses it.
+    """A box in the color of an expert with its number, or a pale one if no token uses it.
 
     place: x, y, width, height.
     """

@@ -56,7 +56,7 @@ def _draw_heads(axis, routing, theme):
 
 
 def _draw_lines(axis, routing, row_A, token_T, theme):
-    """From each token to its rows, and from the rows that were kept back to it, in the colours of the experts."""
+    """From each token to its rows, and from the rows that were kept back to it, in the colors of the experts."""
     for t, y in enumerate(token_T):
         own = np.flatnonzero(routing.token_A == t)
         own = own[np.argsort(row_A[own], kind="stable")]  # so that its lines do not cross

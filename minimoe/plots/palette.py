@@ -1,6 +1,6 @@
-"""The colours of every picture, each of them once.  Colour-blind safe; experts have numbers as well as colours.
+"""The colors of every picture, each defined once.  Safe for color-blind readers; experts have numbers as well.
 
-No matplotlib: a terminal and a web page paint with these colours too.
+No matplotlib: the terminal and the explorer use these colors too.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ WHITE, PALE_VERMILION = "#ffffff", "#f3c6a5"
 GREY_22, GREY_33, GREY_44, GREY_66, GREY_77 = "#222222", "#333333", "#444444", "#666666", "#777777"
 GREY_88, GREY_99, GREY_AA, GREY_BB = "#888888", "#999999", "#aaaaaa", "#bbbbbb"
 GREY_CC, GREY_DD, GREY_E4, GREY_E8, GREY_EE, GREY_F4 = "#cccccc", "#dddddd", "#e4e4e4", "#e8e8e8", "#eeeeee", "#f4f4f4"
-"""Greys, named by their byte."""
+"""Grays, named by their byte."""
 
 INK = GREY_22
 """Of words and axes: not quite black."""
@@ -23,24 +23,24 @@ GRID, PALE_GRID, LIMIT = GREY_DD, GREY_E4, GREY_77
 """Lines of a grid, and a line that marks a limit."""
 
 EXPERT_COLOURS = (ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE, GREY_99)
-"""Okabe and Ito's palette with grey in place of black, so that text can stand on every colour."""
+"""Okabe and Ito's palette with gray in place of black, so that text can stand on every color."""
 
 MOE, DENSE, LARGE_DENSE = VERMILION, BLUE, GREEN
 """An MoE and a dense model; of two dense models DENSE is the small one."""
 
 MODEL_STYLES = ((MOE, "-"), (DENSE, "--"), (LARGE_DENSE, ":"))
-"""Colour and line of the first three models of a picture."""
+"""Color and line of the first three models of a picture."""
 
 DOMAIN_STYLES = ((GREY_33, ""), (GREY_AA, "///"), (GREY_77, "..."), (GREY_CC, "xxx"))
-"""Colour and hatch of each domain."""
+"""Color and hatch of each domain."""
 
 PARTS = {"experts": BLUE, "shared experts": SKY_BLUE, "dense": GREEN, "attention": ORANGE, "attention scores": YELLOW,
          "keys and values": VERMILION, "router": BLACK, "head": PURPLE, "embedding": GREY_99, "positions": GREY_BB,
          "norms": GREY_DD}
-"""Part of a model -> its colour in every picture of costs, in the order in which they are stacked."""
+"""Part of a model -> its color in every picture of costs, in the order in which they are stacked."""
 
 ROUTER_STYLES = {"causal": (BLUE, "o"), "causal in evaluation": (GREEN, "s"), "sees the future": (GREY_99, "x")}
-"""Kind of router -> its colour and marker."""
+"""Kind of router -> its color and marker."""
 
 FORWARD, BACKWARD = GREY_77, VERMILION
 """Numbers on their way through a model, and gradients on their way back."""
@@ -59,7 +59,7 @@ IDLE, SHARED = GREY_E4, GREY_44
 
 
 class Theme(NamedTuple):
-    """What differs between a light page and a dark one; the experts' colours do not.
+    """What differs between a light page and a dark one; the experts' colors do not.
 
     page: the background.   ink: words and outlines.   soft: words of less weight.   line: the residual stream.
     box: inside of a box.   idle: what the token does not use.   dropped: what found no room.
@@ -80,16 +80,16 @@ DARK = Theme("#0d1117", "#e6edf3", "#9da7b3", "#6e7681", "#212830", "#2b323b", "
 
 
 def colour(expert):
-    """The colour of an expert; from the ninth on they repeat, and the number tells them apart."""
+    """The color of an expert; colors repeat from the ninth expert on, and the number tells them apart."""
     return EXPERT_COLOURS[expert % len(EXPERT_COLOURS)]
 
 
 def ink(expert):
-    """Black or white, whichever is easier to read on the expert's colour."""
+    """Black or white, whichever is easier to read on the expert's color."""
     return ink_on(colour(expert))
 
 
 def ink_on(shade):
-    """Black or white, whichever is easier to read on a colour, "#rrggbb"."""
+    """Black or white, whichever is easier to read on a color, "#rrggbb"."""
     red, green, blue = (int(shade[i:i + 2], 16) for i in (1, 3, 5))
     return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else WHITE

@@ -33,7 +33,7 @@ def pareto(entries, main, title):
 
 
 def _equal_steps(axis, entries):
-    """MoEs as rings, which can be seen through one another: those of equal work lie in one place."""
+    """MoEs as rings, so that those of equal work, which lie in one place, can all be seen."""
     largest = max(entry.parameters.total for entry in entries)
     for kind, shade, mark, face in (("MoE", palette.MOE, "o", "none"), ("dense", palette.DENSE, "s", None)):
         of_kind = sorted((entry for entry in entries if entry.name.startswith(kind)), key=lambda e: e.flops)

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch, Rectangle
 
 from minimoe.plots import block, dispatch_combine, palette
 from tests.unit.plots.pictures import BLOCK, ROUTED, words
@@ -40,10 +40,12 @@ def test_dispatch_sorts_rows_by_expert_and_combine_weighs_them_by_the_gates_with
     assert [name for _, name in slots] == list("ctacat")  # c, t | a, and an empty slot | c, a, and no room for t
     gates = sorted((text.get_position()[1], text.get_text()) for text in axis.texts if text.get_text().startswith("×"))
     assert [gate for _, gate in gates] == ["× 0.75", "× 0.38", "× 0.44", "× 0.25", "× 0.56"]
+    lines = [patch for patch in axis.patches if type(patch) is PathPatch]
+    assert len(lines) == 2 * (6 + 5)  # each of the six has a line to its row, each of the five kept a line back
     assert words(axis.texts).count("dropped: full") == 1 and "capacity C = 2" in words(axis.texts)
-    colours = [palette.colour(e) for e in (0, 2, 1, 2, 0)] + [palette.DARK.page.upper()]  # that of t's last is open
+    shades = [palette.colour(e) for e in (0, 2, 1, 2, 0)] + [palette.DARK.page.upper()]  # that of t's last is open
     assert bars(axis) == [(shade, 44 * gate) for shade, gate in zip(
-        colours, (0.75, 0.25, 0.4375, 0.5625, 0.375, 0.625), strict=True)]
+        shades, (0.75, 0.25, 0.4375, 0.5625, 0.375, 0.625), strict=True)]
 
 
 @pytest.mark.parametrize("theme", THEMES)
