@@ -121,8 +121,8 @@ def stream(params, tokens_BS, config):
 
 def _layers(params, config, kind):
     """Layer -> the prefix of its units' names, of the layers that have such."""
-    prefixes = {i: f"layers.{i}.{'attention' if KINDS[kind].part == 'attention' else of_layer}."
-                for i, of_layer in enumerate(config.layer_kinds)}
+    prefixes = {i: f"layers.{i}.{'attention' if KINDS[kind].part == 'attention' else layer_kind}."
+                for i, layer_kind in enumerate(config.layer_kinds)}
     return {i: prefix for i, prefix in prefixes.items() if prefix + KINDS[kind].names[-1] in params
             and not (kind == "experts" and config.layer_kinds[i] == "soft")}  # whose experts cannot go one by one
 

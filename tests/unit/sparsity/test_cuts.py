@@ -27,8 +27,8 @@ def test_experts_that_no_token_reached_are_named_and_never_judged_by_what_is_not
     params = model.init_params(small.MODEL, 0)
     for i in range(2):
         params[f"layers.{i}.moe.w_router_DE"] = np.zeros((8, 4), np.float32)
-    said = cuts.cut(params, small.MODEL, "experts", *TEXT, keep=2, score="load").words[1:]
-    assert said == [f"layer {i}: no calibration token reached the experts 2, 3" for i in range(2)]
+    words = cuts.cut(params, small.MODEL, "experts", *TEXT, keep=2, score="load").words[1:]
+    assert words == [f"layer {i}: no calibration token reached the experts 2, 3" for i in range(2)]
     with pytest.raises(ValueError, match="no token of the text reached the experts 2, 3"):
         cuts.cut(params, small.MODEL, "experts", *TEXT, keep=2)
     found = cuts.cut(params, small.MODEL, "wanda", *TEXT, sparsity=0.5)

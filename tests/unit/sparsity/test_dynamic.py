@@ -121,7 +121,6 @@ def test_densities_are_shares_and_add_up_to_one_weight_per_matrix(shapes, densit
     (lambda: dynamic.snfs({"a": W}, {"a": MASK}, {"a": W[:3]}, 0.5), r"momenta\['a'\] has shape \(3,\)"),
     (lambda: dynamic.drop_fraction(1, 0.3, 0), "last_step = 0: must be above 0"),
     (lambda: dynamic.drop_fraction(1, 3, 9), "initial = 3: must be a share"),
-    (lambda: dynamic.set(W, MASK, 0.5, 0), "rng = 0: must be a numpy.random.Generator"),
     (lambda: dynamic.rigl(W, MASK, GRADIENT, 1.5), "fraction = 1.5"),
     (lambda: dynamic.set(W, MASK, 0.5, None, "one"), "regrown = 'one'")])
 def test_bad_input_is_refused(call, message):

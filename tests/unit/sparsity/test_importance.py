@@ -41,8 +41,8 @@ def test_the_gate_score_is_the_slope_of_the_loss_along_a_factor_on_the_units_out
 
 
 def test_norms_and_taylor_scores_by_hand():
-    of = {name: array for name, array in PARAMS.items() if name.startswith("layers.1.")}
-    gate, up, down = (of[f"layers.1.moe.{name}"] for name in cases.EXPERTS)
+    own = {name: array for name, array in PARAMS.items() if name.startswith("layers.1.")}
+    gate, up, down = (own[f"layers.1.moe.{name}"] for name in cases.EXPERTS)
     norm = importance.importance(PARAMS, CONFIG, "neurons", "norm").scores[1]
     assert norm[2, 3] == pytest.approx(np.sqrt(sum((w ** 2).sum() for w in (gate[2, :, 3], up[2, :, 3], down[2, 3]))))
     taylor = importance.importance(PARAMS, CONFIG, "heads", "taylor", TOKENS_BS, TARGETS_BS).scores[1]
@@ -50,7 +50,7 @@ def test_norms_and_taylor_scores_by_hand():
     total = 0.0  # of key head 1: query heads 2 and 3, its keys and its values
     for name, rows in (("w_q_DHP", np.s_[:, 2:4]), ("w_k_DGP", np.s_[:, 1]), ("w_v_DGP", np.s_[:, 1]),
                        ("w_o_HPD", np.s_[2:4])):
-        w = of[f"layers.1.attention.{name}"]
+        w = own[f"layers.1.attention.{name}"]
         total += ((w * grads[f"layers.1.attention.{name}"])[rows] ** 2).sum()
     assert taylor[1] == pytest.approx(total, rel=1e-9)
 

@@ -59,9 +59,8 @@ def test_what_is_masked_is_exactly_zero_and_nothing_else_changes():
 
 
 @pytest.mark.parametrize("call, message", [
-    *((lambda n=n: masks.lowest(W_DF, n), f"n_zeros = {n}: must be a whole number from 0 to 24") for n in (25, 2.5)),
+    (lambda: masks.lowest(W_DF, 25), "n_zeros = 25: must be a whole number from 0 to 24"),
     (lambda: scores.movement(W_DF, W_DF[:1]), r"dw_DF has shape \(1, 4\): must be \(6, 4\), that of w_DF"),
-    (lambda: masks.per_output([1.0], 0.5), r"score_DF has shape \(1,\): must be \[..., inputs, outputs\]"),
     (lambda: masks.lowest(np.array([np.nan]), 0), "score has entries that are not a number"),
     *((lambda s=s: masks.per_output(W_DF, s), f"sparsity = {s!r}: must be a share") for s in (1, -0.1, np.nan, "a")),
     (lambda: masks.n_of_m(W_DF, 2, 4), r"pattern = \(2, 4\): groups of 4 do not divide 6 inputs"),
