@@ -62,7 +62,7 @@ def gradient_map():
 
 
 def _draw_way(axis, start, end, gradient):
-    """Two arrows side by side, and the gradient's name beside its own."""
+    """Two arrows side by side, and the gradient's name next to its own."""
     tail, head = _ends(start, end)
     direction = (head - tail) / np.linalg.norm(head - tail)
     shift = 0.09 * np.array([-direction[1], direction[0]])
@@ -119,10 +119,10 @@ def turned_score(score_S, gate_SE, loss_S, name, title):
 def score_gradients(panels, chosen_TE, names, title):
     """Gradients of a router's scores, token by expert, one panel per cause; what was chosen has a frame.
 
-    A cell that gets exactly nothing is grey and says 0.
+    A cell that gets exactly nothing is gray and says 0.
 
     Args:
-        panels: heading -> dlogit_TE; each has a colour scale of its own, of roots, so that small numbers show too.
+        panels: heading -> dlogit_TE; each has a color scale of its own, of roots, so that small numbers show too.
         chosen_TE: booleans.
         names: of the tokens.
         title: words.

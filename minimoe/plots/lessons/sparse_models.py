@@ -42,7 +42,7 @@ def used_weights(blocks, tokens, title):
 
 
 def _painted(used, E):
-    """The colours of one panel: the router above the three matrices, with a row of nothing before each of these."""
+    """The colors of one panel: the router above the three matrices, with a row of nothing before each of these."""
     _, D, J = used.shape
     image = np.full((4 * D + 3, J, 3), to_rgb(palette.WHITE))
     shade_J3 = np.array([to_rgb(palette.colour(unit * E // J) if E > 1 else palette.SHARED) for unit in range(J)])
@@ -60,7 +60,7 @@ def _middle(E, J):
 
 
 def _number_experts(axis, used, E):
-    """The number of each expert below it, bold if the token uses it; the router's name beside it."""
+    """The number of each expert below it, bold if the token uses it; and the router's name."""
     _, D, J = used.shape
     axis.set_xticks(_middle(E, J) + 0.5, range(E))
     for label, unit in zip(axis.get_xticklabels(), _middle(E, J), strict=True):
