@@ -27,9 +27,9 @@ NEAR = 0.01
 CLAIMED_SHARE, CLAIMED = (0.10, 0.25), (4, 10)
 """The popular claim: with 10 to 25 % of the parameters active, 4 to 10 times less compute."""
 
-LEGEND = """at equal: steps, training FLOPs or time, as the {0} at equal steps.  to the MoE: loss minus that one's,
-above 0 is worse; and in how many seeds so.  dense: as wide as the {0}'s active or total experts."""
-"""Of the table of entries, with the name of the MoE."""
+LEGEND = """at equal steps, FLOPs of training or time, compared with the {0} at equal steps.  minus MoE: loss minus the
+loss of that one, above 0 is worse.  seeds: how many agree.  dense: as wide as the {0}'s active or total experts."""
+"""Of the tables of entries, with the name of the MoE."""
 
 
 class Models(NamedTuple):
@@ -96,7 +96,7 @@ def experiment(quick, seeds, compared, step_seconds):
 
 
 def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
-    """Train what is not trained yet, print the table and the verdict, draw the picture.
+    """Train what is not trained yet, print the verdict and the tables, draw the picture.
 
     quick: the small version.  seeds: runs of each.  fresh: train again what is there.  threads: see `loop.train`.
     say: prints.
@@ -114,11 +114,11 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     entries = [_entry(label, comparison.variants[label], measured, step_seconds)
                for label, measured in found.measured.items()]
     _keep(comparison.archive, entries)
-    say("\n" + table(entries, find(entries, compared.main)))
-    say(f"\n{terminal.fill(' '.join(LEGEND.format(compared.main).split()))}\n")
+    answer = wording.too_short(compared.training.n_steps) if quick else verdict(compared, entries, seeds, corpus)
+    legend = terminal.fill(" ".join(LEGEND.format(compared.main).split()))
+    say(f"\n{answer}\n\n{table(entries, find(entries, compared.main))}\n\n{legend}\n")
     _draw(comparison.figure, compared.main, kept(comparison.archive.parent), "Far too short to compare. " * quick)
-    say(f"Picture: {comparison.figure}\n")
-    say(wording.too_short(compared.training.n_steps) if quick else verdict(compared, entries, seeds, corpus))
+    say(f"Picture: {comparison.figure}")
 
 
 def figure(say=terminal.say):
@@ -209,17 +209,21 @@ def _draw(path, main_moe, entries, remark=""):
 
 
 def table(entries, moe):
-    """All entries as text, budget by budget.  moe: the Entry at equal steps that the others are compared with."""
-    rows = [("at equal", "model", "steps", "parameters", "active", "training FLOPs", "seconds", "validation loss",
-             "to the MoE", "in seeds")]
+    """All entries as text, a table per budget.  moe: the Entry at equal steps that the rest are compared with."""
+    tables, sizes = {}, {}
     for entry in entries:
         gap = entry.ce - moe.ce
         same = entry is moe
-        rows.append((entry.budget, entry.name, f"{entry.steps:,}", quantities.short(entry.parameters.total),
-                     quantities.short(entry.parameters.active), quantities.short(entry.flops), f"{entry.seconds:.3g}",
+        rows = tables.setdefault(entry.budget, [(f"at equal {entry.budget}", "steps", "FLOPs", "seconds",
+                                                 "validation\nloss", "minus\nMoE", "seeds")])
+        rows.append((entry.name, f"{entry.steps:,}", quantities.short(entry.flops), f"{entry.seconds:.3g}",
                      wording.mean_and_spread(entry.ce), "" if same else f"{gap.mean():+.3f}",
                      "" if same else f"{int((gap * gap.mean() > 0).sum())} of {len(gap)}"))
-    return terminal.table(rows, left=(0, 1), repeat=2)
+        counts = entry.parameters
+        active = f" ({quantities.short(counts.active)} active)" * (counts.active < counts.total)
+        sizes[entry.name] = f"{entry.name}: {quantities.short(counts.total)}{active}"
+    return "\n\n".join([*map(terminal.table, tables.values()),
+                        terminal.fill(f"Parameters: {'; '.join(sizes.values())}.")])
 
 
 def verdict(compared, entries, seeds, corpus):

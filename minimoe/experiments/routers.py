@@ -40,7 +40,7 @@ def experiment(quick, seeds, vocab_size):
 
 
 def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
-    """Train each router that is not trained yet, print the table and the verdict, draw the figure.
+    """Train each router that is not trained yet, print the verdict and the table, draw the figure.
 
     quick: the small version.  seeds: runs of each.  fresh: train again what is there.  threads: see `loop.train`.
     say: prints.
@@ -53,12 +53,12 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
                        ended=wording.each_loss(say, lambda measured: measured["ce"]))
     results = {name: Result(**measured) for name, measured in found.measured.items()}
     if results:
-        say("\n" + table(results, comparison.variants))
+        answer = verdict(results) if not (quick or found.failures) else wording.too_short(_n_steps(comparison)) * quick
+        say("\n".join(["", *[f"{answer}\n"] * bool(answer), table(results, comparison.variants)]))
     found.require_all()
     archive.write(comparison.archive, found.measured)
     _draw(comparison, kept(comparison.archive.parent))
     say(f"\nPicture: {comparison.figure}")
-    say("\n" + (wording.too_short(_n_steps(comparison)) if quick else verdict(results)))
 
 
 def kept(folder=archive.FOLDER):

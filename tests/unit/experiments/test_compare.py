@@ -91,20 +91,22 @@ def rows(table):
 
 
 def test_the_table_by_hand(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", "80")
     # 2.0 and 2.2: mean 2.1, sample deviation 0.2 / sqrt(2); 0.5 and -0.1: mean 0.2, one seed has the sign of the mean
     ours = entry(MAIN, 12_345, 2e9, 2.0, 2.2, active=3_000, steps=1_200, seconds=12.4)
     table = compare.table([ours, entry(TOTAL, 12_000, 8e9, 2.5, 2.1, steps=1_200, seconds=20.6),
                            entry(ACTIVE, 3_000, 2e9, 1.9, 1.9, budget="FLOPs", steps=80)], ours)
-    assert rows(table)[2:] == [
-        ["steps", MAIN, "1,200", "12.3 k", "3 k", "2 G", "12.4", "2.100 ± 0.141"],
-        ["steps", TOTAL, "1,200", "12 k", "12 k", "8 G", "20.6", "2.300 ± 0.283", "+0.200", "1 of 2"],
-        ["FLOPs", ACTIVE, "80", "3 k", "3 k", "2 G", "10", "1.900 ± 0.000", "-0.200", "2 of 2"]]
+    steps, flops, sizes = table.split("\n\n")
+    assert rows(steps)[3:] == [[MAIN, "1,200", "2 G", "12.4", "2.100 ± 0.141"],
+                               [TOTAL, "1,200", "8 G", "20.6", "2.300 ± 0.283", "+0.200", "1 of 2"]]
+    assert rows(flops)[3:] == [[ACTIVE, "80", "2 G", "10", "1.900 ± 0.000", "-0.200", "2 of 2"]]
+    assert rows(flops)[1][0] == "at equal FLOPs" and max(map(len, table.split("\n"))) <= 80
+    assert " ".join(sizes.split()) == f"Parameters: {MAIN}: 12.3 k (3 k active); {TOTAL}: 12 k; {ACTIVE}: 3 k."
     ours = entry(MAIN, 9, 9, 2.0, 2.0, 2.0)
     for ces, told in (((2.0, 2.5, 1.5), ["+0.000", "0 of 3"]),  # 0, 0.5, -0.5: no mean to agree with
                       ((2.0, 2.0, 2.75), ["+0.250", "1 of 3"]),  # a tie is no agreement
                       ((1.0, 1.0, 2.5), ["-0.500", "2 of 3"])):
-        assert rows(compare.table([ours, entry("dense", 1, 1, *ces)], ours))[3][-2:] == told
+        assert rows(compare.table([ours, entry("dense", 1, 1, *ces)], ours).split("\n\n")[0])[4][-2:] == told
 
 
 @pytest.mark.parametrize(("active", "times", "judged"), [
@@ -187,7 +189,7 @@ def test_a_comparison_is_timed_once_trained_kept_and_drawn(here, monkeypatch):
     assert state.step == 10 and kept[-1].ce[0] == np.float32(state.history["eval_ce"][-1])
     picture = (here / "runs/compare-quick/compare.png").read_bytes()
     monkeypatch.setattr(loop, "train", None)
-    assert small.printed(compare.main, quick=True, seeds=1).endswith(said.split("\n\n\n")[-1])
+    assert small.printed(compare.main, quick=True, seeds=1).endswith(said.split("20 steps compare")[-1])
     assert (here / "runs/compare-quick/compare.png").read_bytes() == picture
     assert timed == [DENSE + MOES]
 
