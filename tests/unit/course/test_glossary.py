@@ -1,6 +1,7 @@
 """The glossary: what it names is there, and the words that papers are searched for are in it."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -8,8 +9,12 @@ from minimoe.course import lessons
 from tests.unit.test_house import NODES, TREES
 
 TEXT = (lessons.FOLDER / "glossary.md").read_text("utf-8")
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| **")]
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines()
+        if re.match(r"\| (?!word )", line)]
 WORDS = {word.lower() for word, *_ in ROWS for word in re.findall(r"\*\*(.+?)\*\*", word)}
+
+LAST = "06"
+"""The last lesson whose words are looked for in it."""
 
 
 def names():
@@ -28,6 +33,14 @@ def test_each_row_has_a_word_in_bold_names_of_our_code_a_meaning_and_a_lesson_th
         assert not unknown and "`" in code and meaning, word
         number, file = re.fullmatch(r"\[(\d\d)\]\((.+)\)", lesson).groups()
         assert file in files and file.startswith(number), word
+
+
+def test_a_word_stands_in_the_lesson_that_teaches_it():
+    for word, *_, lesson in ROWS:
+        cells = json.loads((lessons.FOLDER / lesson[5:-1]).read_text("utf-8"))["cells"]
+        text = "".join(line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"]).lower()
+        bold = re.findall(r"\*\*(.+?)\*\*", word.lower())
+        assert bold and (lesson[1:3] > LAST or any(term.rstrip("s") in text for term in bold)), (word, lesson)
 
 
 def test_a_learner_finds_the_words_of_the_field():
