@@ -1,8 +1,8 @@
-"""What is printed: text that cannot command the terminal, tables and paragraphs as wide as it, and colours.
+"""Printing: text that cannot control the terminal, tables and paragraphs that fit its width, and colors.
 
-Texts, names and paths come from outside: what a terminal would obey, or cannot show, is printed as an escape such as
-\\x1b.  Every table of the program is drawn here, by rich.  One that is too wide goes on below, with its first columns
-repeated, so that no number is broken.
+Texts, names and paths come from outside, so characters that a terminal would obey, or cannot show, are printed as
+escapes such as \\x1b.  Every table of the program is drawn here, by rich.  A table that is too wide continues below,
+with its first columns repeated, so that no number is broken.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import textwrap
 import unicodedata
 
 NARROW, NOTEBOOK = 40, 120
-"""Columns: fewer than any output needs; of a notebook, whose outputs must not depend on the window that runs it."""
+"""Columns: the minimum that any output needs; and those of a notebook, whose outputs must not depend on the window."""
 LONGEST_MESSAGE = 500
-"""Characters of what is said of an error."""
+"""Largest number of characters of an error message."""
 
 
 def width():
-    """Columns to fill: those of the terminal; COLUMNS if it is set; 80 in a pipe; NOTEBOOK in a notebook."""
+    """Number of columns: those of the terminal; COLUMNS if it is set; 80 in a pipe; NOTEBOOK in a notebook."""
     if _in_notebook():
         return NOTEBOOK
     columns = os.environ.get("COLUMNS", "")
@@ -30,7 +30,7 @@ def width():
 
 
 def _in_notebook():
-    """Whether this process is a notebook's kernel.  One that only talks to kernels may have loaded the module too."""
+    """Whether this process is a notebook's kernel.  A process that only uses kernels may have loaded the module too."""
     module = sys.modules.get("ipykernel.kernelapp")
     return module is not None and module.IPKernelApp.initialized()
 
@@ -40,10 +40,10 @@ def _real_width():
 
 
 def printable(text, stream=None):
-    """The text with an escape, as in Python, for each character that a terminal would obey or cannot show.
+    """The text with a Python escape for each character that a terminal would obey or cannot show.
 
-    Line breaks and tabs stay.  Escaped are other control characters, such as ESC; invisible ones that turn the writing
-    direction; halves of surrogate pairs; and what is not in the encoding of the stream (None: standard output).
+    Line breaks and tabs stay.  Escaped are other control characters, such as ESC; invisible ones that change the
+    writing direction; halves of surrogate pairs; and characters outside the stream's encoding (None: standard output).
     """
     encoding = getattr(sys.stdout if stream is None else stream, "encoding", None) or "utf-8"
     escaped = "".join(c if c in "\n\t" or c.isprintable() or unicodedata.category(c) == "Zs"
@@ -52,12 +52,12 @@ def printable(text, stream=None):
 
 
 def columns(text):
-    """Columns that a line takes: a character of Chinese, Japanese or Korean takes two, a combining mark none."""
+    """Number of columns of a line: a Chinese, Japanese or Korean character takes two, a combining mark none."""
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def quoted(text):
-    """The text as one word of a shell, to be pasted: with the escapes of bash and zsh where it cannot be shown."""
+    """The text as one word for a shell, to be pasted, with the escapes of bash and zsh for what cannot be shown."""
     if printable(text) == text and not set(text) & set("\n\t"):
         return shlex.quote(text)
     return "$'" + "".join("".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
@@ -70,27 +70,27 @@ def command(*words):
 
 
 def say(text="", end="\n"):
-    """Print what comes from outside, or may hold it: see `printable`."""
+    """Print text that comes from outside, or may contain such text: see `printable`."""
     print(printable(text), end=end, flush=True)
 
 
 def complain(text, to_type=""):
-    """Print a message on standard error, without its middle if it is very long; none if nothing can be written there.
+    """Print a message on standard error, without its middle if it is very long; do nothing if that cannot be written.
 
-    to_type: a command, on a line of its own below, so that it can be pasted.
+    to_type: a command, on a separate line below, so that it can be pasted.
     """
     message = printable(text, sys.stderr).replace("\n", "\\n")
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[:LONGEST_MESSAGE - 150]} ... {message[-145:]}"
     lines = [_wrapped(message, "", "  "), *["  " + printable(to_type, sys.stderr)] * bool(to_type)]
-    with contextlib.suppress(OSError):  # what happened is in the exit status too
+    with contextlib.suppress(OSError):  # the exit status also reports the error
         print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def fill(text, indent="", hanging=""):
-    """Each line of the text as a paragraph of the width.  indent: before its first line.  hanging: before the others.
+    """Fill each line of the text as a paragraph.  indent: before its first line.  hanging: before the others.
 
-    What stands in `backquotes` is not broken.
+    Text in `backquotes` is not broken.
     """
     return "\n".join(_wrapped(line, indent, hanging or indent) for line in printable(text).split("\n"))
 
@@ -102,10 +102,10 @@ def _wrapped(line, indent, hanging):
 
 
 def table(rows, left=(0,), repeat=1):
-    """Rows of cells as text in columns, the first row as the head.
+    """Rows of cells as text in columns, with the first row as the head.
 
-    left: columns that are words, aligned left and broken between words if there is no room; others are numbers,
-    aligned right and never broken.  repeat: how many first columns stand again where a wide table goes on below.
+    left: columns of words, aligned left and broken between words if there is no room; the others are numbers, aligned
+    right and never broken.  repeat: number of first columns to repeat where a wide table continues below.
     Returns the lines, without spaces at their ends.
     """
     rows = [tuple(printable(str(cell)) for cell in row) for row in rows]
@@ -125,7 +125,7 @@ def _blocks(widths, repeat, left):
 
 
 def _split(needed, repeat, limit):
-    """Lists of columns, the first ones in each, with as many others as the limit allows, but at least one."""
+    """Lists of columns, each with the first ones and as many others as the limit allows, but at least one."""
     first, blocks, block = list(range(repeat)), [], []
     for i in range(repeat, len(needed)):
         if block and sum(needed[j] + 2 for j in (*first, *block, i)) - 2 > limit:
@@ -153,7 +153,7 @@ def _draw(rows, left):
 
 
 def colour_system(when="auto"):
-    """The colours that standard output can show, by rich's name for them: "truecolor", "256", ...; None for none.
+    """The colors that standard output can show, by rich's name for them: "truecolor", "256", ...; None for none.
 
     when: "always", "never", or "auto", which asks the terminal; NO_COLOR and FORCE_COLOR are honored.
     """
@@ -164,7 +164,7 @@ def colour_system(when="auto"):
 
 
 def rendered(thing, colours=None):
-    """What rich draws of a Text or a Table, as a string.  colours: see `colour_system`; None is plain text."""
+    """A Text or a Table of rich, rendered as a string.  colours: see `colour_system`; None is plain text."""
     text = io.StringIO()
     console(text, colours).print(thing)
     return text.getvalue().rstrip("\n")

@@ -1,13 +1,13 @@
-"""Which routers look into the future?  Measured for every router, capacity and drop order, and held against what is
-declared.
+"""Which routers look into the future?  Measured for every router, capacity and drop order, and compared with what they
+declare.
 
-A language model predicts the next token, so what happens to a token must not depend on later ones.  Four questions,
-each put to the running code on many random inputs:
+A language model predicts the next token, so the output of a token must not depend on later ones.  Four questions are
+put to the running code on many random inputs:
 
     future   does changing the last token change where an earlier token goes, whether it is kept, or its gate?
-             (of Soft MoE, which sends tokens nowhere: does it change the output of an earlier token?)
-    prefix   does the beginning of a sequence have a different output alone: f(x[:t]) != f(x)[:t]?
-    batch    does a sequence have a different output if the sequences of the batch change places?
+             (for Soft MoE, which does not route tokens: does it change the output of an earlier token?)
+    prefix   does the beginning of a sequence have a different output on its own: f(x[:t]) != f(x)[:t]?
+    batch    does a sequence have a different output if the sequences of the batch are reordered?
     cached   does decoding token by token, with a KV cache, give different logits than one pass?
 """
 
@@ -23,7 +23,7 @@ from minimoe.moe.routing import Tokens
 
 CONFIG = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_hidden=5, n_experts=4, top_k=2, max_sequence=16)
 SAME = 1e-9
-"""Outputs that differ by less are the same: matrix products of different sizes round differently."""
+"""Outputs that differ by less count as equal, since matrix products of different sizes round differently."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Row:
     """One router with one capacity and drop order, in training or in evaluation.
 
     future, prefix, batch, cached: share of the trials in which it made a difference (1).  None where the question makes
-    no sense: training does not decode, and random choices differ anyway for another length or order.
-    declared: whether router and drop order say that they are causal.
+    no sense: training does not decode, and random choices always differ for a different length or order.
+    declared: whether router and drop order are declared causal.
     """
 
     router: str
@@ -47,10 +47,10 @@ class Row:
 
     @property
     def as_declared(self):
-        """Whether the future never mattered if they say so; and did in some trial, if the router says it may.
+        """Whether the future never mattered if declared causal; and mattered in some trial if the router is not.
 
-        A drop order that promises nothing need not leak: by rank there are no second choices to wait with K = 1, and
-        round-robin experts do not depend on what the last token is.
+        A drop order that is not declared causal need not leak: by rank there are no second choices with K = 1, and
+        round-robin experts do not depend on the last token's content.
         """
         return self.future == 0 if self.declared else self.future > 0 or self.capacity_factor is not None
 
@@ -58,8 +58,8 @@ class Row:
 def study(trials=50, names=tuple(routers.ROUTERS), factors=(None, 0.75), orders=tuple(capacity.ORDERS), rounds=range):
     """A list of Rows, for every router x capacity x drop order: each in training, and then in evaluation.
 
-    trials: random inputs for each.  factors: capacity factors; None is dropless, where the order has no effect, so that
-    one row stands for all.  rounds: counts the configurations, as `range` does; a progress bar can.
+    trials: random inputs for each.  factors: capacity factors; None is dropless, where the order has no effect, so one
+    row represents all orders.  rounds: counts the configurations, as `range` does; a progress bar can.
     """
     facts = {name: routers.ROUTERS[name].FACTS for name in names}
     configs = [replace(CONFIG, router=name, top_k=own.top_k or CONFIG.top_k, capacity_factor=factor,
@@ -86,7 +86,7 @@ def examine(config, training, trials):
 
 
 def _promised(name, training):
-    """What the router itself declares."""
+    """Whether the router itself is declared causal."""
     facts = routers.ROUTERS[name].FACTS
     return facts.causal if training else facts.causal_in_evaluation
 
@@ -151,13 +151,13 @@ def _cell(share):
 
 NOTES = """\
 The numbers are the shares of random trials in which it made a difference; - is none. With a drop order the experts \
-have limited room.
+have a limited capacity.
 future: changing the last token changed an earlier token's experts or gates, or whether it was kept.
 prefix: f(x[:t]) is not f(x)[:t].
 batch: swapping sequences changed their outputs.
 cached: decoding token by token gave different logits than one pass.
-?: chance decides, so there is nothing to compare.
-declared: what the router (its facts causal and causal_in_evaluation) and the drop order promise."""
+?: the choice is random, so there is nothing to compare.
+declared: what the router (its facts causal and causal_in_evaluation) and the drop order declare."""
 
 
 def _inputs(config, seed, n_sequences=1):
@@ -182,7 +182,7 @@ def _same(one, other):
 
 
 def _decisions(y_BSD, routing, n_tokens):
-    """Gates of the first tokens by expert, all and kept ones; their outputs, where there are no assignments."""
+    """Gates of the first tokens by expert, all and kept ones; or their outputs, if there are no assignments."""
     if routing is None:
         return y_BSD[:, :n_tokens]
     gate_TE = np.zeros((2, routing.n_tokens, routing.n_experts))

@@ -1,4 +1,4 @@
-"""The doctor: the ways in which a sparse model fails, what in the record of a run speaks for each, and what helps."""
+"""The doctor: the ways in which a sparse model fails, the evidence for each in the record of a run, and what helps."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from minimoe.analysis import symptoms
 from minimoe.config import describe
 
 FEW_STEPS = 50
-"""Before so many steps nothing has had the time to fail."""
+"""In fewer steps nothing has had time to fail."""
 
 
 class Mode(NamedTuple):
-    """A way to fail.  look: TrainState -> (alarm, evidence).  meaning: of the alarm.  remedy: what usually helps."""
+    """A failure.  look: TrainState -> (alarm, evidence).  meaning: of the alarm.  remedy: what usually helps."""
 
     name: str
     look: Callable
@@ -21,7 +21,7 @@ class Mode(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What one look has found.  alarm: None where there is no evidence; `evidence` then says why."""
+    """The result of one check.  alarm: None if there is no evidence; `evidence` then says why."""
 
     mode: Mode
     alarm: bool | None
@@ -37,20 +37,21 @@ MODES = (
     Mode("dead experts", symptoms.dead,
          "These experts get no tokens, so they learn nothing, so they get no tokens.",
          "a larger --balance-coef, which also moves the scores of experts that no token chose; --router noisy_topk, "
-         "which tries them at times; fewer experts."),
+         "which tries them occasionally; fewer experts."),
     Mode("overload", symptoms.overload,
-         "One expert has several times its share. If each has a device of its own, all wait for it.",
+         "One expert has several times its share. With expert parallelism, all devices wait for it.",
          "a larger --balance-coef; --router sigmoid_bias or base."),
     Mode("dropped tokens", symptoms.drops,
-         "Experts are full. A token that is turned away passes the layer unchanged: by default, the last ones of a "
+         "Experts are full. A token that finds no room passes the layer unchanged: by default, the last ones of a "
          "batch.",
          "a larger --capacity-factor (none drops nothing); a more even load, by a larger --balance-coef."),
     Mode("starved router", symptoms.starved,
-         "What the router decides hardly changes the loss: its gates are constant, or 0 and 1. It cannot learn.",
+         "The router's decisions hardly change the loss: its gates are constant, or 0 and 1. It cannot learn.",
          "smaller logits, by a larger --z-coef; a lower --learning-rate."),
     Mode("entropy collapse", symptoms.certainty,
          "The router gives nearly all weight to one expert, for nearly every token. Second choices count for nothing.",
-         "a larger --z-coef; an --entropy-coef, which rewards doubt; a lower --learning-rate; --router noisy_topk."),
+         "a larger --z-coef; an --entropy-coef, which rewards uncertainty; a lower --learning-rate; --router "
+         "noisy_topk."),
     Mode("unspecialized", symptoms.aimless,
          "The load is even, but the expert carries no information about the token: it is chosen at random, by position "
          "or by noise.",
@@ -60,16 +61,16 @@ MODES = (
          "Training ends while tokens still change experts, which have learned from tokens that they will not get.",
          "a learning rate that falls to the end (a small --min-learning-rate); a lower --learning-rate."),
     Mode("logit growth", symptoms.growth,
-         "Scores are so large that probabilities are 0 or 1, and that rounding decides in numbers of few bits.",
+         "Scores are so large that probabilities are 0 or 1, and rounding decides in low precision.",
          "a larger --z-coef, which pulls logits to 0; a lower --learning-rate; --weight-decay."),
 )
 """All that the doctor looks for, in the order of the page."""
 
 WORDS = (
     "An assignment is one token sent to one expert; load, an expert's share of the assignments; even load, its share "
-    "if all had the same; experts in use, as many as would share this load evenly; logit, the router's score; gate, "
+    "if all had the same; experts in use, how many would share this load evenly; logit, the router's score; gate, "
     "the weight of an expert's output; entropy, how unsure the router is; nats, natural units of information; held-out "
-    "text, text that is not trained on. Each line is about the layer that is worst in it, in the last quarter of "
+    "text, text that is not trained on. Each line is about its worst layer, in the last quarter of "
     "training or at the last evaluation.")
 
 
@@ -85,7 +86,7 @@ def examine(state):
 
 
 def report(state, detail=False):
-    """What was found, as text: the verdict, then for each alarm the evidence, what it means and what usually helps.
+    """The findings as text: the verdict, then for each alarm the evidence, what it means and what usually helps.
 
     detail: whether with the evidence of every mode, and what its words mean.
     """

@@ -1,8 +1,9 @@
 """The Rosetta table: one batch under the conventions of eight systems.
 
-The same words mean different numbers: whether K is in the capacity, who queues first, what a gate is, and whether an
-even load has a balance loss of 1, of K or of 1/E^2.  Each row is a system's convention in a few lines, run on it.
-Where paper and code differ, both have a row.  A coefficient tuned with one convention must not be used with another.
+The same words mean different numbers: whether K is in the capacity, which tokens queue first, what a gate is, and
+whether an even load has a balance loss of 1, K or 1/E^2.  Each row is a system's convention in a few lines, run on the
+batch.  Where paper and code differ, both have a row.  A coefficient tuned under one convention must not be used under
+another.
 """
 
 import math
@@ -21,12 +22,12 @@ from minimoe.nn import ops
 
 @dataclass(frozen=True)
 class Convention:
-    """What a system does.
+    """The convention of a system.
 
-    source: where it says so.   capacity: (T, E, K, factor) -> slots, None for dropless.   order: who queues first, a
-    name of `capacity.ORDERS`.   gates: (logit_TE, expert_TK) -> gate_TK.   balance: (logit_TE, expert_TK) -> loss.
-    top_k: the only K that it has.   coef: weight of the loss as published or by default; None if there is none.
-    second: of GShard's kind: share of the gates from which a second expert is always used, at random below it.
+    source: where it is stated.   capacity: (T, E, K, factor) -> slots, None for dropless.   order: order of the queue,
+    a name of `capacity.ORDERS`.   gates: (logit_TE, expert_TK) -> gate_TK.   balance: (logit_TE, expert_TK) -> loss.
+    top_k: the only K that it supports.   coef: weight of the loss as published or by default; None if there is none.
+    second: as in GShard: the share of the gates from which a second expert is always used; random below.
     """
 
     source: str
@@ -41,9 +42,9 @@ class Convention:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a convention makes of a batch.
+    """A batch under a convention.
 
-    slots: of an expert; None is dropless.   dropped: assignments without room, if every choice is used.
+    slots: per expert; None is dropless.   dropped: number of assignments without room, if every choice is used.
     kept_TK: which choices have room.   gates: of the first token.   balance: the loss before its coefficient.
     even: the loss when all experts have the same load.
     """
@@ -70,7 +71,7 @@ def example():
 
 
 def read(logit_TE, top_k=2, factor=1.25):
-    """A list of Entries: the batch under each convention.  factor: capacity factor, of those that have one."""
+    """A list of Entries: the batch under each convention.  factor: capacity factor, for those that have one."""
     return [_entry(name, convention, logit_TE, convention.top_k or top_k, factor)
             for name, convention in CONVENTIONS.items()]
 
@@ -110,11 +111,11 @@ def _answer(entries):
 
 NOTES = """\
 The batch: 48 tokens, 8 experts, 2 choices per token (Switch: 1), capacity factor 1.25 where there is one.
-slots: room in each expert; - is dropless.
+slots: capacity of each expert; - is dropless.
 dropped: choices without room.
 balance: the loss before its weight.
 if even: the same loss when all experts have the same load.
-in our units: weight times 'if even', the weight with which our loss would push as hard for an even load of one layer. \
+in our units: weight times 'if even', the weight at which our loss pushes equally hard for an even load of one layer. \
 Ours is the mean over layers: where a system adds up the losses of its layers, multiply by their number."""
 
 MORE_NOTES = """
@@ -133,7 +134,7 @@ def _entry(name, convention, logit_TE, top_k, factor):
     slots = convention.capacity(n_tokens, n_experts, top_k, factor)
     slot_TK = capacity.queue(_plain(logit_TE, expert_TK), convention.order).reshape(expert_TK.shape)
     kept_TK = np.ones(expert_TK.shape, bool) if slots is None else slot_TK < slots
-    turns_TK = (np.arange(n_experts)[:, None] + np.arange(top_k)) % n_experts  # each expert as often, in each rank
+    turns_TK = (np.arange(n_experts)[:, None] + np.arange(top_k)) % n_experts  # each expert equally often, in each rank
     even = convention.balance(np.zeros((n_experts, n_experts)), turns_TK)
     return Entry(name, slots, int((~kept_TK).sum()), kept_TK, convention.gates(logit_TE, expert_TK)[0],
                  float(convention.balance(logit_TE, expert_TK)), float(even))
@@ -176,7 +177,7 @@ def _first_times_mean(logit_TE, expert_TK):
 
 
 def _all_times_mean(logit_TE, expert_TK):
-    """sum_e f_e P_e, f all choices per token, which sum to K."""
+    """sum_e f_e P_e, f the number of choices per token, which sums to K."""
     return _load(expert_TK, logit_TE.shape[1]) @ ops.softmax_forward(logit_TE)[0].mean(axis=0)
 
 
@@ -203,7 +204,7 @@ def _our_capacity(T, E, K, factor):
 
 
 def _our_routing(logit_TE, expert_TK):
-    """The decisions of our own router: the logits are its input, and its weights the identity."""
+    """The decisions of our own router: the logits are its input, and its weights are the identity."""
     E, K = logit_TE.shape[1], expert_TK.shape[1]
     config = ModelConfig(d_model=2 * E, n_heads=1, n_experts=E, top_k=K)
     tokens = Tokens.anonymous(np.ones(len(logit_TE), bool))

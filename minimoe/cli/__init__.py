@@ -1,7 +1,7 @@
-"""The command line: all commands, and one line for what goes wrong.
+"""The command line: all commands, and errors in one line.
 
     arguments     options that several commands have
-    train         train, and the runs that it leaves
+    train         train, and how the other commands find its runs
     prune         prune
     look          generate, route, explore, doctor
     measure       gradcheck, causality, rosetta, bench
@@ -9,7 +9,7 @@
     experiments   the tour, routers, compare, sparsity, studies, figures
     lessons       lessons
 
-What a command needs is imported when it runs, so that the others start at once.
+A command's modules are imported when it runs, so that the other commands start quickly.
 """
 
 import argparse
@@ -31,7 +31,7 @@ COMMANDS = (train.add_train, prune.add_prune, look.add_generate, look.add_route,
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports what is wrong in a sentence, without the list of all options before it, and what is nearest to it."""
+    """Reports an error in one sentence, with the most similar option instead of a list of all options."""
 
     def error(self, message):
         """Print the message and exit with status 2."""
@@ -39,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2)
 
     def parse_known_args(self, args=None, namespace=None):
-        """Refuse what is not known here, where the command and its options are known."""
+        """Refuse unknown arguments here, where the command and its options are known."""
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
@@ -56,12 +56,12 @@ class _Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, f"invalid choice: {value!r}: must be one of {known}{near}")
 
     def print_help(self, file=None):
-        """Print the help.  argparse's own says nothing if the disk is full."""
+        """Print the help.  argparse's own method reports nothing if the disk is full."""
         (file or sys.stdout).write(self.format_help())
 
 
 def main(words=None):
-    """Run a command.  words: of the command line; None takes those that the program was started with.
+    """Run a command.  words: those of the command line; None: those that the program was started with.
 
     Returns the exit status: 0, 1 for a wrong gradient, 2 for bad input, 130 after Ctrl-C.
     """
@@ -72,10 +72,10 @@ def main(words=None):
             return _run(words)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, where an error is still ours to report
+                sys.stdout.flush()  # here, where we can still report an error
     except KeyboardInterrupt as interruption:
         return _interrupted(interruption)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+    except BrokenPipeError:  # the reader of our output, such as `head`, has finished
         _print_no_more()
         return 0
     except OSError as error:
@@ -107,7 +107,7 @@ def _interrupted(interruption):
 
 
 def _be_ready_to_print():
-    """Let no character that the console cannot show, and no stream that is closed, end a command."""
+    """Make sure that no command ends because of a character that the console cannot show, or a closed stream."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, open to the end
     for stream in (sys.stdout, sys.stderr):
@@ -116,7 +116,7 @@ def _be_ready_to_print():
 
 
 def _print_no_more():
-    """What is still to be written goes nowhere, so that Python does not fail once more when it ends."""
+    """Discard remaining output, so that Python does not fail again when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -138,15 +138,15 @@ def parser():
 
 
 def _check_general_options(options):
-    """Check that the command has the options that stand before it, and set how many threads there are."""
+    """Check that the options before the command belong to it, and set the number of threads."""
     for name in ("quick", "seeds", "fresh"):
         if not options.study and getattr(options, name) is not None:
             studies = ", ".join(f"`{study}`" for study in experiments.STUDIES)
-            raise ValueError(f"--{name} belongs to the tour, which has no command after it, and to {studies}")
+            raise ValueError(f"--{name} is an option of the tour, which has no command name, and of {studies}")
     if options.threads is None:
         options.threads = arguments.DEFAULT_THREADS
     elif not options.in_groups:
-        raise ValueError("--threads belongs to the tour, `train`, `prune`, `routers`, `compare`, `studies` "
+        raise ValueError("--threads is an option of the tour, `train`, `prune`, `routers`, `compare`, `studies` "
                          f"and `bench`: {options.command} has no groups to run at the same time")
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be 1 or more")

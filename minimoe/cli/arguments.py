@@ -1,4 +1,4 @@
-"""Options that several commands have, and how a configuration's fields become options."""
+"""Options that several commands share, and how a configuration's fields become options."""
 
 import argparse
 import difflib
@@ -10,7 +10,7 @@ from minimoe.moe import capacity, routers
 from minimoe.training import runs
 
 DEFAULT_THREADS = 2
-"""As many as the presets have groups; more would have nothing to do."""
+"""The number of groups in the presets; more threads would be idle."""
 
 DEFAULT_RUN, DEFAULT_PRESET = runs.seed_folder("runs/tour/moe", 0).as_posix(), "shakespeare-cpu"
 USUAL_RUN = f"{DEFAULT_RUN}, which the tour makes; until then the model that ships with the lessons"
@@ -18,24 +18,24 @@ USUAL_RUN = f"{DEFAULT_RUN}, which the tour makes; until then the model that shi
 CHOICES = {"router": {name: page.FACTS.summary for name, page in routers.ROUTERS.items()},
            "drop_order": {name: order.summary for name, order in capacity.ORDERS.items()},
           "dynamic": train.DYNAMICS, "density": train.DENSITIES}
-"""Field -> the names that it can have, with what they mean."""
+"""Field -> its possible names, with their meanings."""
 
 
 def command(subparsers, name, run, text, in_groups=False, study=False):
     """The parser of a command, to add its options to.
 
     run: function of the parsed options.  text: what it does.  in_groups: whether it runs the groups of a batch at the
-    same time, so that --threads has a use.  study: whether it trains several models, some seeds of each.
+    same time, so that --threads has an effect.  study: whether it trains several models, some seeds of each.
     """
     parser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     parser.set_defaults(run_command=run, command=name, in_groups=in_groups, study=study)
     if in_groups:
-        add_threads(parser, default=argparse.SUPPRESS)  # what was given before the command stands
+        add_threads(parser, default=argparse.SUPPRESS)  # a value given before the command remains
     return parser
 
 
 def nearest(word, known):
-    """A hint at the names that are nearest to one that is not known; empty if none is near."""
+    """A hint at the names that are most similar to an unknown one; empty if none is similar."""
     near = difflib.get_close_matches(word.replace("_", "-").lower(), known, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
@@ -56,7 +56,7 @@ def add_study(parser, quick, seeds, default):
     parser.add_argument("--quick", action="store_const", const=True, default=default, help=quick)
     parser.add_argument("--seeds", type=int, default=default, metavar="N", help=f"runs of a model (default: {seeds})")
     parser.add_argument("--fresh", action="store_const", const=True, default=default,
-                        help="train again what earlier runs have left")
+                        help="train again, even if there are earlier runs")
 
 
 def seeds(options, default):
@@ -68,7 +68,7 @@ def seeds(options, default):
 
 
 def add_run(parser):
-    """--run, which run to look at."""
+    """--run, the run to examine."""
     parser.add_argument("--run", metavar="FOLDER", help=f"a trained run (default: {USUAL_RUN})")
 
 
@@ -79,11 +79,11 @@ def add_preset(parser):
 
 
 def add_fields(parser, record, leave_out=()):
-    """One option per field: --d-model, --top-k, ...; only those that are given end up in the parsed options.
+    """One option per field: --d-model, --top-k, ...; only given ones are in the parsed options.
 
-    record: a configuration, whose values the help names as defaults.
+    record: a configuration, whose values the help shows as defaults.
     """
-    parser.usage = "%(prog)s [options]"  # there are too many to list them twice
+    parser.usage = "%(prog)s [options]"  # too many to list twice
     group = parser.add_argument_group(type(record).__name__)
     for field in fields(record):
         if field.name in leave_out:
@@ -116,5 +116,5 @@ def _reader(type_):
 
 
 def typed(text):
-    """Text of the command line: where Python does not take it for UTF-8, it is nevertheless."""
+    """Text of the command line, read as UTF-8 even where Python does not."""
     return os.fsencode(text).decode("utf-8", "surrogateescape")

@@ -25,11 +25,11 @@ def add_cost(subparsers):
     which.add_argument("--file", metavar="FILE.json", help="count the models that a file describes, such "
                        "as the config.json of a Hugging Face model")
     arguments.add_detail(parser, "part by part, every format and batch size, devices, papers' formulas")
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs: all of it")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
     parser.add_argument("--figure", metavar="PATH", help="draw the shares of parameters, FLOPs and bytes (PNG)")
     parser.add_argument("--context", type=int, metavar="N", help="length of a sequence (default: the longest of ours, "
                         "2,048 of published models) [tokens]")
-    parser.add_argument("--machine", choices=deployment.MACHINES, metavar="NAME", help="where it runs: " + "; ".join(
+    parser.add_argument("--machine", choices=deployment.MACHINES, metavar="NAME", help="the machine: " + "; ".join(
         f"{name}: {machine.words}" for name, machine in deployment.MACHINES.items())
         + " (default: ddr5 for ours, h100 for published models)")
     parser.add_argument("--bandwidth", type=float, metavar="X", help="memory bandwidth, if you know better [bytes/s]")
@@ -37,16 +37,16 @@ def add_cost(subparsers):
     parser.add_argument("--format", choices=memory.FORMATS, metavar="NAME", help="of weights and KV cache: "
                         f"{', '.join(memory.FORMATS)} (default: float32 for ours, bf16 for published models)")
     parser.add_argument("--expert-format", choices=memory.FORMATS, metavar="NAME",
-                        help="of the experts' matrices (default: the same)")
+                        help="number format of the experts' matrices (default: the same)")
     parser.add_argument("--ranks", type=int, metavar="R", help="devices over which expert parallelism spreads the "
-                        "experts of --run (default: 4, or what divides them)")
+                        "experts of --run (default: 4, or the largest divisor below)")
     model_config, train_config = presets.preset(arguments.DEFAULT_PRESET)
     arguments.add_fields(parser, model_config)
     arguments.add_fields(parser, train_config, leave_out={field.name for field in fields(train_config)} - COST_FIELDS)
 
 
 def run_cost(options):
-    """Count what a model costs: a published one, those of a file, that of a run, or one that is not trained."""
+    """Count what a model costs: a published model, those of a file, that of a run, or an untrained one."""
     from minimoe.cost import answers, model_files, published
     kind = _kind_of_model(options)
     if options.figure is not None:
@@ -59,7 +59,7 @@ def run_cost(options):
     for model in models:
         if model.remark:
             terminal.complain(f"minimoe: note: {options.file}: {model.remark}")
-    if len(models) == 1 and not options.json:  # there is room for all of it
+    if len(models) == 1 and not options.json:  # then there is room for everything
         records = [answers.published_record(models[0], setting)]
         answer = answers.answer(records[0], False, options.detail)
     elif models:
@@ -68,24 +68,24 @@ def run_cost(options):
     else:
         records = [_priced(options, kind, answers, setting)]
         answer = answers.answer(records[0], options.json, options.detail)
-    terminal.say(answer)  # first: a picture that fails does not take it along
+    terminal.say(answer)  # first, so that it is printed even if the picture fails
     if options.figure is not None:
         figures.save(cost_shares.cost_shares(records), options.figure)
         terminal.complain(f"Picture: {options.figure}")  # JSON stays JSON
 
 
 def _kind_of_model(options):
-    """Which option names the models: "run", "model", "list" or "file"; None is a model of ours that is not trained.
+    """Which option names the models: "run", "model", "list" or "file"; None is an untrained model of ours.
 
-    Raises ValueError for an option that has no use with it.
+    Raises ValueError for an option that has no effect with it.
     """
     kind = next((kind for kind in ("run", "model", "list", "file") if getattr(options, kind) is not None), None)
     given = {**arguments.given(options, ModelConfig), **arguments.given(options, TrainConfig)}
     if kind and given:
-        raise ValueError(f"--{next(iter(given)).replace('_', '-')} has no use with --{kind}")
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} has no effect with --{kind}")
     for name in ("ranks", "text"):
         if getattr(options, name) is not None and kind != "run":
-            raise ValueError(f"--{name} has no use without --run, whose routing is looked at")
+            raise ValueError(f"--{name} has no effect without --run, whose routing it examines")
     return kind
 
 

@@ -10,14 +10,14 @@ from minimoe.cli import arguments
 
 TOUR_SEEDS, TOO_SHORT = 1, "to see that everything works: far too short to compare"
 PROCESSES = 2
-"""As many runs at the same time as the smallest laptops have cores."""
+"""Number of runs at the same time: the number of cores in the smallest laptops."""
 
 
 class Study(NamedTuple):
     """A command that trains several models.
 
-    text: what it does.  quick: what --quick does.  seeds: without --seeds.  in_groups: whether --threads run the groups
-    of a batch at the same time; else --processes run whole models.  kept: what --detail adds, if the module can `show`
+    text: what it does.  quick: what --quick does.  seeds: default of --seeds.  in_groups: whether --threads run the
+    groups of a batch at the same time; otherwise --processes run whole models.  kept: what --detail adds, if the module can `show`
     what was kept of the last comparison.   more: below the options in --help.
     """
 
@@ -38,7 +38,7 @@ STUDIES = {
         more="The ways: MoE; static, SET, RigL, gradual; Wanda, SparseGPT, 2:4, neurons; upcycled. Without SNFS, "
              "movement, magnitude, heads, layers and experts, which `train` and `prune` have. The last results are in "
              "notebooks/results/sparsity.npz, figures/sparsity-flops.png and figures/sparsity-bytes.png."),
-    "studies": Study("train the small models that the lessons look at",
+    "studies": Study("train the small models that the lessons use",
                      "to see that everything works: far too short to learn from"),
 }
 """Name of a command, and of its module in `experiments` -> Study."""
@@ -49,7 +49,7 @@ def add_study(name, subparsers):
     study = STUDIES[name]
     run = functools.partial(run_study, name, study.seeds)
     parser = arguments.command(subparsers, name, run, study.text, study.in_groups, study=True)
-    # what was given before the command stands
+    # a value given before the command remains
     arguments.add_study(parser, study.quick, study.seeds, default=argparse.SUPPRESS)
     if not study.in_groups:
         parser.add_argument("--processes", type=int, default=PROCESSES, metavar="N",
@@ -85,7 +85,7 @@ def add_figures(subparsers):
 
 
 def run_figures(options):
-    """Draw the figures again: those of the tour from its runs, the others from what was kept and from formulas."""
+    """Draw the figures again: those of the tour from its runs, the others from stored results and formulas."""
     from minimoe.course import lessons
     from minimoe.experiments import compare, diagrams, routers, sparsity, studies, tour
     from minimoe.plots import cost_shares
@@ -94,10 +94,10 @@ def run_figures(options):
                    studies.figure, lessons.figure):
         try:
             figure()
-        except ValueError as error:  # one that cannot be drawn keeps no other from it
+        except ValueError as error:  # one that cannot be drawn does not stop the others
             failed.append(str(error))
     if not tour.draw_again():
-        terminal.say(terminal.fill("the pictures of the tour are left as they are: `python -m minimoe` trains what "
-                                   "they show"))
+        terminal.say(terminal.fill("the pictures of the tour are not changed: `python -m minimoe` trains the models "
+                                   "that they show"))
     if failed:
         raise ValueError("; ".join(failed))

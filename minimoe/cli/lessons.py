@@ -1,4 +1,4 @@
-"""The command that runs the lessons again."""
+"""The command that reruns the lessons."""
 
 from minimoe.cli import arguments
 

@@ -1,4 +1,4 @@
-"""Commands that look at a trained run: what it writes, where its tokens go and why, whether it is healthy."""
+"""Commands that examine a trained run: the text that it generates, its routing, and whether it is healthy."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ def add_generate(subparsers):
     parser.add_argument("--likeliest", type=int, metavar="N", help="sample from the N likeliest characters only")
     parser.add_argument("--top-p", type=float, metavar="P",
                         help="sample from the smallest set of characters with total probability P")
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the sampling (default: 0)")
     parser.add_argument("--dropless", action="store_true",
                         help="ignore the run's evaluation capacity, which rules out generating token by token")
 
@@ -52,7 +52,7 @@ def _add_top_k(parser):
 
 
 def _with_top_k(config, options):
-    """The configuration with the --top-k of the options, which is said on standard error."""
+    """The configuration with the --top-k of the options, which a note on standard error mentions."""
     if options.top_k is None or options.top_k == config.top_k:
         return config
     changed = config.with_top_k(options.top_k)
@@ -98,7 +98,7 @@ def run_route(options):
     config = _limited(_with_top_k(state.model_config, options), options)
     layers = _layers_to_show(config, options)
     if not 1 <= len(text) <= config.max_sequence:
-        raise ValueError(f"the text has {len(text)} characters: the model takes 1 to {config.max_sequence}")
+        raise ValueError(f"the text has {len(text)} characters: the model reads 1 to {config.max_sequence}")
     _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
     shown = {layer: routing for layer, routing in zip(config.moe_layers, routings, strict=True) if layer in layers}
     colours = terminal.colour_system(options.colour)
@@ -164,7 +164,7 @@ def add_doctor(subparsers):
 
 
 def run_doctor(options):
-    """Name the ways in which a run's routers fail, with the evidence."""
+    """Report the ways in which a run's routers fail, with the evidence."""
     from minimoe.analysis import doctor
     terminal.say(doctor.report(train.load(options, ONE_OF_THEM), options.detail))
 

@@ -17,7 +17,7 @@ def add_gradcheck(subparsers):
     """The command `gradcheck` and its options."""
     parser = arguments.command(subparsers, "gradcheck", run_gradcheck,
                                "check every gradient in the code to rounding error")
-    parser.epilog = "The options change the checks of the whole model; those of its parts have sizes of their own."
+    parser.epilog = "The options change the checks of the whole model; the checks of its parts have fixed sizes."
     arguments.add_detail(parser, "the error of every tensor, setting and loss")
     arguments.add_fields(parser, gradcheck.SMALL)
 
@@ -55,7 +55,7 @@ def add_rosetta(subparsers):
 
 
 def run_rosetta(options):
-    """One batch under the conventions of many systems."""
+    """Show one batch under the conventions of many systems."""
     from minimoe.analysis import rosetta
     terminal.say(rosetta.report(rosetta.read(rosetta.example()), options.detail))
 
@@ -63,7 +63,7 @@ def run_rosetta(options):
 def add_bench(subparsers):
     """The command `bench` and its options."""
     parser = arguments.command(subparsers, "bench", run_bench,
-                               "measure this machine: how fast it trains and writes, and where the time goes",
+                               "measure this machine: how fast it trains and generates, and how time is spent",
                                in_groups=True)
     arguments.add_preset(parser)
     parser.add_argument("--steps", type=int, default=BENCH_STEPS, metavar="N",
@@ -76,7 +76,7 @@ def add_bench(subparsers):
 
 
 def run_bench(options):
-    """Measure this machine: a training step, its matrix products, generation, and where the time goes."""
+    """Measure this machine: a training step, its matrix products, generation, and how the time is spent."""
     from minimoe.analysis import bench
     from minimoe.plots import figures, step_time
     from minimoe.training import progress

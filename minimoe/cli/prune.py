@@ -1,4 +1,4 @@
-"""The command `prune`: a smaller or sparser run of a trained one."""
+"""The command `prune`: makes a smaller or sparser run from a trained one."""
 
 import argparse
 
@@ -14,7 +14,7 @@ def add_prune(subparsers):
     arguments.add_run(parser)
     parser.add_argument("--output", required=True, metavar="FOLDER",
                         help="where the pruned run goes: a run like any other, which all commands can use")
-    parser.add_argument("--method", required=True, choices=cuts.METHODS, metavar="NAME", help="what goes: "
+    parser.add_argument("--method", required=True, choices=cuts.METHODS, metavar="NAME", help="what is removed: "
                         + "; ".join(f"{name}: {words}" for name, words in cuts.METHODS.items()))
     share = parser.add_mutually_exclusive_group(required=True)
     share.add_argument("--sparsity", type=float, metavar="X", help="share of all weights or units to prune, "
@@ -23,7 +23,7 @@ def add_prune(subparsers):
                        help="keep N of each M consecutive inputs of an output")
     share.add_argument("--keep", type=int, metavar="N", help="units to keep: layers; or heads, experts or neurons of "
                        "each layer or expert")
-    parser.add_argument("--score", choices=cuts.ALL_SCORES, metavar="NAME", help="by which units are chosen, the "
+    parser.add_argument("--score", choices=cuts.ALL_SCORES, metavar="NAME", help="score by which units are chosen, the "
                         "lowest go: " + "; ".join(f"{name}: {words}" for name, words in cuts.ALL_SCORES.items())
                         + " (default: "
                         + ", ".join(f"{score} for {method}" for method, score in cuts.SCORES.items()) + ")")
@@ -43,16 +43,16 @@ def _pattern(words):
     """(kept, group) of words such as 2:4."""
     kept, colon, group = words.partition(":")
     if not (colon and kept.isdigit() and group.isdigit()):
-        raise argparse.ArgumentTypeError(f"{words!r}: must be N:M, as 2:4")
+        raise argparse.ArgumentTypeError(f"{words!r}: must be N:M, such as 2:4")
     return int(kept), int(group)
 
 
 def run_prune(options):
-    """Prune a trained run, report what that has saved and cost, and train it to recover if asked."""
+    """Prune a trained run, report what that saves and costs, and train it to recover if requested."""
     from minimoe.training import checkpoint, data, pruned
     path = train.checkpoint_path(options.output)
     if options.sparsity == 0:
-        raise ValueError("--sparsity 0: nothing would go; it must be above 0")
+        raise ValueError("--sparsity 0: nothing would be removed; must be above 0")
     if path.exists():
         raise ValueError(f"{path} exists: name a different folder with --output")
     if options.recover is not None and options.recover < 1:
@@ -82,7 +82,7 @@ def run_prune(options):
 
 
 def _saved(state, new):
-    """What the new run saves over the old one, as a table."""
+    """What the new run saves compared with the old one, as a table."""
     from minimoe.cost import sparse
     from minimoe.sparsity import savings
     return savings.change(*(sparse.record(run.masks, run.model_config) for run in (state, new)))

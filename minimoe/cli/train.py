@@ -1,4 +1,4 @@
-"""The command `train`, and the runs that it and others leave."""
+"""The command `train`, and how commands find the runs that it and others make."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ def add_train(subparsers):
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", metavar="FILE", help="train on these text files, one domain each")
     source.add_argument("--clusters", action="store_true", help="train on a made-up language of four known clusters")
-    parser.add_argument("--finer", type=int, metavar="M", help="M times as many experts, M times as narrow, M times as "
-                        "many per token: fine-grained experts, at the same cost (DeepSeekMoE)")
+    parser.add_argument("--finer", type=int, metavar="M", help="fine-grained experts: M times as many, "
+                        "M times narrower, M times as many per token, at the same cost (DeepSeekMoE)")
     parser.add_argument("--run", default="runs/train", metavar="FOLDER", help="where to save (default: runs/train)")
     parser.add_argument("--resume", action="store_true", help="resume the run in the folder of --run")
     model_config, train_config = presets.preset(arguments.DEFAULT_PRESET)
@@ -70,13 +70,13 @@ def go_on(state, text, run, threads, again):
             loop.train(state, text, path, on_step, threads)
     except loop.Diverged as error:
         kept = f"{path} keeps step {checkpoint.load(path).step}" if path.exists() else "nothing was saved yet"
-        raise ValueError(f"{error}; {kept}; start anew in a different --run, with a lower --learning-rate") from error
+        raise ValueError(f"{error}; {kept}; start again in a different --run, with a lower --learning-rate") from error
     except loop.Interrupted as error:
         raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with:", again) from error
 
 
 def _what_next(config, text, run):
-    """Commands that use a trained run: those that this model allows."""
+    """Commands that use a trained run, as far as this model supports them."""
     from minimoe.generation import sampling
     if sampling.causal(config):
         capacity = ["--dropless"] * (config.eval_capacity_factor is not None)
@@ -104,7 +104,7 @@ def _start(options):
 
 
 def _resume(path, options):
-    """The state of a checkpoint; options that differ from it are refused."""
+    """The state of a checkpoint; options that contradict it are refused."""
     from minimoe.training import checkpoint, data, loop
     state = checkpoint.load(path)
     for name in ("preset", "finer"):
@@ -117,14 +117,14 @@ def _resume(path, options):
                                  f"{asdict(have)[name]}; leave the option out, or start a new run")
     text = data.build(texts(options), state.train_config.sequence)
     if text.digest != state.data_digest and not source_words(options):
-        raise ValueError(f"the run in {path} was trained on texts of its own, {', '.join(state.domains)}: name the "
-                         "files with --text, or say --clusters")
+        raise ValueError(f"the run in {path} was trained on your own texts, {', '.join(state.domains)}: name the "
+                         "files with --text, or use --clusters")
     loop.check_text(state, text)
     return state, text
 
 
 def source_words(options):
-    """The options that name the text, to be typed again."""
+    """The options that name the text, for a command to be repeated."""
     return ["--text", *options.text] if options.text else ["--clusters"] if options.clusters else []
 
 
@@ -139,7 +139,7 @@ def texts(options):
 def load(options, how="with --run"):
     """The TrainState of the run that the options name; if they name none, see `usual_run`.
 
-    how: to choose a different one, for a message.   Raises ValueError with the runs that there are if it is not there.
+    how: how to choose a different one, for a message.   Raises ValueError with a list of runs if it does not exist.
     """
     from minimoe.training import checkpoint, runs
     if options.run is None:
@@ -151,7 +151,7 @@ def load(options, how="with --run"):
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
         shipped = ships()
         way_out = (f"there are {', '.join(found[:6])}{more}: choose {how}" if found
-                   else f"make one with {ways}" + f", or take {shipped}, which ships" * bool(shipped))
+                   else f"make one with {ways}" + f", or use {shipped}, which ships with the lessons" * bool(shipped))
         raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
     state = checkpoint.load(path)
     if not state.finished:
@@ -160,7 +160,7 @@ def load(options, how="with --run"):
 
 
 def checkpoint_path(run):
-    """The checkpoint in the folder of a run.  Raises ValueError if that is a file."""
+    """The checkpoint in the folder of a run.  Raises ValueError if the folder is a file."""
     from minimoe.training import runs
     if Path(run).is_file():
         inside = Path(run).name == runs.CHECKPOINT
@@ -171,18 +171,18 @@ def checkpoint_path(run):
 
 
 def usual_run(how):
-    """The folder of the tour's MoE; until there is one, that of the model that ships, which is said."""
+    """The folder of the tour's MoE; until it exists, that of the model that ships, with a note."""
     from minimoe.training import runs
     shipped = ships()
     if runs.checkpoint_path(arguments.DEFAULT_RUN).exists() or shipped is None:
         return arguments.DEFAULT_RUN
-    terminal.complain(f"minimoe: note: this is the model that ships, {shipped}, since the tour has left none yet; "
+    terminal.complain(f"minimoe: note: this is the model that ships, {shipped}, since the tour has not run yet; "
                       f"choose a different one {how}")
     return shipped
 
 
 def ships():
-    """The folder of the trained model of the lessons, which is in a clone and not in the package; None without it."""
+    """The folder of the lessons' trained model, which is in a clone but not in the package; None without it."""
     from minimoe.experiments import archive
     folder = archive.FOLDER / archive.MODEL
     if not folder.is_dir():

@@ -1,6 +1,6 @@
-"""What is kept of runs that are too long to repeat: one small file, read as label -> name -> array.
+"""Stored results of runs that are too long to repeat: one small file, read as label -> name -> array.
 
-The files are committed under notebooks/results, so that the lessons run at once; each has a command that makes it.
+The files are committed under notebooks/results, so that the lessons run without training; each is made by a command.
 """
 
 from pathlib import Path
@@ -10,13 +10,13 @@ import numpy as np
 from minimoe import files
 
 FOLDER = Path(__file__).parents[2] / "notebooks/results"
-"""Where results are read from, wherever a lesson runs."""
+"""The folder from which results are read, wherever a lesson runs."""
 
 MODEL = "moe"
-"""The folder in it of the trained model that lessons and the explorer look into."""
+"""Its folder with the trained model that the lessons and the explorer use."""
 
 WRITTEN = Path("notebooks/results")
-"""Where commands write them: in the folder that they are typed in, as figures are."""
+"""The folder to which commands write them, relative to the current folder, like figures."""
 
 COMMANDS = {"balance": "studies", "capacity": "studies", "granularity": "studies", "compare": "compare",
             "routers": "routers", "sparsity": "sparsity"}
@@ -24,7 +24,7 @@ COMMANDS = {"balance": "studies", "capacity": "studies", "granularity": "studies
 
 
 def write(path, results):
-    """Write label -> name -> array; numbers with a point as float32, which is more than their seeds agree on."""
+    """Write label -> name -> array; floating point numbers as float32, which is more precise than the seeds agree."""
     arrays = {f"{label}/{name}": np.asarray(array, np.float32 if np.asarray(array).dtype == float else None)
               for label, of_label in results.items() for name, array in of_label.items()}
     with files.written(path) as temporary, open(temporary, "wb") as file:
@@ -37,7 +37,7 @@ def read(name, folder=FOLDER):
         raise ValueError(f"result = {name!r}: must be one of {', '.join(COMMANDS)}")
     path, found = Path(folder) / f"{name}.npz", {}
     if not path.exists():
-        raise ValueError(f"there is no {path}: `python -m minimoe {COMMANDS[name]}` makes it, if it is typed in "
+        raise ValueError(f"there is no {path}: `python -m minimoe {COMMANDS[name]}` makes it, if it is run in "
                          "the top folder of the repository")
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays:

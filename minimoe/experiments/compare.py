@@ -1,7 +1,7 @@
-"""MoE and dense models at equal steps, at equal training FLOPs and at equal time: who is ahead depends on the budget.
+"""MoE and dense models at equal steps, equal training FLOPs and equal time: which is ahead depends on the budget.
 
-A model that is given another number of steps has a schedule of its own: its learning rate falls over all of them.  The
-dense models are a family of widths, so that one can say which of them an MoE is worth.
+A model with a different number of steps has its own schedule: its learning rate falls over all its steps.  The dense
+models are a family of widths, which shows the dense model that an MoE is worth.
 """
 
 import json
@@ -22,18 +22,18 @@ from minimoe.plots import figures, pareto
 from minimoe.training import data, loop, progress
 
 NEAR = 0.01
-"""Budgets that differ by less are the same: nothing is trained anew."""
+"""Budgets that differ by less count as equal: nothing is trained again."""
 
 CLAIMED_SHARE, CLAIMED = (0.10, 0.25), (4, 10)
 """The popular claim: with 10 to 25 % of the parameters active, 4 to 10 times less compute."""
 
-LEGEND = """at equal steps, FLOPs of training or time, compared with the {0} at equal steps.  minus MoE: loss minus the
-loss of that one, above 0 is worse.  seeds: how many agree.  dense: as wide as the {0}'s active or total experts."""
-"""Of the tables of entries, with the name of the MoE."""
+LEGEND = """at equal steps, training FLOPs or time, compared with the {0} at equal steps.  minus MoE: loss minus that of
+the MoE; above 0 is worse.  seeds: how many agree.  dense: as wide as the {0}'s active or total experts."""
+"""The legend of the tables of entries, with the name of the MoE."""
 
 
 class Models(NamedTuple):
-    """What is compared.  main: the name of the MoE that sets the budgets.  moe, dense: name -> ModelConfig."""
+    """The models to compare.  main: the name of the MoE that sets the budgets.  moe, dense: name -> ModelConfig."""
 
     main: str
     moe: dict
@@ -42,11 +42,11 @@ class Models(NamedTuple):
 
     @property
     def all(self):
-        """Name -> ModelConfig of all, the dense ones first."""
+        """Name -> ModelConfig of all models, the dense ones first."""
         return self.dense | self.moe
 
     def twin(self, name):
-        """The name of the dense model that has as many parameters in its block as an MoE has in its experts."""
+        """The name of the dense model with as many parameters in its network as an MoE has in its experts."""
         width = variants.total_width(self.moe[name])
         return next(dense for dense, config in self.dense.items() if config.d_hidden == width)
 
@@ -90,7 +90,7 @@ def experiment(quick, seeds, compared, step_seconds):
     cells = {f"{name}; {budget}": Variant(
         compared.all[name], replace(training, n_steps=n, warmup_steps=min(warm_up, max(n // 2, 1))),
         f"{engine.slug(name)}-{n}-steps") for (name, budget), n in steps.items()}
-    return Experiment("compare", "who is ahead at equal steps, FLOPs and time?", cells, seeds, folder, measure,
+    return Experiment("compare", "which model is ahead at equal steps, FLOPs and time?", cells, seeds, folder, measure,
                       archive=(folder if quick else archive.WRITTEN) / "compare.npz",
                       figure=(folder if quick else Path("figures")) / "compare.png")
 
@@ -104,8 +104,8 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     corpus = data.embedded_corpus()
     compared = models(quick, len(corpus.tokenizer))
     say(terminal.fill(
-        f"Training {len(compared.all)} models for as many steps, then two dense ones for as many FLOPs and as much "
-        "time.\nInterrupt when you like: the same command resumes.\n"))
+        f"Training {len(compared.all)} models for equal steps, then two dense ones for equal FLOPs and equal time.\n"
+        "Interrupt when you like: the same command resumes.\n"))
     step_seconds = _timed(folder_of(quick) / "seconds.json", compared, corpus, fresh, threads)
     comparison = experiment(quick, seeds, compared, step_seconds)
     found = engine.run(comparison, corpus, fresh, threads, say,
@@ -122,15 +122,15 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
 
 
 def figure(say=terminal.say):
-    """Draw the picture again from what was kept of the last comparison.  Raises ValueError if nothing was."""
+    """Draw the picture again from the stored results of the last comparison.  Raises ValueError if there are none."""
     path = Path("figures/compare.png")
     _draw(path, models(False, ModelConfig.vocab_size).main, kept())
     say(f"wrote {path}")
 
 
 def _timed(path, compared, corpus, fresh, threads):
-    """Name -> seconds of a training step of each model, measured round-robin once and then read from `path`: the steps
-    of a budget of time depend on it, so that resuming a comparison must find the same.
+    """Name -> seconds of a training step of each model, measured round-robin once and then read from `path`.  The
+    number of steps in a time budget depends on them, so a resumed comparison needs the same numbers.
     """
     if path.exists() and not fresh:
         found = json.loads(path.read_text("utf-8"))
@@ -145,9 +145,9 @@ def _timed(path, compared, corpus, fresh, threads):
 class Entry(NamedTuple):
     """One model at one budget.
 
-    steps: of its training.  parameters: cost.Parameters.  flops: of its training, matrix products.
-    seconds: of its training, steps times the median step.  ce: one entry per seed, nats per token.
-    curve_step, curve: steps of its evaluations and the loss at them, one row per seed; None where they are not needed.
+    steps: number of training steps.  parameters: cost.Parameters.  flops: of training, in matrix products.
+    seconds: of training, steps times the median step.  ce: one entry per seed, nats per token.
+    curve_step, curve: steps of its evaluations and their losses, one row per seed; None where they are not needed.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Entry(NamedTuple):
 
 
 def measure(state, corpus):
-    """What is kept of a run: its evaluations."""
+    """What is stored of a run: its evaluations."""
     return {"curve_step": state.history["eval_step"], "curve": state.history["eval_ce"]}
 
 
@@ -179,14 +179,14 @@ def _entry(label, variant, measured, step_seconds):
 
 
 def _keep(path, entries):
-    """Write what the lessons read."""
+    """Write the file that the lessons read."""
     archive.write(path, {f"{entry.name}; {entry.budget}": {
         "steps": entry.steps, "parameters": entry.parameters, "flops": entry.flops, "seconds": entry.seconds,
         "curve_step": entry.curve_step, "curve": entry.curve} for entry in entries})
 
 
 def kept(folder=archive.FOLDER):
-    """The Entries of the last comparison, from what was kept of it.  Raises ValueError if nothing was."""
+    """The Entries of the last comparison, from its stored results.  Raises ValueError if there are none."""
     entries = []
     for label, row in archive.read("compare", folder).items():
         name, budget = label.split("; ")
@@ -209,7 +209,7 @@ def _draw(path, main_moe, entries, remark=""):
 
 
 def table(entries, moe):
-    """All entries as text, a table per budget.  moe: the Entry at equal steps that the rest are compared with."""
+    """All entries as text, a table per budget.  moe: the Entry at equal steps with which the others are compared."""
     tables, sizes = {}, {}
     for entry in entries:
         gap = entry.ce - moe.ce
@@ -227,7 +227,7 @@ def table(entries, moe):
 
 
 def verdict(compared, entries, seeds, corpus):
-    """What each MoE is worth, and how much of the claim about savings is left of it, in words."""
+    """What each MoE is worth, and how much of the claim about savings holds for it, in words."""
     family, lines, columns = [find(entries, name) for name in compared.dense], [], {}
     for name, config in compared.moe.items():
         moe, twin = find(entries, name), compared.twin(name)
@@ -244,7 +244,7 @@ def verdict(compared, entries, seeds, corpus):
 
 
 def savings(training, configs, entries, corpus):
-    """Label -> how many times less an MoE takes than a dense model.  configs, entries: of both, the MoE first."""
+    """Label -> how many times less an MoE needs than a dense model.  configs, entries: of both, the MoE first."""
     moe, dense = entries
     peaks = [cost.peak_bytes(lambda config=config: loop.step_once(loop.new_state(config, training, corpus), corpus))
              for config in configs]
@@ -266,8 +266,8 @@ def _read(arch, batch):
 def claim(columns):
     """The claim about savings, MoE by MoE, and a verdict.
 
-    columns: name of an MoE -> label -> how many times less it takes than the dense model of its size; and under
-    "active" the share of its parameters that is.
+    columns: name of an MoE -> label -> how many times less it needs than the dense model of its size; "active" is the
+    share of its active parameters.
     """
     labels = [label for label in next(iter(columns.values())) if label != "active"]
     rows = [("times less than a dense model of its size", *columns),
@@ -282,7 +282,7 @@ def claim(columns):
 
 def _judged(name, numbers, labels):
     inside = CLAIMED_SHARE[0] <= numbers["active"] <= CLAIMED_SHARE[1]
-    kind = "one that the claim is about" if inside else "outside of the claim"
+    kind = "covered by the claim" if inside else "not covered by the claim"
     holds = [f"{label} ({numbers[label]:.2f})" for label in labels if numbers[label] >= CLAIMED[0]]
     shrinks = [f"{label} ({numbers[label]:.2f})" for label in labels if numbers[label] < CLAIMED[0]]
     return (f"{name}, {numbers['active']:.0%} active, {kind}. {CLAIMED[0]} times or more: "

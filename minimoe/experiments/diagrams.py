@@ -1,6 +1,6 @@
-"""The two diagrams of README: a block with the numbers of one token, and the way of a few tokens to experts and back.
+"""The two diagrams of README: a block with the numbers of one token, and the path of a few tokens to experts and back.
 
-Both are of real routings: one of the model that the lessons look into, the other of a small layer with random weights.
+Both show real routings: one of the lessons' model, the other of a small layer with random weights.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ def figure(say=terminal.say):
 
 
 def draw_block(theme=palette.LIGHT):
-    """The last letter of WORD in a block of the model that the lessons look into."""
+    """The last letter of WORD in a block of the lessons' model."""
     state = studies.model()
     (_, routings), _ = model.model_forward(state.params, state.tokenizer.encode(WORD)[None], state.model_config)
     routing, weights = routings[LAYER], parameters.scope(state.params, f"layers.{LAYER}.")
@@ -55,5 +55,5 @@ def small_routing():
 
 
 def draw_dispatch(theme=palette.LIGHT):
-    """The way of those four tokens."""
+    """The path of those four tokens."""
     return dispatch_combine.dispatch_combine(small_routing(), TOKENS, "Tokens to experts and back", theme)

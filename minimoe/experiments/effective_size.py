@@ -1,7 +1,7 @@
 """Effective size: the dense model that an MoE is worth.
 
-Loss falls with the size of a dense model.  Where it falls to the loss of an MoE stands the dense model that the MoE is
-worth.                                                  [after Clark et al. 2022, arXiv:2202.01169, sec. 5]
+Loss falls with the size of a dense model.  The size at which it equals the loss of an MoE is what the MoE is worth.
+                                                        [after Clark et al. 2022, arXiv:2202.01169, sec. 5]
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ import numpy as np
 from minimoe.cost import quantities
 
 DRAWS = 1000
-"""Times that the seeds are drawn anew, to see how far a worth depends on them."""
+"""Number of times that the seeds are resampled, to see how much an effective size depends on them."""
 
 
 class Worth(NamedTuple):
-    """The dense model that an MoE is worth.  size: its parameters.  low, high: between which 80 % of the sizes lie when
-    seeds are drawn anew.  smallest, largest: of the family; what lies outside is as far as the line reaches, no more.
-    flops: of training a dense model of that size for as many steps.
+    """The dense model that an MoE is worth.  size: its parameters.  low, high: the range of the middle 80 % of sizes
+    when seeds are resampled.  smallest, largest: sizes of the family, to which the others are clipped.
+    flops: of training a dense model of that size for the same number of steps.
     """
 
     size: float
@@ -31,9 +31,10 @@ class Worth(NamedTuple):
 def worth(moe, family, seed=0):
     """The Worth of one `compare.Entry` among dense ones at equal steps: where the family's loss falls to the MoE's.
 
-    The family's mean losses are brought to the nearest falling sequence, and joined by lines over the logarithm of the
-    size.  Seeds are drawn for all models together, which saw the same data.  Sizes are cut to those of the family.  Of
-    three seeds the range holds the truth about six times in ten, as trials with made-up families show, not eight.
+    The family's mean losses are replaced by the nearest falling sequence, and joined by lines over the logarithm of the
+    size.  Seeds are resampled for all models together, since these saw the same data.  Sizes are clipped to those of
+    the family.  With three seeds the range contains the truth about six times in ten, as trials with made-up families
+    show, not eight.
     """
     family = sorted(family, key=lambda entry: entry.parameters.total)
     log_size, log_flops = (np.log(values) for values in zip(
@@ -48,7 +49,7 @@ def worth(moe, family, seed=0):
 
 
 def _met(log_size, losses, loss):
-    """Where the falling losses meet one; at an end if they do not."""
+    """Where the falling losses reach a given one; at an end if they do not."""
     falling = falling_losses(losses)
     return np.interp(loss, falling[::-1], log_size[::-1])
 
@@ -70,7 +71,7 @@ def falling_losses(losses):
 def worth_words(moe, found):
     """The effective size in words."""
     if found.low <= found.smallest and found.high >= found.largest:
-        return (f"{moe.name}: the seeds do not tell what it is worth: anything from {quantities.short(found.smallest)} "
+        return (f"{moe.name}: the seeds do not show what it is worth: anything from {quantities.short(found.smallest)} "
                 f"to {quantities.short(found.largest)} parameters of a dense model.")
     ends = [("at most " if size <= found.smallest else "at least " if size >= found.largest else "")
             + quantities.short(size) for size in (found.size, found.low, found.high)]

@@ -4,9 +4,9 @@
     results = run(experiment, corpus)           # trains what is missing, resumes what is unfinished
     results.measured["narrow"]["loss"]          # an array with one row per seed
 
-A cell is one variant with one seed.  It has a folder of its own, so it can be interrupted and resumed, and its numbers
-do not depend on where it runs: here, or in the threads or processes of any `concurrent.futures.Executor`, on one
-machine or many.
+A cell is one variant with one seed.  It has its own folder, so it can be interrupted and resumed.  Its numbers do not
+depend on where it runs: here, or in the threads or processes of any `concurrent.futures.Executor`, on one machine or
+several.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ from minimoe.training import runs
 
 
 class Start(NamedTuple):
-    """How a run begins with what another has learned.
+    """How a run starts from another, trained run.
 
-    label: of the variant that it begins with, the run of the same seed; it stands before it in the table.
+    label: the variant that it starts from, with the same seed; that variant comes earlier in the table.
     make: (finished TrainState, TrainConfig, Corpus) -> TrainState before the first step; a function of a module, or a
         `functools.partial` of one, if it is to run in other processes.
     """
@@ -38,8 +38,8 @@ class Start(NamedTuple):
 class Variant(NamedTuple):
     """What one label of an experiment trains.  A budget is part of it: `train.n_steps`.
 
-    folder: below the experiment's; None is the label's own name.  Equal variants with one folder share their runs.
-    start: Start, if its runs begin with those of another variant; model is what they are then.
+    folder: below the experiment's; None is the name of the label.  Equal variants with one folder share their runs.
+    start: Start, if its runs start from those of another variant; model is their new configuration.
     """
 
     model: ModelConfig
@@ -49,7 +49,7 @@ class Variant(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One training run.  source: the Cell that it begins with, by `make`; None for one that begins anew."""
+    """One training run.  source: the Cell that it starts from, by `make`; None: it starts from random weights."""
 
     label: str
     seed: int
@@ -66,18 +66,18 @@ class Experiment:
     """A question, and the runs that answer it.
 
     Args:
-        name: of its command, archive and figure.
-        question: what it asks, in words.
+        name: name of its command, archive and figure.
+        question: the question, in words.
         variants: label -> Variant.
         seeds: runs of each variant.
         folder: where the runs are.
-        measure: (TrainState, Corpus) -> dict of name -> number or array, what is kept of one finished run; a function
-            of a module, if it is to run in other processes.
-        archive: file that keeps the measured numbers; None keeps none.
-        figure: the picture; None if it has none.
+        measure: (TrainState, Corpus) -> dict of name -> number or array, the stored results of one finished run; a
+            function of a module, if it is to run in other processes.
+        archive: file for the measured numbers; None stores none.
+        figure: path of the picture; None if there is none.
 
-    Raises ValueError for fewer seeds than 1, for different variants with one folder, and for a variant that begins with
-    one that does not stand before it.
+    Raises ValueError for fewer seeds than 1, for different variants with one folder, and for a variant that starts from
+    one that does not come earlier.
     """
 
     name: str
@@ -96,12 +96,12 @@ class Experiment:
         for label, variant in self.variants.items():
             source = variant.start and variant.start.label
             if source is not None and source not in before:
-                raise ValueError(f"variant {label!r} begins with {source!r}, which does not stand before it")
+                raise ValueError(f"variant {label!r} starts from {source!r}, which does not come earlier")
             before.add(label)
             first = label_of.setdefault(self._folder(label), label)
             if self.variants[first]._replace(folder=None) != variant._replace(folder=None):
                 raise ValueError(f"variants {first!r} and {label!r} differ and have one folder, {self._folder(label)}: "
-                                 "give each a folder of its own")
+                                 "give each its own folder")
 
     def _folder(self, label):
         return self.folder / (self.variants[label].folder or slug(label))
@@ -116,7 +116,7 @@ class Experiment:
                 for seed in range(self.seeds)]
 
     def states(self, label):
-        """The TrainStates of a label's runs, one per seed, as they are on disk."""
+        """The TrainStates of a label's runs on disk, one per seed."""
         return [runs.load(cell.folder) for cell in self.cells(label)]
 
 
@@ -128,9 +128,9 @@ class Failure(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What was measured, and what failed.
+    """The measurements and the failures.
 
-    measured: label -> name -> array with one row per seed; without the labels of which a seed failed.
+    measured: label -> name -> array with one row per seed; without labels for which a seed failed.
     """
 
     measured: dict
@@ -151,14 +151,14 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
     Args:
         experiment: an Experiment.
         corpus: the Corpus that all train on.
-        fresh: whether to train again what is there.
-        threads: of each run, see `loop.train`; no number depends on it.
+        fresh: whether to train again, even if runs exist.
+        threads: of each run, see `loop.train`; the results do not depend on it.
         say: prints a line.
         executor: any `concurrent.futures.Executor` whose workers see the same files, see `executors`; None runs the
             cells here, one after another, with a progress bar each.
         ended: called with each Cell that has ended and what was measured of it, while others still train.
 
-    A cell that fails is reported, and loses no other.  Raises KeyboardInterrupt after Ctrl-C; the same call resumes.
+    A failed cell is reported, and does not affect the others.  Raises KeyboardInterrupt after Ctrl-C; the same call resumes.
     """
     here = executor is None
     executor = executors.Here() if here else executor
@@ -192,9 +192,9 @@ def _folders(waiting, running, cell_of):
 
 
 def _in_order(experiment):
-    """All cells, seed by seed: an experiment that is interrupted has some seeds of every variant.
+    """All cells, seed by seed, so that an interrupted experiment has some seeds of every variant.
 
-    Variants that share a folder share their runs: the first has the cells.
+    Variants that share a folder share their runs: the cells belong to the first one.
     """
     cells = [cell for of_seed in zip(*map(experiment.cells, experiment.variants), strict=True) for cell in of_seed]
     folders = [cell.folder for cell in cells]
@@ -224,10 +224,10 @@ def _finished(cell, corpus):
 
 
 def measure_finished(experiment, corpus, command):
-    """Measure runs that are there: label -> name -> array with one row per seed.
+    """Measure existing runs: label -> name -> array with one row per seed.
 
-    command: what trains them, for a message.  Raises ValueError for the first that is missing, not finished or of
-    another kind.
+    command: what trains them, for a message.  Raises ValueError for the first one that is missing, not finished or
+    different.
     """
     return {label: _stack([
         _measured(runs.load_finished(cell.folder, cell.model, cell.train, corpus, command), experiment.measure, corpus)
@@ -263,7 +263,7 @@ def _gathered(experiment, cell_of):
 
 
 def _stack(measured):
-    """One dict of arrays with a row per seed, of one dict per seed."""
+    """One dict of arrays with one row per seed, made from one dict per seed."""
     return {name: np.array([one[name] for one in measured]) for name in measured[0]}
 
 

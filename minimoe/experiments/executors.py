@@ -7,10 +7,10 @@ from concurrent import futures
 
 
 class Here(futures.Executor):
-    """The Executor that runs each call at once, in this process, so that Ctrl-C reaches the run."""
+    """The Executor that runs each call immediately, in this process, so that Ctrl-C reaches the run."""
 
     def submit(self, function, /, *arguments, **options):
-        """A Future that is done.  An interruption is raised, not kept in it."""
+        """A finished Future.  An interruption is raised, not stored in it."""
         future = futures.Future()
         try:
             future.set_result(function(*arguments, **options))
@@ -21,9 +21,9 @@ class Here(futures.Executor):
 
 @contextlib.contextmanager
 def side_by_side(processes):
-    """A block's Executor: that many processes on this machine, which end with the block; None, for here, if it is one.
+    """A block with an Executor of this many processes on this machine, which end with the block; None if it is one.
 
-    An interruption ends them at once; what a run had not saved is trained again by the same command.
+    An interruption ends them immediately; the same command repeats what a run had not saved.
     Raises ValueError for fewer than 1.
     """
     if processes < 1:

@@ -1,7 +1,7 @@
 """All routers on one small budget: the same text, steps and seeds, the same parameters and expert work per token.
 
-A router that knows one expert per token gets half as many experts of twice the width, which is the same number of
-parameters and of FLOPs.  Experts have limited room while training, so that an uneven load costs tokens.
+A router that supports only one expert per token gets half as many experts of twice the width, which is the same number
+of parameters and FLOPs.  Experts have a limited capacity in training, so that an uneven load costs tokens.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from minimoe.plots import figures, router_comparison
 from minimoe.training import data
 
 DENSE = "dense"
-"""The model without a choice: one expert that does as much work as a token's experts together."""
+"""The model without a choice: one expert that does as much work as all experts of a token."""
 
 LAST = 10
 """Records of the router at the end of a run over which loads and drops are averaged."""
@@ -62,12 +62,12 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
 
 
 def kept(folder=archive.FOLDER):
-    """Name -> Result of the last comparison, from what was kept of it.  Raises ValueError if nothing was."""
+    """Name -> Result of the last comparison, from its stored results.  Raises ValueError if there are none."""
     return {name: Result(**measured) for name, measured in archive.read("routers", folder).items()}
 
 
 def figure(say=terminal.say):
-    """Draw the figure again from what was kept of the last comparison.  Raises ValueError if nothing was."""
+    """Draw the figure again from the stored results of the last comparison.  Raises ValueError if there are none."""
     comparison = experiment(False, 1, ModelConfig.vocab_size)
     _draw(comparison, kept())
     say(f"wrote {comparison.figure}")
@@ -83,7 +83,7 @@ def _n_steps(comparison):
 
 
 class Result(NamedTuple):
-    """What one router reached.  One entry per seed:
+    """The results of one router.  One entry per seed:
 
     ce: validation loss, nats per token.   load: of the busiest expert, over an even load (1); NaN without assignments.
     drop: share of assignments dropped at the end of training (1).   seconds: median step.
@@ -96,7 +96,7 @@ class Result(NamedTuple):
 
 
 def measure(state, corpus):
-    """What one run reached, by the names of Result."""
+    """The results of one run, by the names of Result."""
     history = state.history
     return {"ce": history["eval_ce"][-1], "load": _busiest(history),
             "drop": np.mean(history["drop"][-LAST * state.train_config.record_every:]),
@@ -120,7 +120,7 @@ def kinds():
 
 
 def table(results, variants):
-    """The comparison as text, the lowest loss first, those that see the future last.  variants: of the experiment."""
+    """The comparison as text, lowest loss first, routers that see the future last.  variants: of the experiment."""
     rows = [("router", "experts", "validation\nloss", "busiest\nexpert", "dropped", "s/step", "looks at")]
     for name in _order(results):
         r, config = results[name], variants[name].model
@@ -133,12 +133,12 @@ def table(results, variants):
 NOTES = (
     "validation loss: nats per token on held-out text, dropless; mean and standard deviation over seeds",
     "busiest expert: its load over an even one, mean over the last records, worst layer.  dropped: late in training",
-    "looks at: 'causal in eval' needs the rest of the batch to balance the load in training; what 'sees the future' is "
-    "told later tokens in evaluation too, so its loss is not one of prediction and must not be compared")
+    "looks at: 'causal in eval' routers use the rest of the batch to balance the load in training; those that 'see the "
+    "future' use later tokens in evaluation too, so their loss does not measure prediction and must not be compared")
 
 
 def title(results, n_steps):
-    """What the figure shows, in a sentence."""
+    """The message of the figure, in a sentence."""
     fair = [name for name in _order(results) if kinds()[name] != "sees the future"]
     apart = results[fair[-1]].ce.mean() - results[fair[0]].ce.mean()
     return (f"After {n_steps} steps, {fair[0]} has the lowest loss and {fair[-1]} the highest, {apart:.2f} nats apart\n"
@@ -159,7 +159,7 @@ def verdict(results):
         lines.append(f"No seed-for-seed difference from {best}: {', '.join(tied)}. Their order shows nothing.")
     cheats = [name for name in results if name not in fair]
     if cheats:
-        lines.append(f"{' and '.join(cheats)} look at later tokens: their losses are not those of prediction.")
+        lines.append(f"{' and '.join(cheats)} look at later tokens: their losses do not measure prediction.")
     lines.append("One small model, few steps, one recipe for all: a paper's router may need its paper's size.")
     anecdote = " (one seed is an anecdote)" if len(fair[best]) == 1 else ""
     return wording.bullets("What the numbers show" + anecdote, lines)

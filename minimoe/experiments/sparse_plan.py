@@ -1,8 +1,8 @@
-"""Which models the comparison of the ways to be sparse trains, and for how long: all spend the same training FLOPs.
+"""Which models the comparison of kinds of sparsity trains, and for how long: all spend the same training FLOPs.
 
-FLOPs are those of the papers' formulas, for a machine that skips zeros; so a run of which 90 % of the weights are zero
-has more steps.  A model that is pruned or upcycled spends three quarters on a dense model, then it is changed, and what
-is left goes into training what it is then.
+FLOPs are those of the papers' formulas, for a machine that skips zeros; so a run with 90 % zero weights has more steps.
+A model that is pruned or upcycled spends three quarters of the FLOPs on a dense model.  Then it is converted, and the
+rest is spent on training the result.
 """
 
 import copy
@@ -21,21 +21,21 @@ from minimoe.training import loop, pruned
 SPARSITIES = 0.5, 0.75, 0.9
 DENSE, SMALLER, SOURCE = "dense", "smaller dense", "dense, to be changed"
 SOURCE_SHARE = 0.75
-"""Of the training FLOPs of a model that is pruned or upcycled, those of the dense model before."""
+"""The dense model's share of the training FLOPs of a pruned or upcycled model."""
 DYNAMIC = {"static": "static", "SET": "set", "RigL": "rigl", "gradual": "gradual"}
 """Family -> `TrainConfig.dynamic`."""
 PRUNED = {"Wanda": "wanda", "SparseGPT": "sparsegpt"}
 """Family -> method of `cuts`, for masks."""
 UPCYCLED = dict(n_experts=4, top_k=2)
 CHANGES = 30
-"""Times that the masks of a run would change, if they did so to its end."""
+"""How often the masks of a run would change if they changed until its end."""
 
 
 class Row(NamedTuple):
     """A model of the table.
 
-    options: fields of its TrainConfig.   sparsity: share of zeros at the end.   make: what changes the dense model into
-    it, of `engine.Start`; None: it is trained from the beginning.   method: of pruning, for its FLOPs.
+    options: fields of its TrainConfig.   sparsity: final share of zeros.   make: converts the dense model into it, see
+    `engine.Start`; None: it is trained from the start.   method: of pruning, for its FLOPs.
     """
 
     label: str
@@ -47,10 +47,10 @@ class Row(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The table of variants, and what each spends.
+    """The table of variants, and the FLOPs that each spends.
 
-    variants: label -> Variant.   spent: label -> FLOPs of its whole training, with the dense model that it begins with.
-    budget: what each may spend.
+    variants: label -> Variant.   spent: label -> FLOPs of its whole training, including the dense model that it starts
+    from.   budget: the FLOPs that each may spend.
     """
 
     variants: dict
@@ -78,8 +78,7 @@ def plan(model, training):
 
 
 def rows(model):
-    """The table of Rows: the dense models, those that are trained from the beginning, those that the dense one becomes.
-    """
+    """The table of Rows: dense models, models trained from the start, and models made from the dense one."""
     found = [Row(DENSE, model), *(Row(f"{SMALLER}, {s:.0%}", smaller(model, s)) for s in SPARSITIES),
              Row("MoE, 2 of 8", replace(model, n_experts=8, top_k=2, d_hidden=max(model.d_hidden // 2, 1)))]
     found += [Row(f"{family}, {s:.0%}", model, {"sparsity": s, "dynamic": dynamic}, s)
@@ -100,10 +99,10 @@ def folder(label):
 
 
 def _fitted(row, training, flops):
-    """The TrainConfig that spends so many FLOPs per token of a batch, or next to it; and what it spends."""
+    """The TrainConfig that spends about this many FLOPs per token of a batch; and what it really spends."""
     dense, left = sparse.sparse_flops(row.config, row.sparsity)
     n_steps = training.n_steps
-    for _ in range(4):  # the mean sparsity of a gradual run depends a little on its length
+    for _ in range(4):  # the mean sparsity of a gradual run depends slightly on its length
         run = of_length(training, n_steps, row.options)
         step = 3 * left if row.make else sparse.training_flops(dense, left, run)
         n_steps = max(round(flops / step), 1)
@@ -111,25 +110,25 @@ def _fitted(row, training, flops):
 
 
 def of_length(training, n_steps, options):
-    """The TrainConfig of a run of so many steps: a tenth is the warm-up, and one evaluation is at the end."""
+    """The TrainConfig of a run of this many steps: a tenth is the warm-up, and the only evaluation is at the end."""
     return replace(training, n_steps=n_steps, warmup_steps=n_steps // 10, eval_every=n_steps,
                    sparsity_every=max(n_steps // CHANGES, 2), **options)
 
 
 def smaller(model, sparsity):
-    """A dense model whose matrices have about as many weights as the model's have left: narrower everywhere."""
+    """A narrower dense model whose matrices have about as many weights as remain in the sparse model."""
     step = 2 * model.n_heads  # a head has an even width
     width = max(round(model.d_model * (1 - sparsity) ** 0.5 / step), 1) * step
     return replace(model, d_model=width, d_hidden=max(round(model.d_hidden * width / model.d_model), 1))
 
 
 def prune(state, training, corpus, **options):
-    """The run that a pruned model begins."""
+    """The run that starts from a pruned model."""
     return pruned.prune(state, corpus, training=training, **options)[0]
 
 
 def upcycle(state, training, corpus):
-    """The run that an upcycled model begins."""
+    """The run that starts from an upcycled model."""
     params, config = upcycling.upcycle(state.params, state.model_config, seed=training.seed, **UPCYCLED)
     new = loop.new_state(config, training, corpus, params)
     new.rng = copy.deepcopy(state.rng)  # the order of the data continues

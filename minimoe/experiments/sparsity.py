@@ -1,4 +1,4 @@
-"""The ways to be sparse, held next to smaller dense models, all trained for the same FLOPs: see `sparse_plan`."""
+"""Kinds of sparsity compared with smaller dense models, all trained for the same FLOPs: see `sparse_plan`."""
 
 from pathlib import Path
 
@@ -19,16 +19,16 @@ def experiment(quick, seeds, vocab_size):
     """The Experiment and its Plan, or the quick ones, which are far too short to compare anything."""
     planned = sparse_plan.plan(*preset("sparsity-quick" if quick else "sparsity", {"vocab_size": vocab_size}))
     folder = Path("runs/sparsity-quick" if quick else "runs/sparsity")
-    return Experiment("sparsity", "which way to be sparse saves what?", planned.variants, seeds, folder, measure,
+    return Experiment("sparsity", "what does each kind of sparsity save?", planned.variants, seeds, folder, measure,
                       archive=(folder if quick else archive.WRITTEN) / "sparsity.npz",
                       figure=folder / "figures" if quick else Path("figures")), planned
 
 
 def measure(state, corpus):
-    """What is kept of one run.
+    """The stored results of one run.
 
-    ce: validation loss, nats per token.   begin: that at step 0 of a run that starts from a trained one, else NaN.
-    steps; seconds: of all steps.   kept: parameters.   flops: forward, per token, zeros skipped; numpy: with the zeros.
+    ce: validation loss, nats per token.   begin: the loss at step 0 of a run that starts from a trained one, or NaN.
+    steps; seconds: of all steps.   kept: parameters.   flops: forward, per token, zeros skipped; numpy: with zeros.
     bytes, encoding: of the weights in the smallest encoding.
     """
     found, history = sparse.record(state.masks, state.model_config), state.history
@@ -82,15 +82,15 @@ def report(entries, detail=False, too_short=None):
 
 
 def kept(folder=archive.FOLDER):
-    """The Entries of the last comparison, from what was kept of it.  Raises ValueError if nothing was."""
+    """The Entries of the last comparison, from its stored results.  Raises ValueError if there are none."""
     return [Entry(label, **measured) for label, measured in archive.read("sparsity", folder).items()]
 
 
 def figure(say=terminal.say):
-    """Draw the pictures again from what was kept of the last comparison, if anything was."""
+    """Draw the pictures again from the stored results of the last comparison, if there are any."""
     if not (archive.FOLDER / "sparsity.npz").exists():
-        say(terminal.fill("the pictures of `sparsity` are left as they are: `python -m minimoe sparsity` trains what "
-                          "they show"))
+        say(terminal.fill("the pictures of `sparsity` are not changed: `python -m minimoe sparsity` trains the "
+                          "models that they show"))
         return
     _draw(Path("figures"), kept())
     say(terminal.fill(f"wrote {', '.join(str(path) for path in pictures(Path('figures')))}", hanging="  "))

@@ -1,9 +1,9 @@
-"""What the lessons look at and cannot train in their minute: small runs, and what is kept of each study in one file.
+"""Small runs that take too long for the lessons themselves, with the results of each study in one file.
 
-The files are committed under notebooks/results, so that the lessons run at once; `python -m minimoe studies` makes them
-again.  All models are one small MoE, the preset `lessons`, with one thing changed at a time: a remedy, a capacity, or
-how the experts are cut.  Those with one expert per token have experts twice as wide, so as much work and more
-parameters.
+The files are committed under notebooks/results, so that the lessons run without training; `python -m minimoe studies`
+makes them again.  All models are one small MoE, the preset `lessons`, with one thing changed at a time: a remedy, a
+capacity, or the granularity of the experts.  Models with one expert per token have experts twice as wide, that is, the
+same work and more parameters.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from minimoe.training import checkpoint, data, evaluation, runs
 from minimoe.training.threads import workers
 
 MODEL, MODEL_STEPS = archive.MODEL, 2000
-"""The model that lessons and the explorer look into, and its steps."""
+"""The model that the lessons and the explorer use, and its number of steps."""
 
 EXPLORER = Path("figures/explorer.html")
 
@@ -33,7 +33,7 @@ FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, None)
 class Study(NamedTuple):
     """Models that differ in one thing.
 
-    question: what it asks.   changes: label -> fields of ModelConfig that differ.   measure: see `engine.Experiment`.
+    question: in words.   changes: label -> fields of ModelConfig that differ.   measure: see `engine.Experiment`.
     """
 
     question: str
@@ -42,14 +42,14 @@ class Study(NamedTuple):
 
 
 def _history(state, corpus):
-    """The routers at every record, and the loss at every evaluation."""
+    """The routers' statistics at every record, and the loss at every evaluation."""
     kept = {"ce": "eval_ce", "eval_step": "eval_step", "step": "router_step", "load": "router_load",
             "entropy": "router_entropy", "balance": "balance", "drop": "drop"}
     return {name: np.array(state.history[of]) for name, of in kept.items()}
 
 
 def _at_other_capacities(state, corpus):
-    """Loss and drops on held-out text with each of FACTORS, whatever the run was trained with; drops in training."""
+    """Loss and drops on held-out text with each of FACTORS, whatever the training used; and drops in training."""
     with workers(2) as each:
         found = [evaluation.evaluate(state.params, corpus, replace(state.model_config, eval_capacity_factor=factor),
                                      state.train_config, each) for factor in FACTORS]
@@ -98,7 +98,7 @@ def _nothing(state, corpus):
 
 
 def experiments(quick, seeds, vocab_size):
-    """The studies' Experiments, the model that is looked into first; or quick ones, far too short to learn from."""
+    """The studies' Experiments, first the lessons' model; or quick ones, far too short to learn anything from."""
     base, training = preset("lessons", {"vocab_size": vocab_size})
     n_steps, root, results = MODEL_STEPS, Path("runs/studies"), archive.WRITTEN
     if quick:
@@ -138,17 +138,17 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
 
 
 def _keep_model(state, path):
-    """A finished run without AdamW's moments, which would be two thirds of its file and which nothing goes on from."""
+    """A finished run without AdamW's moments, two thirds of its file, since it will not be trained further."""
     empty = {name: np.zeros_like(array) for name, array in state.params.items()}
     checkpoint.save(path, replace(state, moments=(empty, empty)), compressed=True)
 
 
 def figure(say=terminal.say):
-    """Write the router explorer of the model that the lessons look into, for the README."""
+    """Write the router explorer of the lessons' model, for the README."""
     explorer.save(explorer.page(model(), run="the lessons' model"), EXPLORER)
     say(f"wrote {EXPLORER}")
 
 
 def model(folder=archive.FOLDER):
-    """The TrainState of the trained model that the lessons look into.  Raises CheckpointError if it is not there."""
+    """The TrainState of the lessons' trained model.  Raises CheckpointError if it does not exist."""
     return checkpoint.load(runs.checkpoint_path(Path(folder) / MODEL))

@@ -1,4 +1,4 @@
-"""The tour: an MoE and two dense models on the same text, what each costs, and where the tokens went.
+"""The tour: an MoE and two dense models on the same text, their costs, and where the tokens went.
 
 The dense models bracket the MoE: one has as many parameters as the MoE uses for one token (active), one has as many as
 the MoE has in all (total).  Same data, same steps, same seeds.
@@ -25,7 +25,7 @@ FIGURES = ("losses", "load", "text", "domains")
 
 
 def experiment(quick, seeds, vocab_size):
-    """The full tour, or the quick one that shows the same in seconds on a smaller model."""
+    """The full tour, or the quick one, which shows the same in seconds with a smaller model."""
     moe, training = preset("tour-quick" if quick else "tour", {"vocab_size": vocab_size})
     models = {
         MOE: Variant(moe, training, "moe"),
@@ -38,7 +38,7 @@ def experiment(quick, seeds, vocab_size):
 
 
 def main(quick=False, seeds=1, fresh=False, threads=1, say=terminal.say):
-    """Train what is not trained yet; show what the MoE does as soon as it can, then the comparison.
+    """Train what is not trained yet; show what the MoE does as early as possible, then the comparison.
 
     quick: the small version.  seeds: runs of each model.  fresh: train again what is there.  threads: see `loop.train`.
     say: prints.
@@ -69,7 +69,7 @@ def main(quick=False, seeds=1, fresh=False, threads=1, say=terminal.say):
 
 
 def show_moe(tour, state, corpus, say):
-    """What the MoE's routers did, in words and pictures, and what it writes, while the dense models still train."""
+    """What the MoE's routers did, in words and pictures, and its text, while the dense models still train."""
     say(f"\n{record.describe_routers(state.history, state.model_config.moe_layers)}")
     say(f"\nWhat it writes after 'The ':\n\n{_indent(sample(state))}\n")
     draw_router(tour, state, corpus)
@@ -109,7 +109,7 @@ def sample(state, n_tokens=300):
 
 @dataclass(frozen=True)
 class Result:
-    """What one model cost and reached.  ce, drop, balance: one entry per seed.  seconds: median step.  peak: bytes."""
+    """Costs and results of one model.  ce, drop, balance: one entry per seed.  seconds: median step.  peak: bytes."""
 
     parameters: cost.Parameters
     forward_flops: float
@@ -123,7 +123,7 @@ class Result:
 
 
 def measure(state, corpus):
-    """What a run reached: loss (nats per token), share dropped, balance at the end, seconds of each step, the curve."""
+    """Results of a run: loss (nats per token), share dropped, balance at the end, seconds of each step, the curve."""
     history = state.history
     return {"ce": history["eval_ce"][-1], "drop": np.mean(history["drop"]),
             "balance": np.mean(history["balance"][-50:]), "seconds": history["seconds"],
@@ -131,7 +131,7 @@ def measure(state, corpus):
 
 
 def priced(variant, measured, corpus):
-    """The Result of one model: what its runs reached, and what its training step costs."""
+    """The Result of one model: the results of its runs, and the cost of its training step."""
     config, training = variant.model, variant.train
     counted = cost.count(config, training.batch, training.sequence)
     peak = cost.peak_bytes(lambda: loop.step_once(loop.new_state(config, training, corpus), corpus))
@@ -180,7 +180,7 @@ def verdict(results):
 
 
 def _gap(moe, dense):
-    """How the losses differ, and in how many seeds they differ that way; runs of one seed saw the same data."""
+    """How the losses differ, and in how many seeds in that direction; runs with the same seed saw the same data."""
     lower_by = dense.ce - moe.ce
     gap = lower_by.mean()
     words = f"{abs(gap):.3f} nats {'lower' if gap > 0 else 'higher'}"
@@ -195,7 +195,7 @@ def draw_losses(tour, measured, results):
 
 
 def draw_router(tour, first, corpus):
-    """Write the three figures of what the routers of the first MoE did."""
+    """Write the three figures about the routers of the first MoE."""
     by_domain = np.array(first.history["eval_load"][-1])
     layer, moved = _most_divided_layer(by_domain)
     english, python = corpus.domains[:2]
@@ -234,13 +234,13 @@ def _busiest(state):
 
 
 def _most_divided_layer(by_domain):
-    """The layer in which two domains use the experts most differently, and the share of assignments that differs."""
+    """The layer in which two domains use the experts most differently, and the share of differing assignments."""
     differ_L = np.abs(by_domain[0] - by_domain[1]).sum(axis=1) / 2
     return int(differ_L.argmax()), differ_L.max()
 
 
 def _route_pieces(state, corpus, layer, n_contexts=5):
-    """A held-out paragraph or two of each domain, with the expert of first choice of each character."""
+    """One or two held-out paragraphs of each domain, with the first-choice expert of each character."""
     pieces = []
     line_break = state.tokenizer.characters.index("\n")
     for domain, stream in zip(corpus.domains, corpus.held_out, strict=True):

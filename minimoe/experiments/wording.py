@@ -10,17 +10,17 @@ def mean_and_spread(values, digits=3):
 
 
 def too_short(n_steps):
-    """What the numbers of a quick run are worth, in words."""
+    """A warning about the numbers of a quick run."""
     return f"{n_steps} steps compare nothing: this shows that everything works."
 
 
 def each_loss(say, ce):
-    """For `engine.run`: says the validation loss of each run when it has ended.  ce: of what is measured of a run."""
+    """For `engine.run`: reports the validation loss of each run when it ends.  ce: gets it from its measurements."""
     return lambda cell, measured: say(f"{cell.words}: validation loss {float(ce(measured)):.3f} nats per token")
 
 
 def on_seeds(n):
-    """What so many seeds are worth, in words."""
+    """How reliable this number of seeds is, in words."""
     if n == 1:
         return "One seed is an anecdote: repeat with --seeds 3."
     return f"Means of {n} seeds: a comparison on which the seeds do not agree shows nothing."

@@ -22,7 +22,7 @@ def load_over_time(steps, load, title):
 
 
 def stack_shares(axis, steps, load, x, thin):
-    """One band per expert, stacked up to 1; at the right the numbers of those that can be seen there.
+    """One band per expert, stacked up to 1; on the right the numbers of the visible ones.
 
     Args:
         steps: of the records.

@@ -55,7 +55,7 @@ def _equal_steps(axis, entries):
 
 
 def _names(axis, entries, mean, area, shade):
-    """A name next to each marker: those of MoEs in a column at the left, of dense models at the right, off the line."""
+    """A name for each marker: those of MoEs in a column on the left, of dense models on the right, off the line."""
     rows = sorted(zip(mean, entries, np.sqrt(area) / 2, strict=True), key=lambda row: row[0])
     for place, (loss, entry, radius) in enumerate(rows):  # the lowest loss has the lowest name
         words = f"{entry.name.removeprefix('dense, ')}\n{quantities.short(entry.parameters.total)}"

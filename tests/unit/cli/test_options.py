@@ -41,7 +41,7 @@ REFUSED = {  # a command -> what its one line names: one of each kind; what fiel
     "train --resume --run runs/half --text words.txt --no-renormalize": ["--renormalize False", "started with None"],
     "train --resume --run runs/half --text words.txt --preset tiny": ["--preset tiny", "its own options"],
     "train --resume --run runs/half --text 'other words.txt'": ["text", "not the one"],
-    "train --resume --run runs/half": ["trained on texts of its own, words.txt", "--text"],
+    "train --resume --run runs/half": ["trained on your own texts, words.txt", "--text"],
     "gradcheck --top-k 99": ["top_k = 99", f"n_experts = {gradcheck.SMALL.n_experts}"],
     "generate --run nowhere": ["nowhere", "there are runs/done, runs/half: choose with --run"],
     "generate --run runs/done --prompt ''": ["--prompt", "at least one character"],
@@ -53,14 +53,14 @@ REFUSED = {  # a command -> what its one line names: one of each kind; what fiel
     "explore runs/done --output page.txt": ["page.txt", "must end in .html"],
     "explore runs/done --output /dev/null/page.html": ["cannot write the page /dev/null/page.html"],
     "doctor nowhere": ["no trained run in nowhere (no checkpoint.npz)", "runs/half: choose by naming its folder"],
-    "--quick train --clusters": ["--quick", "belongs to the tour", "`routers`, `compare`, `sparsity`, `studies`"],
+    "--quick train --clusters": ["--quick", "is an option of the tour", "`routers`, `compare`, `sparsity`, `studies`"],
     "sparsity --kept --fresh": ["--kept trains nothing", "leave --fresh out"],
     "--seeds 0": ["--seeds 0", "1 or more"], "--seeds -1 compare": ["--seeds -1", "1 or more"],
     "--threads 0 train --clusters": ["--threads 0", "1 or more"],
     "--threads 2 cost": ["--threads", "cost", "`prune`, `routers`, `compare`, `studies` and `bench`"],
     "causality --trials 0": ["--trials 0", "1 or more"], "bench --steps 0": ["steps = 0", "1 or more"],
     "bench --figure words.txt": ["words.txt", ".png"], "cost --ranks 2": ["--ranks", "--run"],
-    "cost --run runs/done --top-k 1": ["--top-k", "no use with --run"], "dance": ["dance", *COMMANDS],
+    "cost --run runs/done --top-k 1": ["--top-k", "no effect with --run"], "dance": ["dance", *COMMANDS],
 }
 
 

@@ -55,10 +55,10 @@ def test_a_pruned_run_is_known_to_all_commands_and_keeps_its_masks_while_it_reco
 
 
 REFUSED = {
-    "--method wanda --sparsity 0": "--sparsity 0: nothing would go",
+    "--method wanda --sparsity 0": "--sparsity 0: nothing would be removed",
     "--method wanda --sparsity 1": "sparsity = 1.0: must be a share of the weights, from 0 to below 1",
     "--method wanda --pattern 2:5": "pattern = (2, 5): groups of 5 do not divide 32 inputs of layers.0.attention",
-    "--method wanda --pattern 2": "--pattern: '2': must be N:M, as 2:4",
+    "--method wanda --pattern 2": "--pattern: '2': must be N:M, such as 2:4",
     "--method magic --sparsity 0.5": "invalid choice: 'magic'", "--method wanda": "--sparsity --pattern --keep",
     "--method wanda --keep 3": "keep = 3: wanda prunes single weights",
     "--method magnitude --sparsity 0.5 --score norm": "score = 'norm': magnitude prunes single weights",

@@ -80,7 +80,7 @@ def record(answer):
     ("--context 0", ["--context 0", "1 or more"]), ("--context 65", ["--context 65", "max_sequence = 64"]),
     ("--model gpt-2 --context 1025", ["--context 1025", "GPT-2", "1024"]),
     ("--bandwidth 0", ["--bandwidth 0", "finite number above 0"]), ("--flops inf", ["--flops inf", "finite number"]),
-    ("--ranks 2", ["--ranks", "no use without --run"]), ("--list --batch 4", ["--batch", "no use with --list"]),
+    ("--ranks 2", ["--ranks", "no effect without --run"]), ("--list --batch 4", ["--batch", "no effect with --list"]),
     ("--run limited --text words.txt --ranks 4", ["ranks = 4", "divide the 6 experts"]),
     ("--run moe --text other.txt", ["the text is not the one"]), ("--file strange.json", ["strange.json", "d_model"]),
     ("--list --format int8", ["--format", "no effect on several models", "for a picture: --figure"]),

@@ -85,7 +85,7 @@ def test_of_three_seeds_the_range_holds_the_truth_about_six_times_in_ten(monkeyp
 
 
 @pytest.mark.parametrize(("found", "seeds", "told"), [
-    ((6e3, 1e3, 1e5), 2, "the seeds do not tell what it is worth: anything from 1 k to 100 k"),  # from end to end
+    ((6e3, 1e3, 1e5), 2, "the seeds do not show what it is worth: anything from 1 k to 100 k"),  # from end to end
     ((6e3, 4e3, 9e3), 3, "6 k parameters (80 % of draws of the seeds: 4 k to 9 k), 2.00 times its active and 0.50"),
     ((1e3, 1e3, 9e3), 3, "at most 1 k parameters (80 % of draws of the seeds: at most 1 k to 9 k), 0.33 times"),
     ((1e5, 6e3, 1e5), 3, "at least 100 k parameters (80 % of draws of the seeds: 6 k to at least 100 k), 33.33"),

@@ -243,5 +243,5 @@ def test_a_run_that_begins_with_another_waits_for_it_wherever_it_runs_and_fails_
     results, _ = run(wrong)
     assert [failure.cell.label for failure in results.failures] == ["half", "quarter"]
     assert "a different run" in str(results.failures[0].error) and "no checkpoint" in str(results.failures[1].error)
-    with pytest.raises(ValueError, match="^variant 'half' begins with 'quarter', which does not stand before it$"):
+    with pytest.raises(ValueError, match="^variant 'half' starts from 'quarter', which does not come earlier$"):
         replace(chain, variants={"half": Variant(MODEL, BRIEF, start=engine.Start("quarter", with_half))})

@@ -86,7 +86,7 @@ def test_the_comparison_is_trained_kept_and_drawn_and_resumes(here, monkeypatch)
     said = small.printed(sparsity.main, quick=True, seeds=1)
     assert "6 steps compare nothing" in said and "Wanda, 50%: validation loss" in said
     monkeypatch.setattr(sparsity.archive, "FOLDER", here / "nowhere")
-    assert small.printed(sparsity.figure).startswith("the pictures of `sparsity` are left as they are")
+    assert small.printed(sparsity.figure).startswith("the pictures of `sparsity` are not changed")
     entries = {entry.label: entry for entry in sparsity.kept("runs/sparsity-quick")}
     assert entries.keys() == sparsity.experiment(True, 1, 9)[1].variants.keys() and len(entries) == 9
     for label in ("RigL, 50%", "Wanda, 50%", "2:4, SparseGPT"):
