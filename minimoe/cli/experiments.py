@@ -17,8 +17,8 @@ class Study(NamedTuple):
     """A command that trains several models.
 
     text: what it does.  quick: what --quick does.  seeds: default of --seeds.  in_groups: whether --threads run the
-    groups of a batch at the same time; otherwise --processes run whole models.  kept: what --detail adds, if the module can `show`
-    what was kept of the last comparison.   more: below the options in --help.
+    groups of a batch at the same time; otherwise --processes run whole models.  kept: what --detail adds, if the module
+    can `show` the stored results of the last comparison.   more: text below the options in --help.
     """
 
     text: str

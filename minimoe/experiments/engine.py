@@ -158,7 +158,7 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
             cells here, one after another, with a progress bar each.
         ended: called with each Cell that has ended and what was measured of it, while others still train.
 
-    A failed cell is reported, and does not affect the others.  Raises KeyboardInterrupt after Ctrl-C; the same call resumes.
+    A failed cell is reported and does not affect the others.  Raises KeyboardInterrupt after Ctrl-C; repeat to resume.
     """
     here = executor is None
     executor = executors.Here() if here else executor

@@ -234,7 +234,7 @@ def test_a_figure_that_cannot_be_drawn_keeps_no_other_from_it(run, monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(tour, "draw_again", lambda there=there: there)
         status, out, _ = run("figures")
-        assert status == 0 and ("not changed: `python -m minimoe` trains the models that they show" in one_line(out)) == (
+        assert status == 0 and ("not changed: `python -m minimoe` trains the models that" in one_line(out)) == (
             not there)
     assert drawn == [diagrams, routers, compare, sparsity, cost_shares, studies, lessons] * 2
     monkeypatch.setattr(routers, "figure", fail)

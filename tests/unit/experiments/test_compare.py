@@ -110,10 +110,10 @@ def test_the_table_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize(("active", "times", "judged"), [
-    (0.0999, 4.0, "10% active, outside of the claim. 4 times or more: FLOPs (4.00). Less: nothing."),
+    (0.0999, 4.0, "10% active, not covered by the claim. 4 times or more: FLOPs (4.00). Less: nothing."),
     (0.10, 3.99, "10% active, covered by the claim. 4 times or more: nothing. Less: FLOPs (3.99)."),
     (0.25, 5.0, "25% active, covered by the claim. 4 times or more: FLOPs (5.00). Less: nothing."),
-    (0.2501, 5.0, "25% active, outside of the claim. 4 times or more: FLOPs (5.00). Less: nothing.")])
+    (0.2501, 5.0, "25% active, not covered by the claim. 4 times or more: FLOPs (5.00). Less: nothing.")])
 def test_the_claim_is_about_10_to_25_percent_active_and_4_times_less(active, times, judged):
     text = compare.claim({"MoE": {"active": active, "FLOPs": times}})
     assert " ".join(text.split("\n\n")[2].split()) == f"MoE, {judged}"
