@@ -23,11 +23,11 @@ import threadpoolctl
 from minimoe import interrupts, terminal
 from minimoe.cli import arguments, cost, experiments, lessons, look, measure, prune, train
 
-COMMANDS = (train.add_train, prune.add_prune, look.add_generate, look.add_route, look.add_explore, look.add_doctor,
-            measure.add_gradcheck, experiments.add_figures,
-            *(functools.partial(experiments.add_study, name) for name in experiments.STUDIES), lessons.add_lessons,
-            measure.add_causality, measure.add_rosetta, cost.add_cost, measure.add_bench)
-"""What adds each command to the parser, in the order of the help."""
+COMMANDS = (look.add_route, look.add_generate, look.add_explore, train.add_train, look.add_doctor, cost.add_cost,
+            prune.add_prune, measure.add_gradcheck, measure.add_causality, measure.add_rosetta, measure.add_bench,
+            *(functools.partial(experiments.add_study, name) for name in experiments.STUDIES), experiments.add_figures,
+            lessons.add_lessons)
+"""What adds each command to the parser, in the order of the help: what a newcomer tries first, what takes long last."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,8 +128,8 @@ def parser():
         description="A tiny Mixture-of-Experts transformer in NumPy. Without a command: the tour, which trains an MoE "
         "and two dense models and shows where the tokens went.")
     tour.set_defaults(run_command=experiments.run_tour, in_groups=True, study=True)
-    arguments.add_study(tour, "the tour in under 30 seconds, on a smaller model", experiments.TOUR_SEEDS,
-                        default=None)
+    arguments.add_study(tour, "the tour in under 30 seconds, on a smaller model: too short to compare",
+                        experiments.TOUR_SEEDS, default=None)
     arguments.add_threads(tour, default=None)
     subparsers = tour.add_subparsers(title="commands", metavar="COMMAND")
     for add in COMMANDS:

@@ -137,7 +137,8 @@ def add_explore(subparsers):
     _add_folder(parser)
     parser.add_argument("--text", nargs="+", metavar="TEXT", help="the texts to route, each a separate sequence no "
                         "longer than the model's context (default: a bit of English and Python)")
-    parser.add_argument("--output", metavar="PATH", help="where the page goes (default: explorer.html in the folder)")
+    parser.add_argument("--output", metavar="PATH", help="where the page goes (default: explorer.html in the "
+                        "run's folder; of the model that ships, in runs/)")
 
 
 def run_explore(options):

@@ -47,7 +47,7 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     """
     corpus = data.embedded_corpus()
     comparison = experiment(quick, seeds, len(corpus.tokenizer))
-    say(f"Training {len(comparison.variants)} models, {seeds} seeds each, {_n_steps(comparison)} steps.\n"
+    say(f"Training {len(comparison.variants)} models, {wording.of_seeds(seeds)} each, {_n_steps(comparison)} steps.\n"
         "Interrupt when you like: the same command resumes.\n")
     found = engine.run(comparison, corpus, fresh, threads, say,
                        ended=wording.each_loss(say, lambda measured: measured["ce"]))

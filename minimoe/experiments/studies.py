@@ -124,8 +124,9 @@ def main(quick=False, seeds=3, fresh=False, threads=1, say=terminal.say):
     corpus = data.embedded_corpus()
     model_alone, *studies = experiments(quick, seeds, len(corpus.tokenizer))
     n_steps = model_alone.variants[MODEL].train.n_steps
-    say(f"Training {sum(len(study.variants) for study in studies)} models, {seeds} seeds each, and one for {n_steps} "
-        "steps.\nInterrupt when you like: the same command resumes.\n")
+    n_models = sum(len(study.variants) for study in studies)
+    say(f"Training {n_models} models, {wording.of_seeds(seeds)} each, and one for {n_steps} steps.\n"
+        "Interrupt when you like: the same command resumes.\n")
     if quick:
         say(f"{wording.too_short(n_steps)}\n")
     engine.run(model_alone, corpus, fresh, threads, say).require_all()

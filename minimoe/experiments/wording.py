@@ -19,6 +19,11 @@ def each_loss(say, ce):
     return lambda cell, measured: say(f"{cell.words}: validation loss {float(ce(measured)):.3f} nats per token")
 
 
+def of_seeds(n):
+    """How many, in words."""
+    return f"{n} seed{'s' * (n > 1)}"
+
+
 def on_seeds(n):
     """How reliable this number of seeds is, in words."""
     if n == 1:
