@@ -140,7 +140,7 @@ def remedies(results, title):
         axis.grid(axis="x", color=palette.PALE_GRID, lw=0.8)
         figures.plain(axis)
     axes[0].axhline(1, color=palette.INK, lw=1, ls=":")
-    axes[0].set(ylabel="load of the busiest\n(1: even)", ylim=(0.5, None))
+    axes[0].set(ylabel="load of the busiest\nexpert (1: even)", ylim=(0.5, None))
     axes[1].set(ylabel="loss (nats per token)", xticks=range(len(results)),
                 xticklabels=[label.replace(" ", "\n", 1).replace(", ", ",\n") for label in results])
     axes[1].legend(frameon=False, ncols=len(of_seeds), loc="upper left")
