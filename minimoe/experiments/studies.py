@@ -86,8 +86,8 @@ STUDIES = {
         "2 of 8": {},
         "4 of 16": dict(n_experts=16, top_k=4, d_hidden=16),
         "8 of 32": dict(n_experts=32, top_k=8, d_hidden=8),
-        "1 shared + 3 of 15": dict(n_experts=15, top_k=3, d_hidden=16, n_shared_experts=1),
-        "2 shared + 6 of 30": dict(n_experts=30, top_k=6, d_hidden=8, n_shared_experts=2),
+        "3 of 15, 1 shared": dict(n_experts=15, top_k=3, d_hidden=16, n_shared_experts=1),
+        "6 of 30, 2 shared": dict(n_experts=30, top_k=6, d_hidden=8, n_shared_experts=2),
     }, _losses),
 }
 """Name -> Study.  A result is the file of that name."""

@@ -9,7 +9,7 @@ import pytest
 import minimoe
 
 ROOT = Path(minimoe.__file__).parent.parent
-CLEAN = ("minimoe/[!t]*.py", "notebooks/0[123]*", "notebooks/glossary.md", *(f"minimoe/{part}/**/*" for part in (
+CLEAN = ("minimoe/[!t]*.py", "notebooks/0[123456]*", "notebooks/glossary.md", *(f"minimoe/{part}/**/*" for part in (
     "nn", "moe", "config", "generation", "gradcheck", "training", "cost", "analysis/explorer", "course")))
 """Where no tic is left: patterns of files."""
 

@@ -141,7 +141,7 @@ def seed_lines(ce, title):
         axis.plot(of_seed, "osD"[seed % 3] + "-", color=palette.colour((4, 5, 2)[seed % 3]), ms=7, lw=1.3,
                   label=f"seed {seed}")
     axis.plot([of_model.mean() for of_model in ce.values()], "_", color=palette.INK, ms=34, mew=2, label="mean")
-    axis.set(xticks=range(len(ce)), xticklabels=[name.replace(" + ", "\n+ ") for name in ce],
+    axis.set(xticks=range(len(ce)), xticklabels=[name.replace(", ", "\n") for name in ce],
              ylabel="held-out loss\n(nats per token)", title=title)
     axis.margins(x=0.08, y=0.12)
     axis.grid(axis="x", color=palette.PALE_GRID, lw=0.8)
