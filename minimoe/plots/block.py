@@ -7,11 +7,11 @@ from minimoe.moe import experts
 from minimoe.plots import diagram, figures, palette
 
 STREAM, NORM, LEFT, RIGHT = 50, 98, 244, 626
-"""Where the residual stream, the norms and the experts begin, and where the experts end (points from the left)."""
+"""Left ends of the residual stream, the norms and the experts, and the right end of the experts (points from the left)."""
 
 TOKEN, ATTENTION, JOIN_1, LAYER, ROUTER, BARS, EXPERTS, GATES, JOIN_2, OUT, WEIGHTS = (
     84, 140, 186, 226, 266, 380, 424, 488, 524, 568, 606)
-"""What stands how far from the top (points)."""
+"""Distances from the top (points)."""
 
 
 @figures.picture
@@ -20,8 +20,8 @@ def transformer_block(routing, token, text, weights, title, theme=palette.LIGHT)
 
     Args:
         routing: the block's Routing.
-        token: which of its tokens.
-        text: their names, such as the characters of a text.
+        token: index of the token.
+        text: names of all tokens, such as the characters of a text.
         weights: name -> array, the parameters of the block: "attention.*" and "moe.*".
         title: words.
         theme: of `palette`.
@@ -37,7 +37,7 @@ def transformer_block(routing, token, text, weights, title, theme=palette.LIGHT)
 
 
 def used_parameters(weights, chosen):
-    """Parameters of a block that a token uses, and all of them.
+    """Number of parameters of a block that a token uses, and of all parameters.
 
     weights: name -> array.   chosen: the experts of the token.
     """
@@ -48,13 +48,13 @@ def used_parameters(weights, chosen):
 
 
 def middles(n_experts):
-    """Where the middle of each expert is, from the left, and how far from the next (points)."""
+    """The center of each expert from the left, and the distance between centers (points)."""
     step = (RIGHT - LEFT) / n_experts
     return LEFT + step * (np.arange(n_experts) + 0.5), step
 
 
 def _draw_stream(axis, text, token, theme):
-    """The token, and the stream to which what attention and the experts put out is added."""
+    """The token, and the stream to which the outputs of attention and the experts are added."""
     diagram.box(axis, STREAM - 26, TOKEN - 22, 52, 44, theme.box, theme.ink)
     diagram.words(axis, STREAM, TOKEN, text[token], theme.ink, diagram.LARGE, fontweight="bold", family="monospace")
     diagram.words(axis, STREAM + 40, TOKEN, f"a token, after “{''.join(text[:token])}”", theme.ink, ha="left")
@@ -84,7 +84,7 @@ def _draw_attention(axis, theme):
 
 
 def _draw_router(axis, routing, token, theme):
-    """The probability of each expert as a bar, and the way from the highest to their experts."""
+    """The probability of each expert as a bar, and arrows from the highest ones to their experts."""
     _draw_norm(axis, ROUTER, theme)
     diagram.words(axis, LEFT, LAYER, "MoE layer, in place of the FFN", theme.ink, ha="left", fontweight="bold")
     diagram.box(axis, LEFT, ROUTER - 20, RIGHT - LEFT, BARS - ROUTER + 28, theme.box, theme.ink)
@@ -104,7 +104,7 @@ def _draw_router(axis, routing, token, theme):
 
 
 def _draw_experts(axis, routing, token, theme):
-    """The experts, and the gates by which what they put out is weighted and added up."""
+    """The experts, and the gates by which their outputs are weighted and summed."""
     diagram.words(axis, LEFT - 12, EXPERTS + 22, "experts", theme.soft, ha="right")
     diagram.words(axis, LEFT - 12, GATES + 6, "gates", theme.soft, ha="right")
     middle_E, step = middles(routing.n_experts)

@@ -11,7 +11,7 @@ def coloured_text(pieces, n_experts, title):
 
     pieces: list of (heading, text, expert of each character).
     """
-    legend = 7 + 2.2 * n_experts  # the width of the line that names the experts
+    legend = 7 + 2.2 * n_experts  # the width of the line with the names of the experts
     width = max(legend, *(len(line) + 1 for _, text, _ in pieces for line in text.split("\n")))
     rows = sum(len(text.split("\n")) + 1.2 for _, text, _ in pieces) + 1.6
     figure = figures.new_figure(10, 0.5 + rows * 0.36, title, layout=None)

@@ -1,4 +1,4 @@
-"""Pictures of costs: where parameters, FLOPs and bytes are."""
+"""Pictures of costs: how parameters, FLOPs and bytes are distributed."""
 
 import textwrap
 from pathlib import Path
@@ -23,9 +23,9 @@ def figure(say=terminal.say):
 
 @figures.picture
 def cost_shares(records):
-    """Where parameters, FLOPs and bytes are: for each model one bar of 100 % per quantity, its whole at the end.
+    """How parameters, FLOPs and bytes are distributed: for each model one bar of 100 % per quantity, with the total.
 
-    records: of `cost.sheet`.  More than four stand in two columns, more than eight in three, line by line.
+    records: of `cost.sheet`.  More than four are in two columns, more than eight in three, line by line.
     """
     columns = 1 + (len(records) > 4) + (len(records) > 8)
     lines = -(-len(records) // columns)
@@ -81,7 +81,7 @@ def _title(record, bars):
 
 
 def _cost_bars(record):
-    """Label of a bar -> (part -> its amount, the whole in words)."""
+    """Label of a bar -> (part -> its amount, the total in words)."""
     read, flops = record["bytes_read"], record["forward_flops_per_token"]
     columns = {field: {row["part"]: row[field] for row in record["parts"]}
                for field in ("total", "active", "forward_flops_per_token")}

@@ -10,14 +10,14 @@ from matplotlib.path import Path
 from minimoe.plots import palette
 
 WIDTH = 648
-"""Of a diagram, points: 9 inches."""
+"""Width of a diagram in points: 9 inches."""
 
 LARGE, MEDIUM, SMALL = 26, 21, 18
 """Sizes of words, points."""
 
 
 def canvas(figure, theme):
-    """The one axis of a figure, which fills it: x to the right and y down, in points.  The title stands at the top."""
+    """The only axis of a figure, which fills it: x to the right and y down, in points.  The title is at the top."""
     width, height = 72 * figure.get_size_inches()
     figure.set_facecolor(theme.page)
     if title := figure.get_suptitle():
@@ -29,14 +29,14 @@ def canvas(figure, theme):
 
 
 def words(axis, x, y, text, shade, size=SMALL, **options):
-    """Words around (x, y), on a line that is the same for letters with and without tails; options of `axis.text`."""
+    """Words around (x, y), on one baseline for letters with and without descenders; options of `axis.text`."""
     down = 0 if "va" in options else 0.35 * size
     usual = {"ha": "center", "va": "baseline", "color": shade, "fontsize": size}
     return axis.text(x, y + down, text, **(usual | options))
 
 
 def box(axis, x, y, width, height, face, edge, line="-", thickness=1.4):
-    """A box with round corners, (x, y) its upper left one."""
+    """A box with round corners; (x, y) is its upper left corner."""
     patch = FancyBboxPatch((x + 4, y + 4), width - 8, height - 8, boxstyle="round,pad=4", facecolor=face,
                            edgecolor=edge, linestyle=line, linewidth=thickness, mutation_aspect=1)
     axis.add_patch(patch)
@@ -51,7 +51,7 @@ def arrow(axis, points, shade, thickness=3.0):
 
 
 def flow(axis, start, end, shade, edge, thickness=5.0):
-    """A curve that leaves its start and meets its end from the side, with an edge so that it shows on any page."""
+    """A curve that leaves its start and meets its end from the side, with an edge so that it is visible on any page."""
     (x, y), (right, below) = start, end
     middle = (x + right) / 2
     curve = Path([(x, y), (middle, y), (middle, below), (right, below)], [Path.MOVETO, *[Path.CURVE4] * 3])
@@ -59,7 +59,7 @@ def flow(axis, start, end, shade, edge, thickness=5.0):
 
 
 def stroke(axis, start, end, shade, edge, thickness=5.0):
-    """A straight line with such an edge."""
+    """A straight line with an edge."""
     _edged(axis, Path([start, end]), shade, edge, thickness)
 
 
@@ -69,7 +69,7 @@ def _edged(axis, path, shade, edge, thickness):
 
 
 def cross(axis, x, y, radius, shade):
-    """Two strokes over what is not there."""
+    """Two strokes that cross something out."""
     for sign in (-1, 1):
         axis.plot([x - radius, x + radius], [y - sign * radius, y + sign * radius], color=shade, lw=3.5,
                   solid_capstyle="round")
@@ -95,5 +95,5 @@ def expert_box(axis, place, expert, theme, text=None, used=True):
 
 
 def spread(n, gap):
-    """Places around 0, `gap` from each to the next."""
+    """Positions around 0, at distances of `gap`."""
     return gap * (np.arange(n) - (n - 1) / 2)

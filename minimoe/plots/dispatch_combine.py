@@ -5,10 +5,10 @@ import numpy as np
 from minimoe.plots import diagram, figures, palette
 
 TOKEN, SLOT, EXPERT, GATE, OUT = 20, 206, 258, 382, 556
-"""Where the columns begin (points from the left)."""
+"""Left ends of the columns (points from the left)."""
 
 ROW, BETWEEN, TOP = 40, 18, 126
-"""Height of a slot, room between experts, and where the first begins (points)."""
+"""Height of a slot, space between experts, and top of the first one (points)."""
 
 
 @figures.picture
@@ -34,7 +34,7 @@ def dispatch_combine(routing, names, title, theme=palette.LIGHT):
 
 
 def _rows(routing):
-    """Middle of the row of each assignment, top of each expert, and where the last row ends (points from the top).
+    """Center of each assignment's row, top of each expert, and bottom of the last row (points from the top).
 
     The rows of an expert are its slots, and below them the assignments that it had no room for.
     """
@@ -78,7 +78,7 @@ def _draw_experts(axis, routing, begin_E, theme):
 
 
 def _draw_assignments(axis, routing, row_A, names, theme):
-    """What is in the slots, with its gate behind the expert, and below them what was dropped."""
+    """The contents of the slots, with the gates behind the expert, and dropped assignments below them."""
     for a, (t, y) in enumerate(zip(routing.token_A, row_A, strict=True)):
         middle = (SLOT + EXPERT - 4) / 2
         shade = theme.ink if routing.kept_A[a] else theme.soft
@@ -94,7 +94,7 @@ def _draw_assignments(axis, routing, row_A, names, theme):
 
 
 def _draw_tokens(axis, routing, token_T, names, theme):
-    """The tokens before and after; behind each afterwards a bar of its gates, open where an assignment was dropped."""
+    """The tokens before and after; next to each one after, a bar of its gates, open where one was dropped."""
     for t, (y, name) in enumerate(zip(token_T, names, strict=True)):
         for x in (TOKEN, OUT + 20):
             diagram.box(axis, x, y - 24, 52, 48, theme.box, theme.ink)

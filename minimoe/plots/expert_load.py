@@ -1,4 +1,4 @@
-"""Where the assignments go: each expert's share while training, and domain by domain."""
+"""Where the assignments go: each expert's share during training, and by domain."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from minimoe.plots import figures, palette
 
 @figures.picture
 def load_over_time(steps, load, title):
-    """Share of the assignments of each expert, layer by layer, while training.
+    """Share of the assignments of each expert, layer by layer, during training.
 
     steps: of the records.  load: [records, L, E], shares before capacity.
     """
@@ -27,8 +27,8 @@ def stack_shares(axis, steps, load, x, thin):
     Args:
         steps: of the records.
         load: [records, E], shares that sum to 1 over the experts.
-        x: where the numbers stand, in widths of the axis.
-        thin: a last share up to which a band has no number.
+        x: position of the numbers, in widths of the axis.
+        thin: bands with a final share up to this have no number.
     """
     for expert, top in enumerate(np.cumsum(load, axis=1).T):
         base = top - load[:, expert]
@@ -43,7 +43,7 @@ def stack_shares(axis, steps, load, x, thin):
 
 @figures.picture
 def load_by_domain(load, domains, title):
-    """Where each domain's tokens go: for each layer a panel with one bar per expert and domain.
+    """Where each domain's tokens go: one panel per layer with one bar per expert and domain.
 
     load: [domains, L, E], shares that sum to 1 over the experts.
     """

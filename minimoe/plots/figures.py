@@ -1,4 +1,4 @@
-"""What all pictures share: how a figure begins, how its axes look, and how it is written.
+"""Shared by all pictures: how a figure is set up, how its axes look, and how it is written.
 
 Functions that draw take plain arrays and return a matplotlib Figure; `save` writes it.
 """
@@ -21,9 +21,9 @@ DPI = 160
 
 @contextlib.contextmanager
 def default_style():
-    """Within it, matplotlib has its own defaults.
+    """A block in which matplotlib uses its own defaults.
 
-    A user's matplotlibrc would change the bytes of a picture, or ask for TeX, which fails after minutes of training.
+    A user's matplotlibrc would change the bytes of a picture, or require TeX, which may fail after minutes of training.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -31,10 +31,10 @@ def default_style():
 
 
 def picture(function):
-    """Decorates a function that returns a Figure: it is drawn in matplotlib's own style, and its words are text.
+    """Decorates a function that returns a Figure: it is drawn in matplotlib's default style, and its words are text.
 
-    So dollars in a name do not make it a formula, which may be none and then ends in an error.  The figure's label is
-    the first paragraph of the function's docstring, which says what is to be seen: see `describe`.
+    So dollar signs in a name do not turn it into a formula, which could fail.  The figure's label is the first
+    paragraph of the function's docstring, which says what the picture shows: see `describe`.
     """
     @functools.wraps(function)
     def drawn(*arguments, **options):
@@ -47,9 +47,9 @@ def picture(function):
 
 
 def describe(figure):
-    """A picture in words, for readers who cannot see it: its title, or its panels', and what is to be seen.
+    """A picture in words, for readers who cannot see it: its title, or those of its panels, and what it shows.
 
-    What is to be seen is the label that `picture` gave it; without one, the words at its axes.
+    What it shows is the label that `picture` gave it, or without one the words at its axes.
     """
     titles = [figure.get_suptitle()] if figure.get_suptitle() else [axis.get_title() for axis in figure.axes]
     seen = [figure.get_label()] if figure.get_label() else [
@@ -64,8 +64,8 @@ def new_figure(width, height, title=None, size=13, layout="constrained"):
     Args:
         width, height: inches.
         title: words, or None for pictures of one panel, whose axis has the title.
-        size: of the title, points.
-        layout: matplotlib's; "constrained" shares out the room so that no words overlap.
+        size: size of the title, points.
+        layout: matplotlib's; "constrained" arranges panels so that no words overlap.
     """
     figure = Figure(figsize=(width, height), layout=layout)
     if title is not None:
@@ -74,21 +74,21 @@ def new_figure(width, height, title=None, size=13, layout="constrained"):
 
 
 def plain(axis):
-    """No box, and ink that is not quite black."""
+    """Remove the box, and use ink that is not quite black."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=palette.INK)
     axis.title.set_color(palette.INK)
 
 
 def frameless(axis):
-    """Words at the rows and columns of a table of cells, without a frame and without ticks."""
+    """Label the rows and columns of a table of cells, without a frame and without ticks."""
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0, colors=palette.INK)
     axis.title.set_color(palette.INK)
 
 
 def name_rows(axis, names, words=None):
-    """Rows 0, 1, ... from the top down: a name at the left of each, and words at the right if there are any."""
+    """Rows 0, 1, ... from the top: a name on the left of each, and words on the right if there are any."""
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
     if words is not None:
         right = axis.secondary_yaxis("right")
@@ -97,12 +97,12 @@ def name_rows(axis, names, words=None):
 
 
 def name_powers(ticks, words, subs=(1, 2, 5)):
-    """On a logarithmic axis, words at round numbers and no small marks.
+    """Label a logarithmic axis at round numbers, without minor ticks.
 
     Args:
         ticks: `axis.xaxis` or `axis.yaxis`.
         words: number -> its words.
-        subs: multiples of each power of ten that are named.
+        subs: multiples of each power of ten that are labeled.
     """
     ticks.set_major_locator(LogLocator(subs=subs))
     ticks.set_major_formatter(lambda number, _: words(number))
@@ -110,7 +110,7 @@ def name_powers(ticks, words, subs=(1, 2, 5)):
 
 
 def check_path(path):
-    """Raise ValueError unless the path is that of a PNG; for what takes long before it has a figure to save."""
+    """Raise ValueError unless the path is that of a PNG; for commands that work long before they save a figure."""
     files.check_ending(path, "the figure", ".png")
 
 
@@ -126,7 +126,7 @@ def save(figure, path):
 
 
 def _no_formulas(figure):
-    """Show all words as they are, but for matplotlib's own powers of ten at the ticks of logarithmic axes."""
+    """Show all words literally, except matplotlib's powers of ten at the ticks of logarithmic axes."""
     axes = [axis for both in figure.findobj(Axes) for axis in (both.xaxis, both.yaxis)]
     powers = {label for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)
               for label in axis.findobj(Text) if label is not axis.label}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 ORANGE, SKY_BLUE, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
-"""Okabe and Ito's palette, by their names."""
+"""The palette of Okabe and Ito, by their names."""
 
 WHITE, PALE_VERMILION = "#ffffff", "#f3c6a5"
 
@@ -17,7 +17,7 @@ GREY_CC, GREY_DD, GREY_E4, GREY_E8, GREY_EE, GREY_F4 = "#cccccc", "#dddddd", "#e
 """Grays, named by their byte."""
 
 INK = GREY_22
-"""Of words and axes: not quite black."""
+"""The color of words and axes: not quite black."""
 
 GRID, PALE_GRID, LIMIT = GREY_DD, GREY_E4, GREY_77
 """Lines of a grid, and a line that marks a limit."""
@@ -43,13 +43,13 @@ ROUTER_STYLES = {"causal": (BLUE, "o"), "causal in evaluation": (GREEN, "s"), "s
 """Kind of router -> its color and marker."""
 
 FORWARD, BACKWARD = GREY_77, VERMILION
-"""Numbers on their way through a model, and gradients on their way back."""
+"""Arrows of numbers in the forward pass, and of gradients in the backward pass."""
 
 DROPPED, FRAME = VERMILION, VERMILION
-"""Assignments beyond the capacity, and frames around cells to look at."""
+"""Assignments beyond the capacity, and frames around highlighted cells."""
 
 LOST = (GREY_E8, ORANGE, BLUE)
-"""None, some or all of a token's assignments lost; each darker than the one before."""
+"""None, some or all of a token's assignments lost, from light to dark."""
 
 ALARMS = (GREY_F4, PALE_VERMILION, VERMILION)
 """An alarm in none, some or all of the seeds."""
@@ -62,7 +62,7 @@ class Theme(NamedTuple):
     """What differs between a light page and a dark one; the experts' colors do not.
 
     page: the background.   ink: words and outlines.   soft: words of less weight.   line: the residual stream.
-    box: inside of a box.   idle: what the token does not use.   dropped: what found no room.
+    box: inside of a box.   idle: parts that the token does not use.   dropped: assignments without room.
     """
 
     page: str
@@ -76,7 +76,7 @@ class Theme(NamedTuple):
 
 LIGHT = Theme(WHITE, INK, GREY_66, GREY_99, GREY_F4, GREY_E4, "#b34700")
 DARK = Theme("#0d1117", "#e6edf3", "#9da7b3", "#6e7681", "#212830", "#2b323b", "#ff8c42")
-"""GitHub's two backgrounds, and what can be read on them."""
+"""GitHub's two backgrounds, and readable colors on them."""
 
 
 def colour(expert):

@@ -1,4 +1,4 @@
-"""Pictures of what a loss costs: MoE and dense models at equal steps, at equal FLOPs and at equal time."""
+"""Pictures of the cost of a loss: MoE and dense models at equal steps, equal FLOPs and equal time."""
 
 import numpy as np
 from matplotlib.collections import PathCollection
@@ -71,7 +71,7 @@ def _names(axis, entries, mean, area, shade):
 
 
 def _budgets(axis, entries, main):
-    """The MoE as a line, since it is the same run in every budget; each dense model as one dot per seed."""
+    """The MoE as a line, since it is the same run at every budget; each dense model as one dot per seed."""
     found = {(entry.name, entry.budget): entry for entry in entries}
     moe = found[main, "steps"]
     axis.axhline(moe.ce.mean(), color=palette.MOE, lw=2, label=main)

@@ -7,7 +7,7 @@ from minimoe.plots import figures, palette
 
 @figures.picture
 def routers(results, kinds, title):
-    """Loss, load, drops and time of each router: one dot per seed, a bar at their mean, of times at the median.
+    """Loss, load, drops and time of each router: one dot per seed, and a bar at the mean, or for times at the median.
 
     Args:
         results: name -> record with ce, load, drop, seconds, one entry per seed.
@@ -25,7 +25,7 @@ def routers(results, kinds, title):
             if field == "drop" and np.isnan(results[name].load).all():
                 continue  # no assignments, so that none can be dropped
             axis.plot(values, np.full(len(values), row), mark, color=shade, ms=5, alpha=0.7)
-            middle = np.median(values) if field == "seconds" else np.mean(values)  # a busy machine spoils a mean
+            middle = np.median(values) if field == "seconds" else np.mean(values)  # a busy machine distorts a mean
             axis.plot([middle] * 2, [row - 0.3, row + 0.3], "-", color=shade, lw=2.5)
         axis.set_xlabel(label)
         figures.name_rows(axis, names)

@@ -1,4 +1,4 @@
-"""The ways to be sparse next to smaller dense models: loss against what a model costs."""
+"""Kinds of sparsity compared with smaller dense models: loss against the cost of a model."""
 
 from typing import NamedTuple
 

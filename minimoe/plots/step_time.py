@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""How the time of a training step is spent."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from minimoe.plots import figures, palette
 
 @figures.picture
 def time_by_part(seconds, parts, title):
-    """Where the time of a training step goes: all of it in one bar, and that of each layer below, forward and backward.
+    """How the time of a training step is spent: one bar for the step, and below the layers, forward and backward.
 
-    seconds: (layer, part, way) -> seconds; layer is None outside of the layers, way forward, backward or update.
+    seconds: (layer, part, way) -> seconds; layer is None outside the layers, way forward, backward or update.
     parts: their names, in the order in which they are stacked.
     """
     layers, total = sorted({layer for layer, _, _ in seconds} - {None}), sum(seconds.values())
