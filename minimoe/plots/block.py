@@ -7,7 +7,7 @@ from minimoe.moe import experts
 from minimoe.plots import diagram, figures, palette
 
 STREAM, NORM, LEFT, RIGHT = 50, 98, 244, 626
-"""Left ends of the residual stream, the norms and the experts, and the right end of the experts (points from the left)."""
+"""Left ends of the residual stream, the norms and the experts; right end of the experts (points from the left)."""
 
 TOKEN, ATTENTION, JOIN_1, LAYER, ROUTER, BARS, EXPERTS, GATES, JOIN_2, OUT, WEIGHTS = (
     84, 140, 186, 226, 266, 380, 424, 488, 524, 568, 606)

@@ -1,23 +1,23 @@
-"""The other ways to be sparse: which weights, neurons, heads, experts or layers a model can do without.
+"""Other kinds of sparsity: which weights, neurons, heads, experts or layers a model can do without.
 
-    scores       how much a weight counts: magnitude, Wanda, movement, Taylor
+    scores       the importance of single weights: magnitude, Wanda, movement, Taylor
     masks        which weights are kept: a count, a count per output, N of M
-    sparsegpt    pruning that corrects the weights that stay
-    matrices     the parameters that are pruned, seen as matrices
-    calibration  the vectors that each matrix of a block multiplies
-    pruning      a whole model, block by block
-    cuts         a trained model pruned by any method: single weights or whole parts
-    schedules    how sparsity rises while a model trains; the lottery ticket's rewinding
+    sparsegpt    pruning that corrects the remaining weights
+    matrices     the parameters that can be pruned, viewed as matrices
+    calibration  the input vectors of each matrix in a block
+    pruning      prunes a whole model, block by block
+    cuts         prunes a trained model by any method: single weights or whole parts
+    schedules    how sparsity rises during training; the rewinding of lottery tickets
     densities    how many weights each matrix gets
-    dynamic      one step of SET, RigL and SNFS: drop some weights, grow as many
-    masked       masks in a training run: what the loop calls
-    importance   how much a head, a neuron or an expert counts on some text
-    structured   layers, heads, neurons and experts go: a smaller ordinary model; the best experts; block influence
-    upcycling    a dense model's networks copied or split into experts
-    merging      groups of experts become their mean; all of them: a dense model
+    dynamic      one step of SET, RigL and SNFS: drop some weights, grow equally many
+    masked       masks in a training run: the functions that the loop calls
+    importance   the importance of heads, neurons or experts on some text
+    structured   removes layers, heads, neurons and experts, which leaves a smaller ordinary model
+    upcycling    copies or splits the networks of a dense model into experts
+    merging      replaces groups of experts by their mean; a single group gives a dense model
     encodings    sparse matrices as bytes, and back
-    savings      what masks save of a model: parameters, FLOPs, bytes
-    distillation  a student learns to answer as its teacher does
+    savings      what masks save: parameters, FLOPs, bytes
+    distillation  trains a student to imitate the outputs of a teacher
 
 A mask is a bool array of a parameter's shape, True where a weight is kept.  Weights are [inputs, outputs].
 """

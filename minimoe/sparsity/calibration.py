@@ -1,4 +1,4 @@
-"""The vectors that each matrix of a block multiplies, from a forward pass: what Wanda and SparseGPT prune by."""
+"""The input vectors of each matrix in a block, from a forward pass; Wanda and SparseGPT need them."""
 
 from minimoe import parameters
 from minimoe.moe import dense, experts
@@ -8,10 +8,11 @@ ATTENTION_INPUTS = "w_q_DHP", "w_k_DGP", "w_v_DGP"
 
 
 def block_inputs(cache):
-    """The inputs of each matrix of a block, in evaluation.
+    """The inputs of each matrix in a block, in evaluation.
 
-    cache: BlockCache.  An expert's are the rows that were dispatched to it, and for w_down its hidden rows; those of a
-    router are all tokens.  Returns name within the block -> list of [rows, inputs], one for each matrix of its stack.
+    cache: BlockCache.  The inputs of an expert are the rows that were dispatched to it, and for w_down its hidden rows;
+    those of a router are all tokens.  Returns name within the block -> list of [rows, inputs], one for each matrix of
+    its stack.
     """
     attended, kind, network = cache.attention, cache.feed_forward.kind, cache.feed_forward.cache
     x_TD = attended.split_q.x.reshape(-1, attended.split_q.x.shape[-1])
@@ -30,7 +31,7 @@ def block_inputs(cache):
 
 
 def _by_expert(cache):
-    """The SwiGLUCache of each expert; None of those without rows."""
+    """The SwiGLUCache of each expert; None for experts without rows."""
     return [cache.swiglu.get(e) for e in range(len(cache.count_E))]
 
 

@@ -1,6 +1,6 @@
-"""Pruning a trained model by any method, under one name each: single weights, which leaves masks, or whole parts.
+"""Pruning a trained model by any method, selected by name: single weights, which leaves masks, or whole parts.
 
-What has masks already keeps them: a weight that is gone does not come back.
+Existing masks are kept: a pruned weight does not come back.
 """
 
 import math
@@ -18,10 +18,10 @@ UNITS = {
     "layers": "whole layers",
     "experts": "experts of each layer, with their columns of the router",
 }
-"""Method of structured pruning -> what goes."""
+"""Method of structured pruning -> what it removes."""
 METHODS = pruning.METHODS | UNITS
 SCORES = {"neurons": "taylor", "heads": "taylor", "layers": "influence", "experts": "output"}
-"""Method of structured pruning -> how its units are scored by default."""
+"""Method of structured pruning -> default score of its units."""
 ALL_SCORES = {
     "norm": "length of the weights",
     "activation": "mean size of the output",
@@ -36,7 +36,7 @@ ALL_SCORES = {
 
 
 class Cut(NamedTuple):
-    """What is left of a model: params, config, name -> mask; and what went, a list of sentences."""
+    """The remaining model: params, config, name -> mask; and what was removed, a list of sentences."""
 
     params: dict
     config: object
@@ -45,7 +45,7 @@ class Cut(NamedTuple):
 
 
 def needs_text(method, score=None):
-    """Whether a method looks at calibration text."""
+    """Whether a method needs calibration text."""
     return method in pruning.CALIBRATED or method in UNITS and score != "norm"
 
 
@@ -58,13 +58,13 @@ def cut(params, config, method, tokens_BS=None, targets_BS=None, sparsity=None, 
         config: ModelConfig.
         method: a name of METHODS.
         tokens_BS, targets_BS: calibration text, and the token that follows each.
-        sparsity: share of the weights, or of the units, that goes, floored.
-        pattern: instead, (kept, group), of weights.
-        keep: instead, how many units of each layer, network or model stay.
-        score: of ALL_SCORES, of units; None is that of SCORES.
+        sparsity: share of the weights or units to remove, rounded down.
+        pattern: instead, for weights: (kept, group).
+        keep: instead, how many units to keep in each layer, network or model.
+        score: for units, a name of ALL_SCORES; None is the default in SCORES.
         names: parameters whose weights are pruned; None: see `matrices.names`.
-        old_masks: name -> mask, of a model that is sparse already.
-    Raises ValueError for what a method cannot use, for masks that do not fit, and if no unit would go.
+        old_masks: name -> mask, if the model is already sparse.
+    Raises ValueError for options that the method cannot use, masks that do not fit, and if no unit would be removed.
     """
     require.one_of("method", method, METHODS)
     masks.check(old_masks or {}, params)
@@ -73,7 +73,7 @@ def cut(params, config, method, tokens_BS=None, targets_BS=None, sparsity=None, 
             fields.require(value is None, name, value, f"{method} prunes single weights; give a sparsity or a pattern")
         return _weights(params, config, method, tokens_BS, sparsity, pattern, names, old_masks or {})
     for name, value in (("pattern", pattern), ("names", names)):
-        fields.require(value is None, name, value, f"{method} go as a whole; give a sparsity, or how many to keep")
+        fields.require(value is None, name, value, f"{method} are removed as a whole; give a sparsity, or keep")
     return _units(params, config, method, (tokens_BS, targets_BS), (sparsity, keep), score, old_masks or {})
 
 
@@ -93,7 +93,7 @@ def _weights(params, config, method, tokens_BS, sparsity, pattern, names, old_ma
 
 
 def parts(names, config):
-    """The parts of a model that parameters belong to, in words."""
+    """The parts of a model to which parameters belong, in words."""
     routed = "experts" if config.n_experts > 1 else "feed-forward networks"
     words = {"shared.": "shared experts", "w_router": "routers", "attention.": "attention", "dense.": "dense networks",
              "moe.": routed, "soft.": routed, "embed.": "embedding", "head.": "head"}
@@ -105,12 +105,12 @@ def _units(params, config, method, text, wanted, score, old_masks):
     score = SCORES[method] if score is None else score
     allowed = {"layers": ("influence",), "experts": (*importance.METHODS, *importance.OF_EXPERTS, "subset")}.get(
         method, importance.METHODS)
-    fields.require(score in allowed, "score", score, f"{method} have {', '.join(allowed)}")
+    fields.require(score in allowed, "score", score, f"must be one of {', '.join(allowed)} for {method}")
     if text[0] is None and needs_text(method, score):
         raise ValueError(f"tokens_BS = None: {method} by {score} need calibration text")
     if method == "experts":
         fields.check(config, "n_experts", bool(config.moe_layers) and config.n_experts > 1,
-                     f"the layers are {', '.join(config.layer_kinds)}: there are no experts that could go one by one")
+                     f"the layers are {', '.join(config.layer_kinds)}: there are no experts to remove one by one")
     total = {"neurons": config.d_hidden if config.moe_layers or "soft" in config.layer_kinds else config.dense_width,
              "heads": config.kv_heads, "layers": config.n_layers, "experts": config.n_experts}[method]
     n = _n_kept(method, total, *wanted)
@@ -123,17 +123,17 @@ def _units(params, config, method, text, wanted, score, old_masks):
 
 
 def _n_kept(method, total, sparsity, keep):
-    """How many of the units stay."""
+    """How many of the units are kept."""
     if (sparsity is None) == (keep is None):
-        raise ValueError(f"sparsity = {sparsity!r}, keep = {keep!r}: give one of the two, the share of the {method} "
-                         "that goes or the number that stays")
+        raise ValueError(f"sparsity = {sparsity!r}, keep = {keep!r}: give one of the two, the share of {method} to "
+                         "remove or the number to keep")
     if keep is None:
         masks.check_sparsity(sparsity)
         n = total - math.floor(total * sparsity)
-        fields.require(n < total, "sparsity", sparsity, f"of {total} {method} that is none")
+        fields.require(n < total, "sparsity", sparsity, f"would remove none of {total} {method}")
         return n
     whole = isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and 1 <= keep < total
-    fields.require(whole, "keep", keep, f"there are {total} {method}: some must go and some must stay")
+    fields.require(whole, "keep", keep, f"there are {total} {method}: must be at least 1 and fewer than that")
     return int(keep)
 
 
@@ -160,7 +160,7 @@ def _choose_layers(params, config, n, score, text):
     influence_L = structured.block_influence(importance.stream(params, text[0], config))
     kept = masks.lowest(influence_L, config.n_layers - n)
     gone = ", ".join(f"{i} ({influence_L[i]:.3f})" for i in np.flatnonzero(~kept))
-    return {"layers": kept}, [f"the layers that turn their tokens least go (1 - cosine): {gone}"]
+    return {"layers": kept}, [f"removed, since they rotate their tokens least (1 - cosine): {gone}"]
 
 
 def _choose_experts(params, config, n, score, text):
@@ -187,10 +187,10 @@ def _unreached(experts):
 
 
 def _shrunken(old_masks, params, config, keep):
-    """The masks of what is left: cut as the parameters are."""
+    """The masks of the remaining model, cut in the same way as its parameters."""
     if not old_masks:
         return {}
     marked = {name: 2.0 * old_masks[name] if name in old_masks else np.ones(array.shape)
               for name, array in params.items()}
-    left, _ = structured.shrink(marked, config, keep)  # layers have new numbers, so what is sparse is told by its marks
+    left, _ = structured.shrink(marked, config, keep)  # layers are renumbered, so marks identify sparse parameters
     return {name: marks > 1 for name, marks in left.items() if 1 not in marks}

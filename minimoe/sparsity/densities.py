@@ -1,4 +1,4 @@
-"""How many weights each matrix gets, when all together get so many.  A density is a share of weights kept."""
+"""How a total number of weights is divided among the matrices.  A density is the share of weights kept."""
 
 import math
 
@@ -8,26 +8,26 @@ from minimoe import require
 
 
 def uniform(shapes, density):
-    """The same density for all.  shapes: name -> shape.  Returns name -> density."""
+    """The same density for all matrices.  shapes: name -> shape.  Returns name -> density."""
     _check(shapes, density)
     return dict.fromkeys(shapes, density)
 
 
 def erdos_renyi(shapes, density, stack=False):
-    """Small matrices denser than large ones: as many weights per input and output.
+    """Small matrices are denser than large ones: the number of weights per input and output is constant.
 
         density_l = min(1, eps * (n_in + n_out) / (n_in * n_out))          [SET, arXiv:1707.04780, eq. 1]
 
-    eps is solved so that the weights are those of the uniform density; matrices that would be over 1 are dense, and
-    eps is solved again for the rest [RigL, arXiv:1911.11134, sec. 3].  The target counts floor(size * (1 - density))
-    zeros in each matrix, as RigL's code does.
+    eps is chosen so that the total number of weights is that of the uniform density.  Matrices with a density above 1
+    become dense, and eps is computed again for the rest [RigL, arXiv:1911.11134, sec. 3].  The target counts
+    floor(size * (1 - density)) zeros in each matrix, as in RigL's code.
 
     Args:
-        shapes: name -> shape, whose last two axes are the inputs and outputs, as of the matrix of an expert.
-        density: of all together, in (0, 1].
+        shapes: name -> shape, whose last two axes are the inputs and outputs, such as those of an expert's matrix.
+        density: of all matrices together, in (0, 1].
         stack: whether leading axes count as inputs and outputs too: (sum of the shape) / (its product), as RigL's ERK
-            counts a convolution's; a stack of experts is then one large layer, and thinner.
-    Returns name -> density, each in (0, 1].  Raises ValueError for a density or a shape that is impossible.
+            does for convolutions; a stack of experts is then one large and therefore sparser layer.
+    Returns name -> density, each in (0, 1].  Raises ValueError for an impossible density or shape.
     """
     _check(shapes, density)
     size = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -46,12 +46,12 @@ def erdos_renyi(shapes, density, stack=False):
 
 
 def count_zeros(size, density):
-    """Zeros of a matrix: floor(size * (1 - density)).  (1 - 0.9 is not quite 0.1, hence the rounding.)"""
+    """Number of zeros of a matrix: floor(size * (1 - density)).  (1 - 0.9 is not quite 0.1, hence the rounding.)"""
     return math.floor(size * round(1 - density, 12))
 
 
 def random_mask(shape, density, rng):
-    """A mask with `count_zeros` zeros at random.  rng: numpy.random.Generator."""
+    """A mask with `count_zeros` zeros at random places.  rng: numpy.random.Generator."""
     size = math.prod(shape)
     mask = np.ones(size, bool)
     mask[rng.permutation(size)[:count_zeros(size, density)]] = False

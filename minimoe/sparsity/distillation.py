@@ -1,4 +1,4 @@
-"""Distillation: a student, such as a dense model, learns to answer as a teacher does, such as an MoE."""
+"""Distillation: a student, such as a dense model, learns to imitate the outputs of a teacher, such as an MoE."""
 
 from typing import NamedTuple
 
@@ -19,14 +19,14 @@ class DistillationCache(NamedTuple):
 
 
 def distillation_forward(logit_TV, teacher_TV, weight_T, temperature=1.0):
-    """How far a student is from its teacher: the weighted mean over tokens of the divergence of its distribution.
+    """How far a student is from its teacher: the weighted mean over tokens of the KL divergence of its distribution.
 
         L = tau^2 * sum_t weight_t sum_v q log(q / p),  p = softmax(student / tau),  q = softmax(teacher / tau)
 
-    tau^2 keeps the gradient's size, whatever the temperature is.   [Hinton 2015, arXiv:1503.02531, sec. 2]
+    tau^2 keeps the size of the gradient at every temperature.      [Hinton 2015, arXiv:1503.02531, sec. 2]
 
     Args:
-        logit_TV: of the student.
+        logit_TV: logits of the student.
         teacher_TV: logits of the teacher, a constant.
         weight_T: weight of each token; sums to 1.
         temperature: tau, above 0.
@@ -40,7 +40,7 @@ def distillation_forward(logit_TV, teacher_TV, weight_T, temperature=1.0):
 
 
 def distillation_backward(dloss, cache):
-    """Gradient of logit_TV: what the student expects minus what the teacher does."""
+    """Gradient of logit_TV: the student's probabilities minus the teacher's."""
     scale_T = dloss * cache.temperature * cache.weight_T  # tau^2, and 1/tau of logit/tau
     return scale_T[:, None] * (cache.p_TV - cache.teacher_TV)
 
@@ -52,14 +52,14 @@ def _log_softmax(logit_TV):
 
 
 def teacher(params, config, weight=1.0, temperature=2.0):
-    """A teacher for `loop.train`: what it adds to the objective of a student, weight * `distillation_forward`.
+    """A teacher for `loop.train`, which adds weight * `distillation_forward` to the objective of a student.
 
     Args:
-        params: name -> array, of the teacher.
-        config: ModelConfig of it; the same vocabulary as the student's.
-        weight: of this loss next to the cross-entropy.
+        params: name -> array, the parameters of the teacher.
+        config: ModelConfig of the teacher; its vocabulary must be the student's.
+        weight: weight of this loss; the cross-entropy has weight 1.
         temperature: tau.
-    Returns a function of a Group and the student's logit_TV, for the loss and its gradient.
+    Returns a function of a Group and the student's logit_TV that returns the loss and its gradient.
     """
     require.number("weight", weight)
 

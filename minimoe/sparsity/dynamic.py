@@ -1,13 +1,13 @@
-"""Dynamic sparse training: drop some weights, grow as many elsewhere.  One step of each method, on plain arrays.
+"""Dynamic sparse training: drop some weights, grow equally many elsewhere.  One step of each method, on plain arrays.
 
     SET    drops the smallest of each sign, grows at random                     [Mocanu 2018, arXiv:1707.04780]
     RigL   drops the smallest, grows where the gradient is largest              [Evci 2020, arXiv:1911.11134]
-    SNFS   as RigL by a running mean of the gradient, and moves weights between matrices, to where that mean is
+    SNFS   like RigL with a running mean of the gradient, and moves weights between matrices, to where that mean is
            largest                                                              [Dettmers 2019, arXiv:1907.04840]
 
-Counts are floored.  What is grown starts at 0.  Growth looks at all places outside the kept weights, so a weight can be
-dropped and grown at once: then it keeps its value, as in RigL's code; with regrown="zero" it starts at 0, as in the
-paper.  The number of weights never changes.
+Counts are rounded down.  New weights start at 0.  Growth considers all places outside the kept weights, so a weight can
+be dropped and regrown in the same step.  Then it keeps its value, as in RigL's code; with regrown="zero" it starts at
+0, as in the paper.  The number of weights never changes.
 """
 
 import math
@@ -36,11 +36,11 @@ def rigl(w, mask, gradient, fraction, regrown="value"):
 
     Args:
         w: the weights, any shape.
-        mask: which of them are there.
-        gradient: of the loss for all of them, the masked ones too.
-        fraction: share of the weights that are there that is dropped, in [0, 1].
-        regrown: "value" or "zero", what a weight starts with that is dropped and grown at once.
-    Returns w, mask, and grown: where a weight starts anew, and so do its moments.
+        mask: which of them are active.
+        gradient: gradient of the loss for all weights, including the masked ones.
+        fraction: share of the active weights to drop, in [0, 1].
+        regrown: "value" or "zero", the initial value of a weight that is dropped and regrown in the same step.
+    Returns w, mask, and grown: the places of new weights, whose moments also start at 0.
     Raises ValueError for arrays that do not fit or are not finite, or a fraction that is none.
     """
     _check(w, mask, fraction, regrown)
@@ -51,10 +51,10 @@ def rigl(w, mask, gradient, fraction, regrown="value"):
 
 
 def set(w, mask, fraction, rng, regrown="value"):
-    """One step of SET on one matrix: `fraction` of the positive weights and `fraction` of the negative ones, the
-    smallest in size, go; as many grow at random.  A weight of exactly 0 counts as positive.
+    """One step of SET on one matrix: drop `fraction` of the positive weights and `fraction` of the negative ones, the
+    smallest in magnitude; grow equally many at random.  A weight of exactly 0 counts as positive.
 
-    rng: numpy.random.Generator.  For the others, and what is returned, see `rigl`.
+    rng: numpy.random.Generator.  For the other arguments and the results see `rigl`.
     """
     _check(w, mask, fraction, regrown)
     require.generator("rng", rng, optional=False)
@@ -69,15 +69,15 @@ def set(w, mask, fraction, rng, regrown="value"):
 def snfs(params, masks, momenta, fraction, regrown="value"):
     """One step of SNFS on all matrices together.
 
-    Each drops its smallest weights; what all dropped is shared out by the mean |momentum| of each matrix's weights, and
-    grows there where |momentum| is largest.  A matrix without so many free places takes what it can, the rest goes to
-    the others.  (The authors' code rounds the shares up, loses or gains weights, and corrects for it later.)
+    Each matrix drops its smallest weights.  Their number is divided in proportion to the mean |momentum| of each
+    matrix's weights, and new weights grow where |momentum| is largest.  If a matrix has too few free places, the rest
+    goes to the others.  (The authors' code rounds the shares up, loses or gains weights, and corrects for it later.)
 
     Args:
-        params: name -> weights; those without a mask are left alone.
+        params: name -> weights; those without a mask do not change.
         masks: name -> mask.
-        momenta: name -> running mean of the gradient, for the masked places too.
-        fraction: share of each matrix's weights that is dropped.
+        momenta: name -> running mean of the gradient, including the masked places.
+        fraction: share of each matrix's weights to drop.
     Returns params, masks.  Raises ValueError as `rigl` does, and for a mask without parameter or momentum.
     """
     for argument, value in (("params", params), ("masks", masks), ("momenta", momenta)):
@@ -100,9 +100,9 @@ def snfs(params, masks, momenta, fraction, regrown="value"):
 
 
 def shares(total, strength, free):
-    """Whole numbers that add up to `total`, in proportion to `strength` and none above `free`: dicts of the same names.
+    """Whole numbers that sum to `total`, in proportion to `strength` and none above `free`: dicts of the same names.
 
-    The parts are floored and the largest remainders get one more; if all strengths are 0 they count as equal.
+    The parts are rounded down and the largest remainders get one more; if all strengths are 0 they count as equal.
     """
     counts, open_names = dict.fromkeys(strength, 0), [name for name in strength if free[name] > 0]
     while (left := total - sum(counts.values())) > 0:
@@ -118,12 +118,12 @@ def shares(total, strength, free):
 
 
 def _drop(size, mask, n_zeros):
-    """The mask without the n_zeros smallest of its weights; among equals the lowest index goes first."""
+    """The mask without the n_zeros smallest of its weights; ties drop the lowest index first."""
     return mask & ~_largest(-size, mask, n_zeros)
 
 
 def _largest(score, allowed, count):
-    """True at the `count` largest scores of the allowed places; among equals the lowest index comes first."""
+    """True at the `count` largest scores of the allowed places; ties prefer the lowest index."""
     places = np.flatnonzero(allowed)
     best = places[np.argsort(-score.ravel()[places], kind="stable")[:count]]
     chosen = np.zeros(score.size, bool)
@@ -132,7 +132,7 @@ def _largest(score, allowed, count):
 
 
 def _rewired(w, mask, kept, new, regrown):
-    """(w, mask, grown) of the weights that are kept and those that are new."""
+    """(w, mask, grown) for the kept weights and the new ones."""
     grown = new if regrown == "zero" else new & ~mask
     now = kept | new
     return np.where(now & ~grown, w, w.dtype.type(0)), now, grown
@@ -143,7 +143,7 @@ def _check(w, mask, fraction, regrown):
         raise ValueError("w must be an array of finite numbers")
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != w.shape:
         found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise ValueError(f"mask is {found}: must be bool {w.shape}, as the weights")
+        raise ValueError(f"mask is {found}: must be bool {w.shape}, like the weights")
     require.number("fraction", fraction, "a share of the weights, from 0 to 1", most=1)
     if regrown not in ("value", "zero"):
         raise ValueError(f"regrown = {regrown!r}: must be value or zero")

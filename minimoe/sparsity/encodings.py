@@ -2,11 +2,11 @@
 
     dense     every number
     bitmask   one bit per number, then the kept numbers
-    csr       where each row begins, the column of each kept number, the kept numbers (compressed sparse rows)
-    n_of_m    of each M consecutive inputs of an output N numbers, then the place of each, ceil(log2 M) bits
+    csr       the start of each row, the column of each kept number, the kept numbers (compressed sparse rows)
+    n_of_m    N numbers from each M consecutive inputs of an output, then the place of each, ceil(log2 M) bits
 
 Matrices are [inputs, outputs], with any leading axes; rows are inputs.  There is no header: shape, type and pattern are
-the model's.  Numbers are little-endian, and bits fill a byte from the lowest.
+known from the model.  Numbers are little-endian, and bits fill a byte from the lowest one.
 """
 
 import math
@@ -35,10 +35,10 @@ def encode(name, w, mask=None, pattern=None):
     """The kept numbers of an array as bytes.
 
     Args:
-        name: of ENCODINGS.
+        name: a name of ENCODINGS.
         w: the array, [..., inputs, outputs].
         mask: which numbers are kept; None: those that are not 0.
-        pattern: (N, M), for "n_of_m" alone.
+        pattern: (N, M), for "n_of_m" only.
     Raises ValueError for a mask that does not fit w, or that keeps more than N of M.
     """
     w = require.array("w", w)
@@ -50,7 +50,7 @@ def encode(name, w, mask=None, pattern=None):
 
 
 def decode(name, data, shape, dtype, pattern=None):
-    """The array of these bytes, 0 where nothing was kept.  Raises ValueError unless there are as many as it takes."""
+    """Decode bytes to an array, 0 where nothing was kept.  Raises ValueError unless the number of bytes is right."""
     _check(name, shape, pattern)
     if not isinstance(data, (bytes, bytearray)):
         require.fail("data", data, "bytes")
@@ -69,11 +69,11 @@ def n_bytes(name, shape, n_kept, itemsize, pattern=None):
     """The length of an encoding in bytes, by formula.
 
     Args:
-        name: of ENCODINGS.
-        shape: of the array.
-        n_kept: numbers that are kept.
-        itemsize: bytes of a number.
-        pattern: (N, M), for "n_of_m" alone.
+        name: a name of ENCODINGS.
+        shape: shape of the array.
+        n_kept: how many numbers are kept.
+        itemsize: bytes per number.
+        pattern: (N, M), for "n_of_m" only.
     """
     _check(name, shape, pattern)
     require.whole("n_kept", n_kept, 0, math.prod(shape))
@@ -82,7 +82,7 @@ def n_bytes(name, shape, n_kept, itemsize, pattern=None):
 
 
 def fits_pattern(mask, pattern):
-    """Whether a mask keeps at most N of each M consecutive inputs, and M divides the inputs."""
+    """Whether a mask keeps at most N of each M consecutive inputs, and M divides the number of inputs."""
     kept, group = pattern
     *leading, D, F = mask.shape
     return D % group == 0 and bool((mask.reshape(*leading, D // group, group, F).sum(axis=-2) <= kept).all())
@@ -93,13 +93,13 @@ def _check(name, shape, pattern):
     if len(require.sequence("shape", shape)) < 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in shape):
         raise ValueError(f"shape = {tuple(shape)}: must be that of a matrix, [..., inputs, outputs]")
     if (pattern is None) == (name == "n_of_m"):
-        raise ValueError(f"pattern = {pattern}: n_of_m has one, (N, M), and the others none")
+        raise ValueError(f"pattern = {pattern}: n_of_m needs one, (N, M), and the others have none")
     if pattern is not None:
         masks.check_pattern(pattern, shape[-2])
 
 
 class _Reader:
-    """Takes bytes off the front.  Raises IndexError if too few, or at the end too many, are there."""
+    """Reads bytes from the front.  Raises IndexError if there are too few, or too many at the end."""
 
     def __init__(self, data):
         self.data, self.at = data, 0
@@ -107,13 +107,13 @@ class _Reader:
     def take(self, dtype, n):
         stop = self.at + np.dtype(dtype).itemsize * n
         if stop > len(self.data):
-            raise IndexError(f"it takes {stop} or more")
+            raise IndexError(f"it needs {stop} or more")
         found, self.at = np.frombuffer(self.data, dtype, n, self.at), stop
         return found
 
     def end(self):
         if self.at != len(self.data):
-            raise IndexError(f"it takes {self.at}")
+            raise IndexError(f"it needs {self.at}")
 
 
 def _encode_dense(w, mask, pattern):
@@ -141,12 +141,12 @@ def _decode_bitmask(reader, shape, dtype, pattern):
 
 
 def index_type(largest):
-    """The smallest unsigned type that holds whole numbers up to this one."""
+    """The smallest unsigned type for whole numbers up to this one."""
     return np.min_scalar_type(largest).newbyteorder("<")
 
 
 def _csr_types(shape):
-    """Types of where a row begins, and of a column: the smallest for a matrix of this shape, whatever is kept."""
+    """Types of row starts and of columns: the smallest for a matrix of this shape, whatever is kept."""
     return index_type(math.prod(shape)), index_type(shape[-1] - 1)
 
 
@@ -161,10 +161,10 @@ def _decode_csr(reader, shape, dtype, pattern):
     rows, (start, column) = math.prod(shape[:-1]), _csr_types(shape)
     counts = np.diff(reader.take(start, rows + 1).astype(int), prepend=0)
     if counts[0] or (counts < 0).any():
-        raise IndexError("its rows do not follow each other")
+        raise IndexError("its rows are out of order")
     columns = reader.take(column, counts.sum())
     if (columns >= shape[-1]).any():
-        raise IndexError(f"column {columns.max()} is not there")
+        raise IndexError(f"there is no column {columns.max()}")
     w = np.zeros((rows, shape[-1]), dtype)
     w[np.repeat(np.arange(rows), counts[1:]), columns] = reader.take(dtype, len(columns))
     reader.end()
@@ -181,7 +181,7 @@ def _encode_n_of_m(w, mask, pattern):
         raise ValueError(f"the mask keeps more than {pattern[0]} of {pattern[1]} consecutive inputs of an output")
     groups = _groups(np.where(mask, w, 0).astype(w.dtype), pattern)
     order = np.argsort(~_groups(mask, pattern), axis=-1, kind="stable")[..., :pattern[0]]
-    place = np.sort(order, axis=-1)  # the kept ones, and where there are fewer than N, zeros
+    place = np.sort(order, axis=-1)  # the kept numbers, and zeros where there are fewer than N
     bits = (place.reshape(-1, 1) >> np.arange(_bits(pattern))) & 1
     return np.take_along_axis(groups, place, axis=-1).tobytes() + np.packbits(bits.astype(bool), bitorder="little"
                                                                               ).tobytes()
@@ -194,7 +194,7 @@ def _decode_n_of_m(reader, shape, dtype, pattern):
     bits = np.unpackbits(packed, count=n_kept * n_bits, bitorder="little").reshape(n_kept, n_bits).astype(int)
     place = (bits << np.arange(n_bits)).sum(axis=1).reshape(values.shape)
     if (place >= pattern[1]).any():
-        raise IndexError(f"a place is not in a group of {pattern[1]}")
+        raise IndexError(f"a place is outside a group of {pattern[1]}")
     reader.end()
     groups = np.zeros((len(values), pattern[1]), dtype)
     np.put_along_axis(groups, place, values, axis=1)

@@ -1,17 +1,17 @@
-"""How much each layer, head, neuron or expert of a trained model counts, on some text: scores that say what can go.
+"""The importance of each layer, head, neuron or expert of a trained model on some text: low scores can be removed.
 
-    norm         length of the unit's weights; needs no text
-    activation   mean size of what the unit puts out, over the tokens that reach it
+    norm         norm of the unit's weights; needs no text
+    activation   mean size of the unit's output, over the tokens that reach it
     taylor       sum over the unit's weights of (gradient * weight)^2      [Molchanov 2019, arXiv:1906.10771, eq. 8]
     gate         mean over sequences of |dL/dg|, g = 1 a factor on the unit's output     [Michel 2019, arXiv:1905.10650]
 
-and of experts alone
+and for experts only
 
     load         share of the assignments
-    output       change of the layer's output without the expert, the length of the difference
+    output       change of the layer's output without the expert, the norm of the difference
 
-Nothing is known about an expert that no token of the text reached: it has no score but NaN, unless by its weights or
-its load.  Layers are scored by `structured.block_influence` of the `stream`.
+If no token of the text reached an expert, its score is NaN, except for "norm" and "load".  Layers are scored by
+`structured.block_influence` of the `stream`.
 """
 
 from dataclasses import replace
@@ -28,10 +28,10 @@ OF_EXPERTS = ("load", "output")
 
 
 class Kind(NamedTuple):
-    """What units are made of.
+    """The arrays of a kind of unit.
 
-    part: of the block, "attention" or "network".   letters: the axes that number them.
-    names: their arrays, the one that writes their output last.
+    part: part of the block, "attention" or "network".   letters: the axes that number the units.
+    names: their arrays; the last one writes their output.
     """
 
     part: str
@@ -46,14 +46,14 @@ KINDS = {
     "shared": Kind("network", "J", tuple(f"shared.{name}" for name in dense.NAMES)),
     "experts": Kind("network", "E", experts.NAMES),
 }
-"""Units -> Kind.  A head is a key head with its query heads, since none of them can go alone."""
+"""Units -> Kind.  A head is a key head with its query heads, since they can only be removed together."""
 
 
 class Importance(NamedTuple):
-    """Scores of the units of each layer that has such, the higher the more they count.
+    """Scores of the units of each layer that has them; higher is more important.
 
     scores: layer -> score_G, score_EF, score_J or score_E.   unreached: layer -> experts that no token reached.
-    repeat: query heads of a head; 1 of other units.
+    repeat: query heads per head; 1 for other units.
     """
 
     scores: dict
@@ -63,14 +63,14 @@ class Importance(NamedTuple):
     def keep(self, n):
         """The masks that keep the n highest scores of each layer, or of each expert if its neurons are scored.
 
-        Returns layer -> mask, as `structured.shrink` reads it.  Of equals the lowest number goes first.
-        Raises ValueError if a score is not known, with the experts that no token reached.
+        Returns layer -> mask, as `structured.shrink` reads it.  Ties drop the lowest number first.
+        Raises ValueError if a score is unknown, with the experts that no token reached.
         """
         kept = {}
         for layer, score in self.scores.items():
             if np.isnan(score).any():
                 raise ValueError(f"layer {layer}: no token of the text reached the experts "
-                                 f"{', '.join(map(str, self.unreached[layer]))}, so how much they count is not known; "
+                                 f"{', '.join(map(str, self.unreached[layer]))}, so their importance is unknown; "
                                  "give more text, or score by norm")
             require.whole("n", n, 1, score.shape[-1])
             rows = score.reshape(-1, score.shape[-1])
@@ -86,10 +86,10 @@ def importance(params, config, kind, method, tokens_BS=None, targets_BS=None):
         params: name -> array, of the config.
         config: ModelConfig.
         kind: a name of KINDS.
-        method: one of METHODS; for experts also of OF_EXPERTS.
+        method: a name of METHODS, or for experts also of OF_EXPERTS.
         tokens_BS: calibration text.
         targets_BS: the token that follows each, for "taylor" and "gate".
-    Raises ValueError for a method without what it needs, or units that the model does not have.
+    Raises ValueError if a method lacks what it needs, or the model has no such units.
     """
     model.check_params(params, config)
     require.one_of("kind", kind, KINDS)
@@ -109,7 +109,7 @@ def importance(params, config, kind, method, tokens_BS=None, targets_BS=None):
 
 
 def stream(params, tokens_BS, config):
-    """The residual stream before the first block and after each block: x_LTD, with one more layer than the model has.
+    """The residual stream before the first block and after each block: x_LTD, with one layer more than the model.
 
     tokens_BS: whole numbers in [0, V).
     """
@@ -120,15 +120,15 @@ def stream(params, tokens_BS, config):
 
 
 def _layers(params, config, kind):
-    """Layer -> the prefix of its units' names, of the layers that have such."""
+    """Layer -> the prefix of its units' names, for the layers that have such units."""
     prefixes = {i: f"layers.{i}.{'attention' if KINDS[kind].part == 'attention' else layer_kind}."
                 for i, layer_kind in enumerate(config.layer_kinds)}
     return {i: prefix for i, prefix in prefixes.items() if prefix + KINDS[kind].names[-1] in params
-            and not (kind == "experts" and config.layer_kinds[i] == "soft")}  # whose experts cannot go one by one
+            and not (kind == "experts" and config.layer_kinds[i] == "soft")}  # its experts cannot be removed one by one
 
 
 def _units(arrays, prefix, kind, config, last=False):
-    """All numbers of each unit, [its number, ...].  last: those alone that write its output."""
+    """All numbers of each unit, [its number, ...].  last: only those that write its output."""
     letters, parts = KINDS[kind].letters, []
     for name in KINDS[kind].names[-1 if last else 0:]:
         array, axes = arrays[prefix + name], name.rpartition("_")[2]
@@ -153,7 +153,7 @@ def _taylor(params, config, kind, layers, tokens_BS, targets_BS):
 
 
 def _gate(params, config, kind, layers, tokens_BS, targets_BS):
-    """dL/dg of y = g * (h W) is the sum of W * dL/dW, so the gradient of the output's weights has it."""
+    """dL/dg of y = g * (h W) is the sum of W * dL/dW, so it follows from the gradient of the output's weights."""
     scores, count = dict.fromkeys(layers, 0.0), {}
     for row in range(len(tokens_BS)):
         grads, own = _gradients(params, config, tokens_BS[row:row + 1], targets_BS[row:row + 1])
@@ -170,7 +170,7 @@ def _activation(params, config, kind, layers, tokens_BS, targets_BS):
 
 
 def _put_out(block, kind, config):
-    """Mean size of what the units of a block put out."""
+    """Mean size of the outputs of a block's units."""
     network = block.feed_forward.cache
     if kind == "heads":
         mix_BGQP = block.attention.attend.mix_BGQP
@@ -188,7 +188,7 @@ def _put_out(block, kind, config):
 
 
 def _mean_size(cache, n_rows=None):
-    """Mean over tokens of the size of each hidden number, from what a SwiGLU kept."""
+    """Mean over tokens of the size of each hidden number, from the cache of a SwiGLU."""
     kept = cache.activation
     return np.abs(kept.gate * kept.sigmoid * kept.up)[:n_rows].mean(axis=0)
 
@@ -215,14 +215,14 @@ SCORES = {"norm": _norm, "activation": _activation, "taylor": _taylor, "gate": _
 
 
 def _read(params, config, tokens_BS):
-    """What a forward pass keeps, and layer -> rows of each expert."""
+    """The cache of a forward pass, and layer -> rows of each expert."""
     tokens_BS, _ = model.check_inputs(params, config, tokens_BS, None)
     (_, routings), cache = model.model_forward(params, tokens_BS, config)
     return cache, _rows(config, routings)
 
 
 def _gradients(params, config, tokens_BS, targets_BS):
-    """Gradients of the cross-entropy alone, in evaluation, and layer -> rows of each expert."""
+    """Gradients of the cross-entropy alone, in evaluation; and layer -> rows of each expert."""
     config = replace(config, **{f"{name}_coef": 0.0 for name in losses.LOSSES})
     tokens_BS, _ = model.check_inputs(params, config, tokens_BS, None)
     targets_BS = model.check_tokens(targets_BS, config, "targets_BS")

@@ -1,11 +1,11 @@
-"""Masks in a training run: what the training loop calls in each step.
+"""Masks in a training run: the functions that the training loop calls in each step.
 
-    masked.mask_gradients     the update moves no weight that is masked, and clipping does not count it
+    masked.mask_gradients     the update does not move masked weights, and clipping does not count them
     (AdamW)                   its decay and moments keep at 0 what is 0 and has no gradient
-    masked.change_masks       now and then: some weights go, others come, which start at 0 with moments of 0
+    masked.change_masks       at some steps: weights are dropped, and new ones start at 0 with moments of 0
 
-A run without masks passes through untouched.  NumPy multiplies whole matrices, zeros included: nothing here is faster
-than a dense step; `cost` counts what a machine could save.
+A run without masks is not affected.  NumPy multiplies whole matrices including zeros, so nothing here is faster than a
+dense step; `cost` counts what a machine could save.
 """
 
 import math
@@ -20,10 +20,10 @@ from minimoe.sparsity import densities, dynamic, masks, matrices, schedules, sco
 
 
 class Change(NamedTuple):
-    """What a rule for changing masks is given: dicts of (parameter, number of its matrix) -> array of one matrix.
+    """The input of a rule for changing masks: dicts of (parameter, number of its matrix) -> array of one matrix.
 
-    w, mask: as they are.  signal: what the rule looks at besides, such as dense gradients; or nothing.
-    step: the number of this step, the first is 1.  state: TrainState.
+    w, mask: the current ones.  signal: what else the rule needs, such as dense gradients; or nothing.
+    step: the number of this step, from 1.  state: TrainState.
     """
 
     w: dict
@@ -34,7 +34,7 @@ class Change(NamedTuple):
 
     @property
     def fraction(self):
-        """Share of its weights that a matrix exchanges at this step."""
+        """The share of its weights that a matrix exchanges at this step."""
         config = self.state.train_config
         return dynamic.drop_fraction(self.step, config.drop_fraction, config.sparsity_end * config.n_steps)
 
@@ -42,11 +42,11 @@ class Change(NamedTuple):
 class Rule(NamedTuple):
     """How masks change.
 
-    change(Change) -> dicts of w and mask; None never does.
-    trace(trace, w, gradient, beta) -> trace: what is remembered of every step's dense gradient, from 0 on; or None.
-    by_gradient: whether the rule looks at the dense gradient of the step at which it changes masks.
-    replaces_update: whether the weights are left alone at such a step [RigL, arXiv:1911.11134, algorithm 1].
-    starts_sparse: whether a run starts as sparse as it will be, and then only exchanges weights.
+    change(Change) -> dicts of w and mask; None: masks never change.
+    trace(trace, w, gradient, beta) -> trace: a running statistic of the dense gradients, which starts at 0; or None.
+    by_gradient: whether the rule needs the dense gradient of the step at which it changes masks.
+    replaces_update: whether such a step does not update the weights [RigL, arXiv:1911.11134, algorithm 1].
+    starts_sparse: whether a run starts with its final sparsity, and then only exchanges weights.
     """
 
     change: Callable | None = None
@@ -71,7 +71,7 @@ def _snfs(c):
 
 
 def _gradual(c):
-    """Of each matrix those with the lowest scores; what is masked stays so.  Scores are |w| if there is no trace."""
+    """Mask the lowest scores of each matrix; masked weights stay masked.  Scores are |w| if there is no trace."""
     config, density = c.state.train_config, _densities(c.state)
     new = {}
     for key, w in c.w.items():
@@ -94,7 +94,7 @@ RULES = {
 
 
 def start(state):
-    """Give a new run the masks that its configuration asks for; none to a dense one."""
+    """Give a new run the masks that its configuration asks for; a dense run gets none."""
     config = state.train_config
     if config.sparsity == 0:
         return
@@ -109,7 +109,7 @@ def start(state):
 
 
 def put_on(state, mask_by_name):
-    """Give a run masks, in place of those that it has: what is masked is exactly 0, and so are its moments.
+    """Replace the masks of a run: masked weights become exactly 0, and so do their moments.
 
     Raises ValueError if a mask does not fit.
     """
@@ -123,8 +123,8 @@ def put_on(state, mask_by_name):
 def mask_gradients(state, grads):
     """Set the gradients of masked weights to 0, in place.
 
-    Before that, what the rule wants of them is remembered in the traces.
-    Returns name -> dense gradient if this step needs them to change the masks, else an empty dict.
+    Before that, the traces are updated.
+    Returns name -> dense gradient if this step needs them to change the masks, otherwise an empty dict.
     """
     rule, dense = RULES[state.train_config.dynamic], {}
     for name, mask in state.masks.items():
@@ -138,12 +138,12 @@ def mask_gradients(state, grads):
 
 
 def replaces_update(state):
-    """Whether this step changes the masks and leaves the weights alone."""
+    """Whether this step changes the masks instead of updating the weights."""
     return bool(state.masks) and _is_due(state) and RULES[state.train_config.dynamic].replaces_update
 
 
 def change_masks(state, dense):
-    """Change the masks, if this is a step at which they change.  dense: of `mask_gradients`."""
+    """Change the masks, if this is a step at which they change.  dense: from `mask_gradients`."""
     if not state.masks or not _is_due(state):
         return
     if not all(np.isfinite(state.params[name]).all() for name in state.masks):
@@ -156,13 +156,13 @@ def change_masks(state, dense):
         whole = [np.stack([tree[name, n] for n in range(len(_parts(state, name, old)))]).reshape(old.shape)
                  for tree in (new_w, new_mask)]
         state.params[name], now = whole
-        for moment in state.moments:  # of weights that went, and of those that were not there
+        for moment in state.moments:  # of dropped and of new weights
             moment[name] = np.where(old & now, moment[name], moment[name].dtype.type(0))
         state.masks[name] = now
 
 
 def check(state):
-    """Raise ValueError unless masks and traces fit the run, and whatever is masked is 0."""
+    """Raise ValueError unless masks and traces fit the run, and masked weights and moments are 0."""
     masks.check(state.masks, state.params)
     traced = RULES[state.train_config.dynamic].trace is not None
     wanted = state.masks.keys() if traced else set()
@@ -175,7 +175,7 @@ def check(state):
                              f"{state.params[name].shape}")
     for name, mask in state.masks.items():
         if any(arrays[name][~mask].any() for arrays in (state.params, *state.moments)):
-            raise ValueError(f"mask/{name}: a weight or a moment that is masked is not 0")
+            raise ValueError(f"mask/{name}: a masked weight or moment is not 0")
 
 
 def _is_due(state):
@@ -186,7 +186,7 @@ def _is_due(state):
 
 
 def _densities(state):
-    """Name -> share of weights that the run keeps in the end, of each matrix of the parameter."""
+    """Name -> share of weights that the run keeps in the end, for each matrix of the parameter."""
     config = state.train_config
     names = list(state.masks) or matrices.names(state.model_config)
     stacks = {name: matrices.shape(name, model.weights(state.model_config)[name].shape) for name in names}
@@ -197,17 +197,17 @@ def _densities(state):
 
 
 def _parts(state, name, array):
-    """The matrices of a parameter, each with a mask of its own; in a stack that is one matrix there is one part."""
+    """The matrices of a parameter, each with its own mask; a stack that counts as one matrix is a single part."""
     stack = matrices.stack(name, array)
     return stack[None] if state.train_config.density == "erdos_renyi_stack" else stack
 
 
 def _stream(seed, key, step):
-    """A random stream of one matrix at one step, so that a resumed run draws what it would have drawn."""
+    """The random stream of one matrix at one step, so that a resumed run draws the same numbers."""
     name, n = key
     return np.random.default_rng([seed, zlib.crc32(f"mask {name}".encode()), n + 1, step])
 
 
 def _results(pairs):
-    """Two dicts of a dict of pairs."""
+    """Split a dict of pairs into two dicts."""
     return {key: w for key, (w, _) in pairs.items()}, {key: mask for key, (_, mask) in pairs.items()}

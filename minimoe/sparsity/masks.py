@@ -1,4 +1,4 @@
-"""Which weights are kept: bool arrays, True = kept.  A count decides, never a threshold, so ties change no number."""
+"""Which weights are kept: bool arrays, True = kept.  They use counts rather than thresholds, so ties do not matter."""
 
 import math
 
@@ -8,10 +8,10 @@ from minimoe import require
 
 
 def lowest(score, n_zeros):
-    """Take out exactly n_zeros weights, those with the lowest scores; among equals the lowest index goes first.
+    """Remove exactly n_zeros weights, those with the lowest scores; ties remove the lowest index first.
 
     score: any shape.  Returns a mask of its shape.
-    Raises ValueError if a score is not a number, or n_zeros is not a whole number from 0 to as many as there are.
+    Raises ValueError if a score is not a number, or n_zeros is not a whole number from 0 to the number of scores.
     """
     score = require.array("score", score)
     require.whole("n_zeros", n_zeros, 0, score.size)
@@ -19,7 +19,7 @@ def lowest(score, n_zeros):
 
 
 def per_output(score_DF, sparsity):
-    """Take out floor(D * sparsity) weights of each output: every output keeps as many inputs.  Returns mask_DF.
+    """Remove floor(D * sparsity) weights of each output, so that all outputs keep equally many.  Returns mask_DF.
 
     sparsity: share of the D inputs.  score_DF may have leading axes.  Raises ValueError unless it is in [0, 1).
     """
@@ -30,10 +30,10 @@ def per_output(score_DF, sparsity):
 
 
 def n_of_m(score_DF, kept, group):
-    """Keep exactly `kept` of each `group` consecutive inputs of each output, as 2 of 4.  Returns mask_DF.
+    """Keep exactly `kept` of each `group` consecutive inputs of each output, such as 2 of 4.  Returns mask_DF.
 
                                                             [Mishra 2021, arXiv:2104.08378, sec. 3]
-    The name counts what is kept; Wanda's and SparseGPT's codes count what is pruned.  score_DF may have leading axes.
+    The name counts kept weights; the code of Wanda and SparseGPT counts pruned ones.  score_DF may have leading axes.
     Raises ValueError unless 1 <= kept <= group and the group divides the inputs.
     """
     score_DF = _matrices(score_DF)
@@ -45,9 +45,9 @@ def n_of_m(score_DF, kept, group):
 
 
 def apply(arrays, masks):
-    """A new dict in which what is masked is exactly 0; arrays without a mask are the same.
+    """A new dict in which masked numbers are exactly 0; arrays without a mask are not copied.
 
-    arrays: name -> array: parameters, or their gradients, for a mask is its own backward.
+    arrays: name -> array, parameters or their gradients, since a mask is its own backward.
     Raises ValueError if a mask has no array or does not fit it.
     """
     check(masks, arrays)

@@ -1,6 +1,6 @@
-"""The parameters that can be pruned, each seen as a stack of matrices [N, inputs, outputs]: N experts, or 1.
+"""The parameters that can be pruned, each viewed as a stack of matrices [N, inputs, outputs]: N experts, or 1.
 
-A mask and a share are of a matrix, so each expert has its own, and the heads of an attention matrix are side by side.
+Masks and shares belong to matrices, so each expert has its own; the heads of attention are concatenated.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ FEED_FORWARD = experts.NAMES + dense.NAMES
 
 
 def names(config, given=None):
-    """The parameters to prune: those of attention and of the feed-forward networks, or those that are given.
+    """The parameters to prune: those of attention and of the feed-forward networks, or the given ones.
 
     Embedding, head, norms and routers stay dense unless they are given.
-    Raises ValueError for a name that is no parameter, or whose parameter is no matrix.
+    Raises ValueError for a name that is not a parameter, or a parameter that is not a matrix.
     """
     weights = model.weights(config)
     if given is None:

@@ -1,4 +1,4 @@
-"""Experts merged: each group becomes its mean; all in one group are a dense model."""
+"""Merging experts: each group is replaced by its mean; a single group gives a dense model."""
 
 from dataclasses import replace
 
@@ -10,29 +10,29 @@ from minimoe.sparsity import structured
 
 
 def merge(params, config, groups, loads=None):
-    """A model in which each group of experts is one, their mean; and so is their column of the router.
+    """A model in which each group of experts, and their columns of the router, is replaced by the mean.
 
                                                         [M-SMoE, arXiv:2310.01334, sec. 3, without permuted neurons]
     Args:
         params: name -> array, of the config.
         config: ModelConfig of an MoE.
-        groups: layer -> group of each expert, from 0; as many groups in each layer.
-        loads: layer -> weight of each expert in the mean, such as its load; None: all the same.  An expert without load
-            counts as little, and its group keeps the others'; a group without any is refused.
-    Returns params, config.  All in one group: a dense model.
-    Raises ValueError for fewer groups than top_k, but one; or for groups that are not numbered without a gap.
+        groups: layer -> group of each expert, from 0; every layer has the same number of groups.
+        loads: layer -> weight of each expert in the mean, such as its load; None: all equal.  An expert without load
+            has weight 0; a group in which no expert has a load is refused.
+    Returns params, config; a dense model if there is one group.
+    Raises ValueError for fewer groups than top_k, except one group; and if the group numbers have gaps.
     """
     model.check_params(params, config)
     structured.check_experts(config, np.ones(config.n_experts, bool))
-    fields.check(config, "n_groups", config.n_groups == 1, "groups of experts that merge must be one")
+    fields.check(config, "n_groups", config.n_groups == 1, "must be 1: a model with groups of experts cannot be merged")
     for argument, value in (("groups", groups), ("loads", loads or {})):
         require.mapping(argument, value)
     n_merged = {len(set(np.asarray(groups.get(i, ())).tolist())) for i in config.moe_layers}
     if not config.moe_layers or len(n_merged) != 1 or 0 in n_merged:
         raise ValueError(f"groups have from {min(n_merged, default=0)} to {max(n_merged, default=0)} experts left in a "
-                         "layer: every MoE layer must have as many")
+                         "layer: every MoE layer must have the same number")
     n, new = n_merged.pop(), dict(params)
-    fields.check(config, "router", n > 1 or config.router == "softmax_topk", "the one expert's gate would not be 1")
+    fields.check(config, "router", n > 1 or config.router == "softmax_topk", "the only expert's gate would not be 1")
     for i in config.moe_layers:
         share_EG = _shares(i, np.asarray(groups[i]), n, (loads or {}).get(i, np.ones(config.n_experts)))
         for name, array in parameters.scope(params, f"layers.{i}.moe.").items():
@@ -46,11 +46,11 @@ def merge(params, config, groups, loads=None):
 
 
 def _shares(layer, group_E, n, weight_E):
-    """The share of each expert in each merged one: columns sum to 1."""
+    """The share of each expert in each merged expert: columns sum to 1."""
     fields.require(np.all(np.asarray(weight_E, float) >= 0), f"loads of layer {layer}", weight_E, "must be 0 or more")
     fits = group_E.shape == np.shape(weight_E) and set(group_E.tolist()) == set(range(n))
     fields.require(fits, f"groups of layer {layer}", group_E.tolist(),
-                   f"must number a group for each of {len(weight_E)} experts, from 0 without a gap")
+                   f"must give each of {len(weight_E)} experts a group number, from 0 without a gap")
     share = (group_E[:, None] == np.arange(n)) * np.asarray(weight_E, float)[:, None]
     lost = np.flatnonzero(share.sum(axis=0) <= 0).tolist()
     if lost:
@@ -60,10 +60,10 @@ def _shares(layer, group_E, n, weight_E):
 
 
 def similar_groups(weights, load_E, n_groups):
-    """Groups for `merge`: the most loaded experts lead, each other one joins the leader with the most similar column.
+    """Groups for `merge`: the busiest experts lead, and each other one joins the leader with the most similar column.
 
-    weights: name -> array, of one MoE layer.  load_E: of its Routing; equal loads: the lowest number leads.
-    A column of zeros is like none.  Returns group_E, the number of each expert's group.
+    weights: name -> array, of one MoE layer.  load_E: of its Routing; ties prefer the lowest number.
+    A column of zeros is similar to none.  Returns group_E, the number of each expert's group.
     """
     w_DE = require.array("w_router_DE", require.mapping("weights", weights).get("w_router_DE"), ndim=2)
     require.whole("n_groups", n_groups, 1, w_DE.shape[1])

@@ -1,10 +1,10 @@
-"""A trained model pruned in one go, block by block: each block sees what the pruned blocks before it put out.
+"""Prunes a trained model in one pass, block by block: the input of each block comes from the pruned blocks before it.
 
-Within a block all matrices are calibrated before the first is pruned; then its outputs are computed anew.  So
-calibration is renewed for each block and not for each matrix, as Wanda's and SparseGPT's codes do.
+Within a block all matrices are calibrated before the first one is pruned; then the block's outputs are computed again.
+So calibration is renewed for each block and not for each matrix, as in the code of Wanda and SparseGPT.
 
-A sparsity is a share of the weights of each matrix ("magnitude_global": of all of them together), those that are 0
-already included; embedding, head, norms and routers are not among them unless they are named.
+A sparsity is a share of the weights of each matrix ("magnitude_global": of all matrices together), including weights
+that are already 0.  Embedding, head, norms and routers are not pruned unless they are named.
 """
 
 import math
@@ -22,28 +22,28 @@ METHODS = {
     "magnitude_per_output": "the smallest weights of each output",
     "magnitude_global": "the smallest weights of all matrices together",
     "wanda": "the smallest products of weight and input, of each output",
-    "sparsegpt": "the weights that cost least; those that stay make up for them",
+    "sparsegpt": "the weights that cost least; the remaining ones compensate for them",
 }
 CALIBRATED = "wanda", "sparsegpt"
-"""Methods that look at what the matrices multiply."""
+"""Methods that need the inputs of the matrices."""
 
 
 class Share(NamedTuple):
-    """Weights kept, and weights that there are."""
+    """Number of weights that are kept, and number of all weights."""
 
     kept: int
     total: int
 
     @property
     def sparsity(self):
-        """Share of zeros."""
+        """The share of zeros."""
         return 1 - self.kept / self.total
 
 
 class Report(NamedTuple):
-    """What is pruned of what.
+    """How much was pruned.
 
-    matrices: name -> Share of each matrix of the stack.  pruned: of those together.  model: of all parameters.
+    matrices: name -> Share of each matrix of the stack.  pruned: Share of these together.  model: of all parameters.
     unreached: (name, expert) of experts that no calibration token reached, which keep their weights.
     """
 
@@ -80,13 +80,13 @@ def prune_and_report(params, config, method, tokens_BS, sparsity=None, pattern=N
         params: name -> array.
         config: ModelConfig.
         method: a name of METHODS.
-        tokens_BS: calibration, whole numbers in [0, V); None if the method needs none.  An expert learns from the
-            tokens that are dispatched to it; if there are none it keeps its weights, and the report says so.
-        sparsity: share of zeros, in [0, 1); floored, in each matrix or output as the method has it.
-        pattern: instead, (kept, group): how many of each group of inputs stay.
-        names: parameters to prune; None are attention and feed-forward networks, see `matrices.names`.
+        tokens_BS: calibration text, whole numbers in [0, V); None if the method needs none.  An expert is calibrated on
+            the tokens that are dispatched to it; if there are none it keeps its weights, and the report says so.
+        sparsity: share of zeros, in [0, 1); rounded down, for each matrix or output depending on the method.
+        pattern: instead, (kept, group): how many of each group of inputs to keep.
+        names: parameters to prune; None: attention and feed-forward networks, see `matrices.names`.
 
-    Returns Pruned.  Raises ValueError for bad input, and for a model that has more zeros already than are asked for.
+    Returns Pruned.  Raises ValueError for bad input, and for a model that already has more zeros than requested.
     """
     names = _checked(params, config, method, sparsity, pattern, names)
     if method in CALIBRATED:
@@ -101,7 +101,7 @@ def prune_and_report(params, config, method, tokens_BS, sparsity=None, pattern=N
 
 
 def report(params, mask_by_name, unreached=()):
-    """The Report of masks, such as a checkpoint has them."""
+    """The Report of masks, such as those of a checkpoint."""
     masks.check(mask_by_name, params)
     kept = {name: matrices.stack(name, mask).sum(axis=(1, 2)).tolist() for name, mask in mask_by_name.items()}
     each = {name: [Share(n, mask_by_name[name].size // len(counts)) for n in counts] for name, counts in kept.items()}
@@ -160,7 +160,7 @@ def _prune_stack(name, array, rows, rule):
 
 
 def _rule(method, sparsity, pattern):
-    """The function (w_DF, x_TD) -> (w_DF, mask_DF) of a method."""
+    """The function (w_DF, x_TD) -> (w_DF, mask_DF) for a method."""
     def by_score(w_DF, x_TD):
         score_DF = scores.wanda(w_DF, x_TD) if method == "wanda" else scores.magnitude(w_DF)
         if pattern is not None:
@@ -179,7 +179,7 @@ def _rule(method, sparsity, pattern):
 
 
 def _checked(params, config, method, sparsity, pattern, names):
-    """The names.  Raises ValueError for what cannot be."""
+    """The names of the parameters to prune.  Raises ValueError for impossible options."""
     model.check_params(params, config)
     require.one_of("method", method, METHODS)
     if (sparsity is None) == (pattern is None):
@@ -199,7 +199,7 @@ def _checked(params, config, method, sparsity, pattern, names):
     zeros = sum(int((params[name] == 0).sum()) for name in names)
     if share > 0 and math.ceil(total * share) < zeros:
         raise ValueError(f"{asked}: it is a share of all {total:,} weights, and {zeros:,} of them "
-                         f"({zeros / total:.1%}) are zero already")
+                         f"({zeros / total:.1%}) are already zero")
     return names
 
 
@@ -212,7 +212,7 @@ def _check_pattern(name, array, pattern):
 
 def _check_calibrated(name, method, config):
     if name == "embed.w_VD":
-        tied = ", and as a tied head it has inputs of two kinds" if config.tie_embeddings else ""
+        tied = ", and as a tied head it has two kinds of input" if config.tie_embeddings else ""
         raise ValueError(f"names: {name} is looked up and multiplies nothing{tied}: {method} cannot prune it; "
                          "magnitude can")
     if name.endswith("w_slot_DEC"):

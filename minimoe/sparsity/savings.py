@@ -1,4 +1,4 @@
-"""What masks save of a model, honestly: parameters, FLOPs of a machine that skips zeros and of NumPy, bytes."""
+"""What masks really save: parameters, FLOPs on a machine that skips zeros and in NumPy, bytes."""
 
 import numpy as np
 
@@ -8,25 +8,25 @@ from minimoe.moe import soft
 from minimoe.sparsity import encodings, masks, matrices
 
 PATTERNS = ((1, 4), (2, 4), (4, 8))
-"""N:M patterns that masks are tried with, kept of a group."""
+"""N:M patterns, (kept, group), for which masks are tested."""
 
 
 def record(mask_of, config, forward_flops, itemsize=4):
-    """What the masks of a model save: a record that JSON can hold.
+    """What the masks of a model save, as a JSON record.
 
     Args:
         mask_of: name -> bool array, True = kept; parameters without a mask are dense.
         config: ModelConfig.
-        forward_flops: of the dense model, per token, see `minimoe.cost`.
-        itemsize: bytes of a number.
+        forward_flops: FLOPs of the dense model per token, see `minimoe.cost`.
+        itemsize: bytes per number.
 
     The record has
-        parameters: all, and how many are kept.
-        masked: the parameters that have a mask, and how many of these are kept.
-        forward_flops_per_token: "ideal", of a machine that skips every zero, with even routing; and "numpy", which
-            multiplies by the zeros too.
-        bytes: encoding -> bytes of the weights, where masked matrices are encoded and the others dense; "N:M" for
-            each of PATTERNS that all masks fit.
+        parameters: the number of all parameters, and of kept ones.
+        masked: the number of parameters with a mask, and how many of these are kept.
+        forward_flops_per_token: "ideal", on a machine that skips every zero, with even routing; and "numpy", which
+            also multiplies by zeros.
+        bytes: encoding -> bytes of the weights, where masked matrices are encoded and the others are dense; "N:M" for
+            each of PATTERNS that fits all masks.
     Raises ValueError if a mask has no parameter or does not fit it.
     """
     weights = model.weights(require.record("config", config, ModelConfig))
@@ -51,15 +51,15 @@ def record(mask_of, config, forward_flops, itemsize=4):
 
 
 def skipped_flops(mask_of, config):
-    """Forward FLOPs per token that fall on masked weights: two for each, times the share of tokens that use it."""
+    """Forward FLOPs per token of masked weights: two for each, times the share of tokens that use it."""
     return sum(2 * float(uses(name, config)) * int((~mask).sum()) for name, mask in mask_of.items())
 
 
 def uses(name, config):
-    """How often a token is multiplied by each weight of a parameter, in the mean over tokens, with even routing."""
+    """How often a token is multiplied by each weight of a parameter, on average over tokens, with even routing."""
     letters = name.rpartition("_")[2]
     if len(letters) < 2 or (name == "embed.w_VD" and not config.tie_embeddings):
-        return 0.0  # a gain is no product, a look-up none either
+        return 0.0  # gains and look-ups are not matrix products
     if not letters.startswith("E"):
         return 1.0
     if ".soft." in name:
@@ -78,8 +78,8 @@ def words(found):
             *((f"bytes of float32, {name}", *_pair(found["bytes"]["dense"], n)) for name, n in found["bytes"].items()
               if name != "dense")]
     return "\n".join([terminal.table(rows), terminal.fill(
-        "NumPy multiplies by zeros as by any number: a mask alone saves no time.  Only hardware that skips zeros, or a "
-        "smaller model without the masked heads, neurons or experts, does.")])
+        "NumPy multiplies by zeros like by any other number, so a mask alone saves no time.  Only hardware that skips "
+        "zeros does, or a smaller model without the masked heads, neurons or experts.")])
 
 
 def change(before, after):

@@ -1,11 +1,11 @@
-"""How sparsity rises while a model trains, and the lottery ticket's way back to the start."""
+"""How sparsity rises during training, and how a lottery ticket is rewound to its start."""
 
 from minimoe import require
 from minimoe.sparsity import masks
 
 
 def cubic(step, first_step, last_step, final, initial=0.0):
-    """Share of zeros at a step: fast at first, while there is much to spare, then ever slower.
+    """Share of zeros at a step: it rises fast at first, while there is much to spare, then more and more slowly.
 
         s_t = s_f + (s_i - s_f) * (1 - (t - t0) / (n dt))^3             [Zhu & Gupta 2017, arXiv:1710.01878, eq. 1]
 
@@ -20,7 +20,7 @@ def cubic(step, first_step, last_step, final, initial=0.0):
 
 
 def rewind(start, mask_by_name):
-    """A lottery ticket: the weights that are kept, with the values from which they were trained; the others 0.
+    """A lottery ticket: the kept weights with their initial values; the others are 0.
 
                                                             [Frankle & Carbin 2019, arXiv:1803.03635, sec. 1]
     start: parameters of step 0, or of an early step.  Returns new parameters.

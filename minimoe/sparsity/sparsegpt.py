@@ -1,12 +1,12 @@
-"""SparseGPT: take weights out one input at a time, and let the inputs behind make up for the error.
+"""SparseGPT: remove weights one input at a time, and let the weights of later inputs compensate for the error.
 
-    H = 2/T sum_t x_t x_t^T + damp * mean(diag H) * I       how much an error of the weights costs
+    H = 2/T sum_t x_t x_t^T + damp * mean(diag H) * I       the cost of an error in the weights
     H^-1 = U^T U, U upper triangular
     score_df = w_df^2 / U_dd^2                              error of the output if w_df becomes 0
-    w_d:  -= outer(U_d,d:, w_d / U_dd)                      for each weight that becomes 0, on it and all behind it
+    w_d:  -= outer(U_d,d:, w_d / U_dd)                      for each weight that becomes 0, on it and all later ones
 
                                                             [Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1]
-With its mask given, each output ends at the least squares of what is behind, given what is in front.
+For a given mask, the weights of later inputs are a least-squares solution, given those of earlier inputs.
 """
 
 import math
@@ -25,12 +25,12 @@ def prune(w_DF, x_TD, sparsity=None, pattern=None, block=128, damp=0.01):
         w_DF: the matrix.
         x_TD: calibration, the vectors that it multiplies; fewer than D are enough.
         sparsity: share of zeros: floor(size * sparsity) of each block of inputs, all outputs compared together.
-        pattern: instead, (kept, group): how many of each group of inputs stay, for each output.
-        block: inputs whose mask is chosen at once; 1 or more, and groups divide it.
-        damp: added to the diagonal of H, share of its mean.
+        pattern: instead, (kept, group): how many of each group of inputs to keep, for each output.
+        block: number of inputs whose mask is chosen together, 1 or more; a multiple of the group.
+        damp: added to the diagonal of H, as a share of its mean.
 
     An input that is 0 in all of x_TD gets weights of 0, which count among the zeros of its block; the others are
-    corrected as if it were not there.
+    corrected as if it did not exist.
     Returns w_DF, mask_DF.  Raises ValueError for bad input, no calibration vector, or an H without an inverse.
     """
     w_DF, x_TD = ops.floats("w_DF", w_DF), ops.floats("x_TD", x_TD)
@@ -64,7 +64,7 @@ def prune(w_DF, x_TD, sparsity=None, pattern=None, block=128, damp=0.01):
 
 
 def inverse_factor(x_TD, live_D, damp):
-    """U of H^-1 = U^T U over the live inputs; the others stand apart, with 1 on the diagonal.  Returns u_DD."""
+    """U of H^-1 = U^T U over the live inputs; the others are decoupled, with 1 on the diagonal.  Returns u_DD."""
     live = x_TD[:, live_D]
     h = 2 / len(x_TD) * (live.T @ live)
     h[np.diag_indices_from(h)] += damp * np.diag(h).mean()
@@ -72,8 +72,8 @@ def inverse_factor(x_TD, live_D, damp):
     try:
         u_DD[np.ix_(live_D, live_D)] = np.linalg.cholesky(np.linalg.inv(h)).T
     except np.linalg.LinAlgError as error:
-        raise ValueError(f"damp = {damp}: the {len(x_TD)} tokens of x_TD do not span its {len(h)} inputs, so that H "
-                         "has no inverse; more tokens or more damping") from error
+        raise ValueError(f"damp = {damp}: the {len(x_TD)} tokens of x_TD do not span its {len(h)} inputs, so H has no "
+                         "inverse; use more tokens or more damping") from error
     return u_DD
 
 

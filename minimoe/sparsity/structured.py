@@ -1,7 +1,8 @@
-"""Structured pruning: whole layers, heads, neurons or experts go, and what is left is a smaller ordinary model.
+"""Structured pruning: whole layers, heads, neurons or experts are removed, which leaves a smaller ordinary model.
 
-What goes is cut on all sides: a neuron from three matrices, a query head with its key head, an expert with its column
-of the router.  The configuration has one number for all layers, so each layer keeps as many heads, experts and neurons.
+Each unit is removed everywhere: a neuron from three matrices, a query head with its key head, an expert with its column
+of the router.  The configuration has one number for all layers, so all layers keep equally many heads, experts and
+neurons.
 """
 
 import itertools
@@ -23,32 +24,32 @@ KINDS = {
     "shared": "the hidden neurons of the shared experts of each layer, [J]",
     "experts": "the experts of each layer, [E]",
 }
-"""What can be cut -> the masks for it."""
+"""What can be removed -> the masks for it."""
 MOST_SUBSETS = 20_000
-"""Subsets that `best_experts` tries at most."""
+"""Largest number of subsets that `best_experts` tries."""
 
 
 def shrink(params, config, keep):
-    """A smaller ordinary model, without what is not kept.  It computes what the masked model computes.
+    """A smaller ordinary model with only the kept units.  It computes the same as the masked model.
 
     A masked head or layer adds nothing, the output of a masked neuron is 0, and the score of a masked expert is -inf:
-    its tokens go to the next best.  A key head stays as long as one of its query heads does.
+    its tokens go to the next best.  A key head is kept if at least one of its query heads is.
 
     Args:
         params: name -> array, of the config.
         config: ModelConfig.
-        keep: name of KINDS -> bool masks, True = kept.  That of "layers" is one mask; for the others one mask per
-            layer, as a dict of layer -> mask, or as a list or array over all layers, None where nothing is cut.
-            Numbers of layers and experts are those of the model before.
+        keep: name of KINDS -> bool masks, True = kept.  "layers" has one mask; the others have one mask per layer, as a
+            dict of layer -> mask, or as a list or array over all layers with None where nothing is removed.
+            Layers and experts are numbered as in the original model.
     Returns params, config.  With a capacity, an expert's slots follow the new mean load.
-    Raises ValueError if no configuration describes what is left: layers that keep different numbers, key heads with
-    different numbers of query heads, kinds of layers in no regular order, fewer experts than top_k; and for a mask of
+    Raises ValueError if no configuration describes the result: layers that keep different numbers, key heads with
+    different numbers of query heads, kinds of layers in an irregular order, fewer experts than top_k; and for a mask of
     a layer that the model does not have.
     """
     model.check_params(params, config)
     unknown = require.mapping("keep", keep).keys() - KINDS.keys()
     if unknown:
-        raise ValueError(f"keep has {', '.join(sorted(unknown))}: known are {', '.join(KINDS)}")
+        raise ValueError(f"keep has {', '.join(sorted(unknown))}: must be among {', '.join(KINDS)}")
     layer_L = _mask("layers", keep.get("layers", np.ones(config.n_layers, bool)), (config.n_layers,))
     blocks = [_block(parameters.scope(params, f"layers.{i}."), config, i, keep) for i in np.flatnonzero(layer_L)]
     new = {name: array.copy() for name, array in params.items() if not name.startswith("layers.")}
@@ -59,7 +60,7 @@ def shrink(params, config, keep):
 
 
 def _block(weights, config, layer, keep):
-    """The weights of one layer, cut.  Raises ValueError for masks of what the layer does not have."""
+    """The remaining weights of one layer.  Raises ValueError for masks of parts that the layer does not have."""
     kind, cut = config.layer_kinds[layer], dict(weights)
     H, G = config.n_heads, config.kv_heads
     found = {name: _of_layer(keep.get(name), layer, config) for name in KINDS if name != "layers"}
@@ -82,7 +83,7 @@ def _block(weights, config, layer, keep):
             check_experts(config, mask_E)
             cut = _cut(cut, "E", mask_E)
     if left := [name for name, mask in found.items() if mask is not None]:
-        raise ValueError(f"layer {layer} is {kind}: it has no {' and no '.join(left)} to cut")
+        raise ValueError(f"layer {layer} is {kind}: it has no {' and no '.join(left)} to remove")
     return cut
 
 
@@ -98,7 +99,7 @@ def _of_layer(masks, layer, config):
 
 
 def _take(name, layer, found, shape):
-    """The mask under a name, which is taken out of `found`; None if there is none, or nothing for it."""
+    """The mask under a name, which is removed from `found`; None if there is none."""
     if shape is None or found[name] is None:
         return None
     return _mask(f"{name} of layer {layer}", found.pop(name), shape)
@@ -113,7 +114,7 @@ def _mask(name, mask, shape):
 
 
 def _cut(weights, letter, mask):
-    """The weights without what is masked on the axis of a letter, where they have one."""
+    """The weights without the masked entries on the axis of a letter, if they have that axis."""
     cut = {}
     for name, array in weights.items():
         letters = name.rpartition("_")[2]
@@ -122,7 +123,7 @@ def _cut(weights, letter, mask):
 
 
 def _cut_neurons(weights, mask_EF, layer):
-    """The weights of a layer's experts with fewer neurons, as many in each."""
+    """The weights of a layer's experts with fewer neurons, equally many in each."""
     if mask_EF is None:
         return weights
     counts = set(mask_EF.sum(axis=1).tolist())
@@ -135,10 +136,10 @@ def _cut_neurons(weights, mask_EF, layer):
 
 
 def check_experts(config, mask_E):
-    """Raise ValueError unless a model without these experts chooses as if their scores were -inf."""
+    """Raise ValueError unless a model without these experts routes as if their scores were -inf."""
     facts = routers.ROUTERS[config.router].FACTS
     per_token = facts.matrices > 0 and not facts.soft and not facts.k_is_mean
-    fields.check(config, "router", per_token, "no expert can go: what the others do depends on how many there are")
+    fields.check(config, "router", per_token, "no expert can be removed: routing depends on how many there are")
     n_kept, in_group = int(mask_E.sum()), mask_E.reshape(config.n_groups, -1).sum(axis=1)
     fields.check(config, "top_k", config.top_k <= n_kept, f"{n_kept} of {config.n_experts} experts are too few for it")
     fields.check(config, "n_groups", len(set(in_group.tolist())) == 1,
@@ -146,7 +147,7 @@ def check_experts(config, mask_E):
 
 
 def _fitting(config, layer_L, blocks):
-    """The configuration of the blocks that are left."""
+    """The configuration of the remaining blocks."""
     kinds = tuple(kind for kind, kept in zip(config.layer_kinds, layer_L, strict=True) if kept)
     sizes = {}
     for block in blocks:
@@ -157,7 +158,7 @@ def _fitting(config, layer_L, blocks):
                           "J": "neurons per dense layer", "shared": "neurons of the shared experts"}.items():
         if len(sizes.get(letter, ())) > 1:
             raise ValueError(f"layers keep from {min(sizes[letter])} to {max(sizes[letter])} {words}: must be the same "
-                             "number in each, since the configuration has one")
+                             "number in each, since the configuration has only one")
     size = {letter: found.pop() for letter, found in sizes.items()}
     d_hidden, shared = size.get("F", config.d_hidden), size.get("shared")
     if shared is not None and shared != config.n_shared_experts * d_hidden:
@@ -170,7 +171,7 @@ def _fitting(config, layer_L, blocks):
 
 
 def _order(config, kinds):
-    """The fields that put layers of these kinds in this order."""
+    """The fields that describe layers of these kinds in this order."""
     own = config.first_dense_layers, config.moe_every
     for first, every in (own, *itertools.product(range(len(kinds) + 1), range(1, config.n_layers + 1))):
         if first > len(kinds):
@@ -178,24 +179,24 @@ def _order(config, kinds):
         order = dict(n_layers=len(kinds), first_dense_layers=first, moe_every=every)
         if replace(config, **order).layer_kinds == kinds:
             return order
-    raise ValueError(f"the layers that are left are {', '.join(kinds)}: no first_dense_layers and moe_every give this "
+    raise ValueError(f"the remaining layers are {', '.join(kinds)}: no first_dense_layers and moe_every give this "
                      "order")
 
 
 def best_experts(x_TD, weights, config, n_kept):
-    """The experts of a layer without which its output changes least, found by trying every subset.
+    """The subset of a layer's experts that changes its output least, found by trying every subset.
 
         kept = argmin over subsets of || y_subset(x) - y(x) ||, root of summed squares     [Lu 2024, arXiv:2402.14800]
 
-    Tokens whose experts are missing go to their next best.  An expert that no token reached can always go without an
-    error: look at `importance.Importance.unreached` before you trust the result.
+    Tokens whose experts are missing go to their next best.  Removing an expert that no token reached changes nothing,
+    so look at `importance.Importance.unreached` before you trust the result.
 
     Args:
         x_TD: calibration tokens, as the layer's router sees them.
         weights: name -> array, of one MoE layer.
         config: ModelConfig.
-        n_kept: experts to keep.
-    Returns kept_E, a mask, and the error of its layer.  Among equals the subset with the lowest numbers wins.
+        n_kept: number of experts to keep.
+    Returns kept_E, a mask, and the error of its layer.  Ties prefer the subset with the lowest numbers.
     Raises ValueError for fewer than top_k, tokens that do not fit, or more than MOST_SUBSETS subsets.
     """
     E = require.record("config", config, ModelConfig).n_experts
@@ -220,21 +221,21 @@ def best_experts(x_TD, weights, config, n_kept):
 
 
 def every_output(x_TD, weights):
-    """What each expert of a layer makes of every token, chosen or not.  Returns out_ETD."""
+    """The output of each expert of a layer for every token, whether it is chosen or not.  Returns out_ETD."""
     E, T = len(weights["w_up_EDF"]), len(x_TD)
     out_ND, _ = experts.experts_forward(np.tile(x_TD, (E, 1)), weights, np.full(E, T))
     return out_ND.reshape(E, T, -1)
 
 
 def routed_output(x_TD, weights, config, out_ETD, kept_E):
-    """The routed output of a layer that has only some of its experts: sum over a token's kept choices of gate * out.
+    """The routed output of a layer with only some of its experts: sum over a token's kept choices of gate * out.
 
     Args:
         x_TD: the tokens.
         weights: name -> array, of one MoE layer.
         config: ModelConfig.
-        out_ETD: of `every_output`.
-        kept_E: mask of the experts that are there.
+        out_ETD: from `every_output`.
+        kept_E: mask of the remaining experts.
     Returns y_TD.
     """
     check_experts(config, kept_E)
@@ -250,10 +251,10 @@ def routed_output(x_TD, weights, config, out_ETD, kept_E):
 
 
 def block_influence(x_LTD):
-    """How much each block turns its tokens: 1 - the mean over tokens of the cosine between its input and its output.
+    """How much each block rotates its tokens: 1 - the mean over tokens of the cosine between its input and its output.
 
                                                         [ShortGPT, arXiv:2403.03853, eq. 1]
-    x_LTD: the stream before the first block and after each block, so one more than there are blocks; see
+    x_LTD: the stream before the first block and after each block, one more than the number of blocks; see
     `importance.stream`.  Returns influence_L, one number per block.  Raises ValueError for a token of length 0.
     """
     x_LTD = np.asarray(x_LTD)

@@ -1,7 +1,7 @@
-"""Between dense and MoE: each expert a copy of a dense model's network, or a part of its neurons.
+"""From a dense model to an MoE: each expert is a copy of the dense network, or a part of its neurons.
 
-    upcycle     copies: more parameters, at first the same function
-    moefy       parts: no more parameters, and only some of them per token
+    upcycle     copies: more parameters, and at first the same function
+    moefy       parts: no additional parameters, and only some of them are used per token
 """
 
 import math
@@ -15,34 +15,34 @@ from minimoe.moe import dense, experts, linear_assignment
 from minimoe.sparsity import structured
 
 ROUNDS = 20
-"""Rounds of balanced k-means at most."""
+"""Largest number of rounds of balanced k-means."""
 
 
 def upcycle(params, config, n_experts, top_k, seed, noise=0.0, dropped=0.0):
-    """An MoE whose experts are copies of a dense model's network, with a new router.
+    """An MoE whose experts are copies of a dense model's feed-forward network, with a new router.
 
                                                         [Komatsuzaki 2022, arXiv:2212.05055; renormalized gates]
-    The gates of a token sum to 1, so its experts, which are equal, put out what the dense network did: the logits are
-    the dense model's.  They are whatever the gates are, so the task's gradient of the router is exactly 0 until the
-    experts differ.  What makes them differ is that each gets different tokens from the first step on, and so different
-    gradients, which add up to the dense network's; the router meanwhile follows the balance loss alone.  Two options
-    break the symmetry at once, and with it the equality:
+    The gates of a token sum to 1 and its experts are equal, so they compute the output of the dense network, and the
+    logits are those of the dense model.  This holds for any gates, so the router's gradient from the task is exactly 0
+    until the experts differ.  They begin to differ in the first step, since each gets different tokens and so different
+    gradients, which sum to that of the dense network.  Meanwhile the router follows the balance loss alone.  Two
+    options break the symmetry immediately, and with it the equality:
 
     Args:
         params: name -> array, of a dense model: all layers dense, or n_experts = 1.
-        config: ModelConfig of it.
-        n_experts: copies.
+        config: its ModelConfig.
+        n_experts: number of copies.
         top_k: experts per token, 2 or more.
-        seed: of the router, and of what the options draw.
-        noise: spread of what is added to each copy, as a share of the spread of its weights.
-        dropped: share of each copy's neurons, its own choice, drawn again with the mean and the spread that these
-            neurons' weights have                       [Drop-Upcycling, arXiv:2502.19261, sec. 3]
-    Returns params, config, without capacity: a dropped token would lose its whole network.
-    Raises ValueError for a model that has experts already, or top_k = 1, whose raw gate p would scale the output.
+        seed: seed of the router, and of the options' random numbers.
+        noise: spread of the noise on each copy, as a share of the spread of its weights.
+        dropped: share of each copy's neurons, chosen separately, that are drawn again with the mean and the spread of
+            these neurons' weights                      [Drop-Upcycling, arXiv:2502.19261, sec. 3]
+    Returns params, config, without capacity: a dropped token would lose its whole feed-forward network.
+    Raises ValueError for a model that already has experts, or top_k = 1, whose raw gate p would scale the output.
     """
     n_experts, top_k = _counts(n_experts, top_k, seed)
     fields.require(top_k >= 2, "top_k", top_k,
-                   "must be 2 or more: one gate is a raw probability p, and p times the network is a different model")
+                   "must be 2 or more: a single gate is a raw probability p, and p times the network is different")
     require.number("noise", noise)
     fields.require(require.number("dropped", dropped) < 1, "dropped", dropped, "must be in [0, 1)")
     networks, found = _networks(params, config), {}
@@ -56,28 +56,28 @@ def upcycle(params, config, n_experts, top_k, seed, noise=0.0, dropped=0.0):
 
 
 def _counts(n_experts, top_k, seed):
-    """(n_experts, top_k) as a configuration has them.  Raises ValueError unless all are whole numbers."""
+    """(n_experts, top_k) as plain integers.  Raises ValueError unless all are whole numbers."""
     require.whole("seed", seed)
     return int(require.whole("n_experts", n_experts, 1)), int(require.whole("top_k", top_k, 1))
 
 
 def _networks(params, config):
-    """Layer -> the one SwiGLU network that it has, name as of an expert's -> matrix; of the layers to be routed.
+    """Layer -> its only SwiGLU network, a dict of an expert's names -> matrix; for the layers to be routed.
 
-    Raises ValueError if there are experts to choose from.
+    Raises ValueError if there are several experts.
     """
     model.check_params(params, config)
     if config.moe_layers:
-        fields.check(config, "n_experts", config.n_experts == 1, "the model is an MoE already; it must be dense")
-        fields.check(config, "router", config.router == "softmax_topk", "the one expert's gate must be a softmax's, 1")
+        fields.check(config, "n_experts", config.n_experts == 1, "the model is already an MoE; it must be dense")
+        fields.check(config, "router", config.router == "softmax_topk", "the only expert's gate must be 1, a softmax's")
         return {i: {name: params[f"layers.{i}.moe.{name}"][0] for name in experts.NAMES} for i in config.moe_layers}
-    fields.check(config, "router", set(config.layer_kinds) == {"dense"}, "its layers are no dense networks")
+    fields.check(config, "router", set(config.layer_kinds) == {"dense"}, "its layers are not dense networks")
     return {i: {name: params[f"layers.{i}.dense.{own}"] for name, own in zip(experts.NAMES, dense.NAMES, strict=True)}
             for i in range(config.n_layers)}
 
 
 def _with_experts(params, config, networks, seed, **changed):
-    """The model with these experts in the place of its networks, and new routers.  Returns params, config."""
+    """The model with these experts in place of its networks, and new routers.  Returns params, config."""
     if not config.moe_layers:
         changed |= dict(first_dense_layers=0, moe_every=1, n_shared_experts=0, d_dense=None)
     elif "dense" in config.layer_kinds:
@@ -110,30 +110,30 @@ def _break_symmetry(expert, noise, dropped, rng):
 
 
 def moefy(params, config, n_experts, top_k, tokens_BS, seed, spread=0.01):
-    """An MoE whose experts are the parts of a dense model's networks, each neuron in one: MoEfication.
+    """MoEfication: an MoE whose experts are parts of a dense model's networks, with each neuron in one expert.
 
-    Neurons with similar inputs go together, as many in each expert (k-means with balanced clusters, by the directions
-    of their weights).  The router is the linear map that best predicts how large each expert's output is, on the
-    calibration tokens.  Its scores only choose: their spread is small, so the gates are next to equal, and w_down is
-    scaled so that a gate times it is what it was.  With top_k = n_experts the model is the dense one, up to the spread.
+    Neurons with similar input weights are grouped, equally many in each expert (k-means with balanced clusters, by the
+    directions of the weights).  The router is the linear map that best predicts the size of each expert's output on the
+    calibration tokens.  Its scores only choose: their spread is small, so the gates are nearly equal, and w_down is
+    scaled to compensate for them.  With top_k = n_experts the model is the dense one, up to the spread.
 
                                                         [Zhang 2022, arXiv:2110.01786, sec. 3, for SwiGLU]
     Args:
         params: name -> array, of a dense model, see `upcycle`.
-        config: ModelConfig of it.
-        n_experts: parts; must divide the width of the network.
+        config: its ModelConfig.
+        n_experts: number of parts; must divide the width of the network.
         top_k: experts per token.
         tokens_BS: calibration text.
-        seed: of the first centres.
+        seed: seed of the initial cluster centers.
         spread: standard deviation of the router's scores.
-    Returns params, config.  Raises ValueError for a model that has experts already, or a width that does not divide.
+    Returns params, config.  Raises ValueError for a model that already has experts, or a width that is not divisible.
     """
     n_experts, top_k = _counts(n_experts, top_k, seed)
     networks, found = _networks(params, config), {}
     F = len(next(iter(networks.values()))[experts.NAMES[2]])
     fields.require(F % n_experts == 0, "n_experts", n_experts, f"must divide the {F} neurons of a network")
     if not require.number("spread", spread):
-        require.fail("spread", spread, "above 0, or the router could not choose")
+        require.fail("spread", spread, "above 0, otherwise the router cannot choose")
     tokens_BS, _ = model.check_inputs(params, config, tokens_BS, None)
     _, cache = model.model_forward(params, tokens_BS, config)
     scores = {}
@@ -152,25 +152,25 @@ def moefy(params, config, n_experts, top_k, tokens_BS, seed, spread=0.01):
 
 
 def balanced_clusters(rows, n_clusters, rng):
-    """Put rows of similar direction together, as many in each cluster: k-means with the best balanced assignment.
+    """Group rows of similar direction, equally many in each cluster: k-means with the best balanced assignment.
 
     rows: one per neuron.  Returns the cluster of each.
     """
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = rows / np.where(length > 0, length, 1)
-    centres, cluster = unit[rng.permutation(len(unit))[:n_clusters]], None
+    centers, cluster = unit[rng.permutation(len(unit))[:n_clusters]], None
     for _ in range(ROUNDS):
-        before, cluster = cluster, linear_assignment.balanced_assignment(unit @ centres.T)
+        before, cluster = cluster, linear_assignment.balanced_assignment(unit @ centers.T)
         if before is not None and (before == cluster).all():
             break
-        centres = np.stack([unit[cluster == c].mean(axis=0) for c in range(n_clusters)])
+        centers = np.stack([unit[cluster == c].mean(axis=0) for c in range(n_clusters)])
     return cluster
 
 
 def fitted_router(x_TD, weights, spread):
-    """The least-squares router: its scores fit the length of each expert's output, less the mean of all experts.
+    """The least-squares router: its scores fit the norm of each expert's output, minus the mean over all experts.
 
-    spread: standard deviation that the scores are scaled to.  Returns w_router_DE.
+    spread: standard deviation to which the scores are scaled.  Returns w_router_DE.
     """
     length_TE = np.linalg.norm(structured.every_output(x_TD, weights), axis=2).T
     wanted_TE = length_TE - length_TE.mean(axis=1, keepdims=True)

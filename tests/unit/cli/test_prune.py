@@ -51,7 +51,7 @@ def test_a_pruned_run_is_known_to_all_commands_and_keeps_its_masks_while_it_reco
     assert all(not (two.masks[name] & ~mask).any() for name, mask in state.masks.items())
     err = run("prune --run new --text words.txt --method wanda --sparsity 0.25 --output three")[2]
     err = " ".join(err.split())
-    assert "it is a share of all 30,720 weights, and 15,360 of them (50.0%) are zero already" in err
+    assert "it is a share of all 30,720 weights, and 15,360 of them (50.0%) are already zero" in err
 
 
 REFUSED = {
@@ -62,9 +62,9 @@ REFUSED = {
     "--method magic --sparsity 0.5": "invalid choice: 'magic'", "--method wanda": "--sparsity --pattern --keep",
     "--method wanda --keep 3": "keep = 3: wanda prunes single weights",
     "--method magnitude --sparsity 0.5 --score norm": "score = 'norm': magnitude prunes single weights",
-    "--method heads --pattern 2:4": "pattern = (2, 4): heads go as a whole",
+    "--method heads --pattern 2:4": "pattern = (2, 4): heads are removed as a whole",
     "--method heads --sparsity 0.25": "sparsity = 0.25: of 2 heads that is none",
-    "--method experts --keep 4": "keep = 4: there are 4 experts: some must go and some must stay",
+    "--method experts --keep 4": "keep = 4: there are 4 experts: must be at least 1 and fewer",
     "--method experts --keep 1": "top_k = 2: 1 of 4 experts are too few",
     "--method layers --keep 1 --score taylor": "score = 'taylor': layers have influence",
     "--method layers --keep 1 --calibration 0": "calibration = 0: must be a whole number, 1 or more",

@@ -47,9 +47,9 @@ def test_too_little_calibration_text_is_refused_with_how_much_would_do():
 
 
 @pytest.mark.parametrize(("fields", "method", "words"), [
-    (dict(n_experts=1, top_k=1), "experts", "n_experts = 1: .* no experts that could go"),
-    (dict(router="soft"), "experts", "the layers are soft, soft: there are no experts that could go one by one"),
-    (dict(router="expert_choice"), "experts", "router = 'expert_choice': no expert can go"),
+    (dict(n_experts=1, top_k=1), "experts", "n_experts = 1: .* no experts to remove"),
+    (dict(router="soft"), "experts", "the layers are soft, soft: there are no experts to remove one by one"),
+    (dict(router="expert_choice"), "experts", "router = 'expert_choice': no expert can be removed"),
     (dict(n_kv_heads=1), "heads", "keep = 1: there are 1 heads"),
     (dict(n_layers=1), "layers", "keep = 1: there are 1 layers")])
 def test_what_a_model_does_not_have_or_its_router_forbids_is_refused(fields, method, words):

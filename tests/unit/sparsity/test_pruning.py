@@ -155,7 +155,7 @@ SOFT = cases.with_router(replace(CONFIG, n_shared_experts=0, eval_capacity_facto
     (dict(names=["final.gain_D"]), "names: final.gain_D is a vector"),
     (dict(names=[]), r"names = \[\]: there is nothing"), (dict(names=7), r"names = \[7\]: must be names"),
     (dict(names=["embed.w_VD"]), "names: embed.w_VD is looked up and multiplies nothing: wanda cannot"),
-    (dict(names=["embed.w_VD"], config=TIED), "names: .* and as a tied head it has inputs of two kinds: wanda"),
+    (dict(names=["embed.w_VD"], config=TIED), "names: .* and as a tied head it has two kinds of input: wanda"),
     (dict(names=["head.w_DV"], config=TIED), "names: there is no head.w_DV, since the head is the embedding"),
     (dict(names=["layers.0.soft.w_slot_DEC"], config=SOFT), "names: the vectors of layers.0.soft.w_slot")])
 def test_bad_input_is_refused(changed, message):

@@ -104,7 +104,7 @@ def test_layers_go_whole_and_their_kinds_stay_in_an_order_that_a_configuration_h
         assert fitting.layer_kinds == tuple(itertools.compress(config.layer_kinds, kept))
         np.testing.assert_allclose(model.forward(smaller, tokens_BS, fitting)[0],
                                    model.forward(masked(params, keep), tokens_BS, config)[0], rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="layers that are left are moe, dense: no first_dense_layers and moe_every"):
+    with pytest.raises(ValueError, match="the remaining layers are moe, dense: no first_dense_layers and moe_every"):
         structured.shrink(params, config, {"layers": np.array([0, 0, 1, 1], bool)})
     same, unchanged = structured.shrink(params, config, {})
     assert unchanged == config
@@ -170,7 +170,7 @@ def mask(n, *kept):
                                                                              "1 x 1"),
     ({"shared": {1: mask(5, 1)}}, {}, "layer 1 is moe: it has no shared to cut"),
     ({"experts": [mask(4, 1)] * 3}, {}, "top_k = 2: 1 of 4 experts are too few for it"),
-    ({"experts": [mask(4, 0, 1, 2)] * 3}, dict(router="hash"), "router = 'hash': no expert can go"),
+    ({"experts": [mask(4, 0, 1, 2)] * 3}, dict(router="hash"), "router = 'hash': no expert can be removed"),
     ({"experts": [mask(4, 0, 1)] * 3}, dict(router="sigmoid_bias", n_groups=2, top_groups=1),
      r"n_groups = 2: each group of experts must keep the same number; they keep \[2, 0\]"),
     ({"layers": mask(3)}, {}, "the mask of the layers"), ([], {}, r"keep = \[\]: must be a dict"),

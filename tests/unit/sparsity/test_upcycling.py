@@ -177,7 +177,7 @@ def test_the_whole_gradient_of_a_student_in_groups_and_a_run_with_a_teacher():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: upcycling.upcycle(START, ONE, 4, 1, 0), "top_k = 1: must be 2 or more: one gate is a raw"),
+    (lambda: upcycling.upcycle(START, ONE, 4, 1, 0), "top_k = 1: must be 2 or more: a single gate"),
     (lambda: upcycling.upcycle(START, ONE, 4.5, 2, 0), "n_experts = 4.5: must be a whole number"),
     (lambda: upcycling.upcycle(START, ONE, 4, 5, 0), "top_k = 5: a token cannot have more"),
     (lambda: upcycling.upcycle(START, ONE, 4, 2, 0, dropped=1), r"dropped = 1: must be in \[0, 1\)"),
@@ -187,7 +187,7 @@ def test_the_whole_gradient_of_a_student_in_groups_and_a_run_with_a_teacher():
     (lambda: merging.merge(*COPIES, {0: [0, 0, 1, 1]}), "groups have from 0 to 2 experts left in a layer"),
     (lambda: merging.merge(*COPIES, {}), "groups have from 0 to 0 experts"),
     (lambda: merging.merge(*COPIES, PAIRS | {0: [0, 2, 0, 2]}),
-     r"groups of layer 0 = \[0, 2, 0, 2\]: must number a group for each of 4 experts"),
+     r"groups of layer 0 = \[0, 2, 0, 2\]: must give each of 4 experts a group number"),
     (lambda: merging.merge(*COPIES, PAIRS, {0: [1, 0, 1, 0]}), r"layer 0: no token reached .* of the groups \[1\]"),
     (lambda: merging.merge(*COPIES, PAIRS, {0: [1, -1, 2, 2]}), "loads of layer 0 = .*: must be 0 or more"),
     (lambda: distillation.teacher(START, ONE, weight=-1), "weight = -1: must be a finite number of 0 or more"),
