@@ -78,8 +78,8 @@ def words(found):
             *((f"bytes of float32, {name}", *_pair(found["bytes"]["dense"], n)) for name, n in found["bytes"].items()
               if name != "dense")]
     return "\n".join([terminal.table(rows), terminal.fill(
-        "NumPy multiplies by zeros like by any other number, so a mask alone saves no time.  Only hardware that skips "
-        "zeros does, or a smaller model without the masked heads, neurons or experts.")])
+        "A mask alone saves no time: NumPy multiplies by zeros as by any other number.  Only hardware that skips zeros "
+        "saves time, or a smaller model without the masked heads, neurons or experts.")])
 
 
 def change(before, after):

@@ -56,7 +56,7 @@ def test_every_encoding_comes_back_and_is_as_long_as_the_formula_says(stack, gro
 @pytest.mark.parametrize(("arguments", "message"), [
     (("zip", W), "encoding = 'zip': must be one of dense"), (("csr", [["a"]]), "w has shape .* must be an array"),
     (("csr", W[0]), r"shape = \(4,\): must be that of a matrix"),
-    (("csr", W, W > 0, (2, 4)), r"pattern = \(2, 4\): n_of_m has one"),
+    (("csr", W, W > 0, (2, 4)), r"pattern = \(2, 4\): n_of_m needs one"),
     (("n_of_m", W, None, (2, 4)), r"pattern = \(2, 4\): groups of 4 do not divide 3 inputs"),
     (("n_of_m", W, None, (1, 3)), "keeps more than 1 of 3 consecutive inputs of an output"),
     (("csr", W, np.ones(3, bool)), r"mask is bool \(3,\): must be bool \(3, 4\)"),
@@ -100,7 +100,7 @@ def test_what_the_masks_of_a_model_save_by_hand():
     assert half["2:4"] == 4 * (total - 576) + (4 * 576 + 576 // 4) // 2 and "1:4" not in half and "4:8" in half
     assert savings.skipped_flops({"embed.w_VD": np.zeros((11, 8), bool)}, replace(CONFIG, tie_embeddings=True)) == 176
     text = savings.words(found)
-    assert f"{total:,}" in text and "a mask alone saves no time" in text
+    assert f"{total:,}" in text and "A mask alone saves no time" in text
     with pytest.raises(ValueError, match="there is no such parameter"):
         savings.record({"w": np.ones(3, bool)}, config, flops)
 

@@ -160,7 +160,7 @@ def mask(n, *kept):
 
 
 @pytest.mark.parametrize(("keep", "fields", "message"), [
-    ({"head": {}}, {}, "keep has head: known are layers, heads"),
+    ({"head": {}}, {}, "keep has head: must be among layers, heads"),
     ({"heads": {0: mask(6, 0, 1)}}, {}, "layers keep from 2 to 6 heads: must be the same number in each"),
     ({"heads": {0: mask(6, 0, 1, 2)}}, {}, r"layer 0 keeps \[2, 1, 0\] query heads of its key heads"),
     ({"heads": {0: mask(6)}}, {}, r"heads of layer 0 has shape \(6,\) and dtype bool, 0 kept"),
@@ -168,7 +168,7 @@ def mask(n, *kept):
     ({"neurons": {0: np.arange(20).reshape(4, 5) > 2}}, {}, "experts of layer 0 keep from 2 to 5 neurons"),
     ({"neurons": [np.tile(mask(5, 1), (4, 1))] * 3}, dict(n_shared_experts=1), "shared experts keep 5 neurons: must be "
                                                                              "1 x 1"),
-    ({"shared": {1: mask(5, 1)}}, {}, "layer 1 is moe: it has no shared to cut"),
+    ({"shared": {1: mask(5, 1)}}, {}, "layer 1 is moe: it has no shared to remove"),
     ({"experts": [mask(4, 1)] * 3}, {}, "top_k = 2: 1 of 4 experts are too few for it"),
     ({"experts": [mask(4, 0, 1, 2)] * 3}, dict(router="hash"), "router = 'hash': no expert can be removed"),
     ({"experts": [mask(4, 0, 1)] * 3}, dict(router="sigmoid_bias", n_groups=2, top_groups=1),
