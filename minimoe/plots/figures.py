@@ -8,6 +8,7 @@ import functools
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, LogLocator, NullLocator
@@ -85,6 +86,11 @@ def frameless(axis):
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0, colors=palette.INK)
     axis.title.set_color(palette.INK)
+
+
+def scale(shades):
+    """A colour map through these colours, from 0 to the largest."""
+    return LinearSegmentedColormap.from_list("shades", shades)
 
 
 def name_rows(axis, names, words=None):

@@ -9,7 +9,7 @@ ORANGE, SKY_BLUE, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
 """The palette of Okabe and Ito, by their names."""
 
-WHITE, PALE_VERMILION = "#ffffff", "#f3c6a5"
+WHITE, PALE_VERMILION, PALE_BLUE, NAVY = "#ffffff", "#f3c6a5", "#cfe6f5", "#0b1f3a"
 
 GREY_22, GREY_33, GREY_44, GREY_66, GREY_77 = "#222222", "#333333", "#444444", "#666666", "#777777"
 GREY_88, GREY_99, GREY_AA, GREY_BB = "#888888", "#999999", "#aaaaaa", "#bbbbbb"
@@ -38,6 +38,9 @@ PARTS = {"experts": BLUE, "shared experts": SKY_BLUE, "dense": GREEN, "attention
          "keys and values": VERMILION, "router": BLACK, "head": PURPLE, "embedding": GREY_99, "positions": GREY_BB,
          "norms": GREY_DD}
 """Part of a model -> its color in every picture of costs, in the order in which they are stacked."""
+
+WEIGHTS, PALE_WEIGHTS = (WHITE, SKY_BLUE, BLUE, NAVY), (PALE_BLUE, SKY_BLUE, BLUE, NAVY)
+"""From nothing, which is white, to the most, which is dark; and from next to nothing, where nothing is left blank."""
 
 ROUTER_STYLES = {"causal": (BLUE, "o"), "causal in evaluation": (GREEN, "s"), "sees the future": (GREY_99, "x")}
 """Kind of router -> its color and marker."""

@@ -6,8 +6,9 @@
     load_balancing   04: how even the work is, and what that does to the loss
     dropping         05: the slots of each expert, and what is dropped
     races            06: a comparison at several budgets
+    specialization   07: what experts have learned, next to controls
     paths            07: paths of tokens through the layers
-    choices          08: what each router decides
+    choices          08: what each router decides, and what it reaches
     downsides        09: what an MoE costs, and how runs fail
     machines         09: an MoE on machines
     pruning          10: what is cut from a trained model

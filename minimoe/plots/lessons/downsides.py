@@ -1,4 +1,4 @@
-"""Pictures of what an MoE costs compared with two dense models, and of the ways in which runs fail."""
+"""Pictures of what an MoE costs compared with dense models, and of the ways in which runs fail."""
 
 import numpy as np
 
@@ -6,10 +6,63 @@ from minimoe.cost import quantities
 from minimoe.plots import figures, palette
 
 MARKS = ((palette.DENSE, "s"), (palette.MOE, "D"), (palette.LARGE_DENSE, "o"))
-"""Colour and marker of a small dense model, an MoE and a large dense model."""
+"""Color and marker of a small dense model, an MoE and a large dense model."""
 
 SIZES = {"s": 12, "D": 7.5, "o": 12}
 """Size of each marker: the MoE's is the smallest, so that one sees what it lies on."""
+
+
+@figures.picture
+def step_memory(held, title):
+    """What a training step keeps in memory: one bar per model, one piece per kind, in MiB.
+
+    Args:
+        held: name of a model -> kind -> bytes.
+        title: words.
+    """
+    figure = figures.new_figure(7.8, 0.42 * len(held) + 1.5)
+    axis, left = figure.subplots(), np.zeros(len(held))
+    for i, kind in enumerate(next(iter(held.values()))):
+        size = np.array([of_model[kind] for of_model in held.values()]) / 2**20
+        bars = axis.barh(range(len(held)), size, left=left, color=palette.colour(i), ec="white", label=kind)
+        axis.bar_label(bars, fmt="%.1f", label_type="center", fontsize=9, color=palette.ink(i))
+        left += size
+    figures.name_rows(axis, list(held), [f"{size:.1f}" for size in left])
+    axis.set(xlabel="memory of a training step (MiB)", title=title)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figures.plain(axis)
+    return figure
+
+
+@figures.picture
+def savings(saved, share, title, band=(4, 10)):
+    """How many times fewer FLOPs a sparse model takes than a dense one of its size: one row per model.
+
+    One mark per way to count.  The band is what the claim promises.  At the right: the share of parameters that is
+    active.
+
+    Args:
+        saved: name of a count -> times, one entry per model; nan is none.
+        share: name of a model -> active parameters over all.
+        title: words.
+        band: ends of the claim, times.
+    """
+    figure = figures.new_figure(8, 0.36 * len(share) + 1.8)
+    axis = figure.subplots()
+    axis.axvspan(*band, color=palette.YELLOW, alpha=0.3, lw=0)
+    values = np.array(list(saved.values()), float)
+    axis.hlines(range(len(share)), np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=palette.GREY_BB, lw=2,
+                zorder=1)
+    looks = ((palette.INK, "|", 16), (palette.BLUE, "o", 8), (palette.VERMILION, "D", 7))
+    for (name, times), (shade, mark, size) in zip(saved.items(), looks, strict=True):
+        axis.plot(times, range(len(share)), mark, color=shade, ms=size, mew=2 if mark == "|" else 1, label=name)
+    axis.set(xscale="log", title=title, xlabel="times fewer FLOPs (yellow: the claim); at the right the active share")
+    figures.name_rows(axis, list(share), [f"{active:.0%}" for active in share.values()])
+    figures.name_powers(axis.xaxis, "{:g}".format, (1, 2, 3, 4, 6, 8))
+    axis.grid(axis="x", color=palette.PALE_GRID, lw=0.6)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figures.plain(axis)
+    return figure
 
 
 @figures.picture

@@ -1,4 +1,4 @@
-"""Pictures of an MoE on machines: what a step reads, how fast it writes, what devices send, how long training takes."""
+"""Pictures of an MoE on machines: what a step reads, how fast it decodes, how long vectors travel, and training."""
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
@@ -6,10 +6,10 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from minimoe.plots import figures, palette
 
 LINKS = ((palette.BLUE, "-"), (palette.VERMILION, "--"))
-"""Colour and line of each link between devices."""
+"""Color and line of each link between devices."""
 
 FAMILIES = {"dense": (palette.DENSE, "s-", 8, "left"), "MoE": (palette.MOE, "D", -8, "right")}
-"""First word of a model's name -> colour, marker and line, and where its name stands."""
+"""First word of a model's name -> color, marker and line, and where its name stands."""
 
 
 @figures.picture
@@ -26,15 +26,15 @@ def experts_used(batches, even, drawn, found, n_experts, title):
     """
     figure = figures.new_figure(7.5, 3.9)
     axis = figure.subplots()
-    axis.fill_between(batches, *drawn, color=palette.GREY_CC, lw=0, label="by lot: 80 % of 1,000 draws")
+    axis.fill_between(batches, *drawn, color=palette.GREY_CC, lw=0, label="random draws: 80 % of 1,000")
     axis.plot(batches, even, "-", color=palette.INK, lw=1.5, label="even routing, by formula")
     for place, (name, used) in enumerate(found.items()):
         axis.plot(batches, used, "os^Dv"[place % 5], color=palette.colour(4 + place), ms=8 - place, label=name)
     axis.axhline(n_experts, color=palette.LIMIT, lw=1, ls=":")
     axis.annotate(f"all {n_experts}", (batches[0], n_experts), (0, -12), textcoords="offset points", fontsize=9,
                   color=palette.INK)
-    axis.set(xlabel="texts written at once", ylabel="experts of a layer whose\nweights a step reads", title=title,
-             ylim=(0, 1.08 * n_experts))
+    axis.set(xlabel="batch size (sequences decoded together)", ylabel="experts of a layer whose\nweights a step reads",
+             title=title, ylim=(0, 1.08 * n_experts))
     _doubling(axis, batches)
     axis.legend(frameon=False, loc="lower right")
     figures.plain(axis)
@@ -42,65 +42,43 @@ def experts_used(batches, even, drawn, found, n_experts, title):
 
 
 @figures.picture
-def device_traffic(count_RR, rows_R, title):
-    """What devices send each other in one layer, and the rows that each then computes.
+def speeds(batches, models, title):
+    """Tokens per second of three models against the batch size; below, the second one's speed over the third one's.
 
-    Args:
-        count_RR: vectors, [from, to]; the diagonal is what stays.
-        rows_R: rows of each device's experts.
-        title: words.
-    """
-    figure = figures.new_figure(8, 3.4, title, 12)
-    sent, worked = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    R, largest = len(rows_R), count_RR.max()
-    sent.imshow(count_RR, cmap="cividis", vmin=0)
-    for i in range(R):
-        for j in range(R):
-            words = f"{count_RR[i, j]:,}" + ("\nstays" if i == j else "")
-            sent.text(j, i, words, ha="center", va="center", fontsize=9,
-                      color="black" if count_RR[i, j] > 0.6 * largest else "white")
-    sent.set(xticks=range(R), yticks=range(R), xlabel="to device", ylabel="from device",
-             title="vectors sent to experts")
-    worked.bar(range(R), rows_R, color=palette.SKY_BLUE, edgecolor="white")
-    worked.axhline(rows_R.mean(), color=palette.INK, lw=1, ls=":")
-    worked.annotate("mean", (1.01, rows_R.mean()), xycoords=("axes fraction", "data"), va="center", fontsize=9,
-                    color=palette.INK)
-    worked.bar_label(worked.containers[0], [f"{rows:,}" for rows in rows_R], fontsize=9)
-    worked.margins(y=0.12)
-    worked.set(xticks=range(R), xlabel="device", ylabel="rows to compute", title="work that arrives")
-    for axis in (sent, worked):
-        axis.title.set_fontsize(11)
-        figures.plain(axis)
-    return figure
-
-
-@figures.picture
-def speeds(batches, small, moe, large, names, title):
-    """Tokens per second of three models against the batch size; below, the MoE's speed over the large one's.
+    Dashed with hollow marks: weights and KV cache do not fit into the memory of the machine.
 
     Args:
         batches: sequences.
-        small, moe, large: tokens/s for each of the batches.
-        names: of the three.
+        models: name -> (tokens/s, whether it fits), one entry per batch each; a small dense model, an MoE, a large one.
         title: words.
     """
     figure = figures.new_figure(7.5, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    shades = palette.DENSE, palette.MOE, palette.LARGE_DENSE
-    for name, speed, shade, line in zip(names, (small, moe, large), shades, ("s--", "D-", "o:"), strict=True):
-        above.plot(batches, speed, line, color=shade, lw=2, ms=5, label=name)
-    above.set(yscale="log", ylabel="tokens a second, all texts", title=title)
+    looks = list(zip((palette.DENSE, palette.MOE, palette.LARGE_DENSE), "sDo", strict=True))
+    for (name, (speed, fits)), (shade, mark) in zip(models.items(), looks, strict=True):
+        _draw_fitting(above, batches, speed, fits, shade, mark, name)
+    above.plot([], [], "--", color=palette.INK, label="does not fit into the memory")
+    above.set(yscale="log", ylabel="tokens per second, whole batch", title=title)
     above.legend(frameon=False, loc="upper left")
+    (moe, moe_fits), (large, large_fits) = list(models.values())[1:]
     times = np.asarray(moe) / np.asarray(large)
-    below.plot(batches, times, "D-", color=palette.MOE, lw=2, ms=5)
+    _draw_fitting(below, batches, times, np.logical_and(moe_fits, large_fits), *looks[1], None)
     below.axhline(1, color=palette.LIMIT, lw=1, ls=":")
-    below.set(ylim=(0, 1.15 * times.max()), xlabel="texts written at once",
+    below.set(ylim=(0, 1.15 * times.max()), xlabel="batch size (sequences decoded together)",
               ylabel="times as fast as the\ndense one of its size")
     _doubling(below, batches)
     for axis in (above, below):
         axis.grid(color=palette.PALE_GRID, lw=0.6)
         figures.plain(axis)
     return figure
+
+
+def _draw_fitting(axis, batches, values, fits, shade, mark, name):
+    """A line that is dashed, with hollow marks, from the last batch that fits."""
+    values, n = np.asarray(values), int(np.sum(fits))
+    axis.plot(batches[:n], values[:n], f"{mark}-", color=shade, lw=2, ms=5.5, label=name)
+    axis.plot(batches[max(n - 1, 0):], values[max(n - 1, 0):], "--", color=shade, lw=2)
+    axis.plot(batches[n:], values[n:], mark, color=shade, ms=5.5, mfc="white")
 
 
 @figures.picture

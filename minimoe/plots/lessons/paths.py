@@ -16,7 +16,7 @@ RISE = STEPS ** 2 * (3 - 2 * STEPS)  # flat at both ends
 def alluvial(paths, n_experts, title):
     """Streams of tokens from layer to layer, one panel per model.
 
-    An expert is a block as high as its share of the tokens; a stream has the colour of the expert that it leaves.
+    An expert is a block as high as its share of the tokens; a stream has the color of the expert that it leaves.
 
     Args:
         paths: heading of a panel -> the expert of each token in each layer, whole numbers [L, T].
@@ -36,6 +36,7 @@ def alluvial(paths, n_experts, title):
         figures.frameless(axis)
         axis.set_title(heading, fontsize=10, color=palette.BLACK)
     axes[0].set_ylabel("share of the tokens")
+    figure.get_layout_engine().set(wspace=0.1)  # room between the names of layers
     return figure
 
 

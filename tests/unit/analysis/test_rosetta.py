@@ -103,3 +103,10 @@ def test_the_table_leads_with_how_far_the_conventions_are_apart(monkeypatch):
     assert all(f"{name}: {convention.source}" in " ".join(sources.split())
                for name, convention in rosetta.CONVENTIONS.items())
     assert rosetta.report(list(ENTRIES.values())).split("\n\n")[:2] == [answer, table]
+
+
+def test_where_only_the_loss_of_an_even_load_differs_one_loss_is_a_multiple_of_the_other():
+    found = {entry.name: entry for entry in rosetta.read(np.random.default_rng(0).normal(size=(48, 8)))}
+    for name in ("Mixtral", "OLMoE (transformers)", "OLMoE (training)", "MegaBlocks"):
+        assert found[name].balance == pytest.approx(found[name].even * found["minimoe"].balance)
+    assert found["Tutel"].balance != pytest.approx(found["minimoe"].balance)  # first choices alone

@@ -32,6 +32,7 @@ from minimoe.plots.lessons import (
     races,
     sparse_models,
     sparse_training,
+    specialization,
 )
 
 
@@ -125,6 +126,17 @@ TITLED = {
         "a training step (%), of 100.0 ms", "forward pass of each layer (milliseconds)", "backward pass"), [60, 25, 5]),
     "weight maps": (lambda t: choices.weight_maps(WEIGHT_TE | {"three": np.eye(2, 3)}, "a ", t),
                     ("expert", "weight of the expert"), WEIGHT_TE["two"][1, :2]),
+    "expert loads": (lambda t: choices.expert_loads(np.array([[3, 0], [2, 1], [1, 2]]), t), ("steps", "expert", "load"),
+                     [0, 1, 2, 3]),
+    "router losses": (lambda t: choices.router_losses(
+        RUNS | {"dense": RUNS["hash"]}, KINDS | {"dense": "causal"}, "gshard", t), ("validation loss",),
+                      [3, 3.1, 1, 1.2]),
+    "translated weights": (lambda t: choices.translated_weights({"a": (0.01, 0.02), "b": (0.1, 0.1)}, t), (
+        "weight of the balance loss",), [0.01, 0.02, 0.1]),
+    "step memory": (lambda t: downsides.step_memory({"a": {"x": 2**20, "y": 2**21}, "b": {"x": 2**22, "y": 0}}, t),
+                    ("memory of a training step (MiB)",), [1, 2, 4]),
+    "savings": (lambda t: downsides.savings({"x": [4, 8], "y": [3, np.nan], "z": [2, 6]}, {"a": 0.25, "b": 0.1}, t), (
+        "times fewer FLOPs",), [4, 8, 3, 2, 6]),
     "relative costs": (lambda t: downsides.relative_costs(COSTS, ("small", "MoE", "large"), t), (), [0.5]),
     "alarms": (lambda t: downsides.alarms(RAISED, ["collapse", "dead", "drops"], t), (), []),
     "slots": (lambda t: dropping.slots(np.array([5, 2, 3]), 3, t), ("expert", "assignments"), [1, 2, 3]),
@@ -159,14 +171,24 @@ TITLED = {
     "text by expert": (lambda t: load_balancing.text_by_expert({"local": LOAD, "global": LOAD[::-1]}, "abc", t),
                        ("expert", "share of the domain's assignments"), LOAD),
     "experts used": (lambda t: machines.experts_used([1, 2, 4], [2, 3.5, 5.5], ([2, 3, 4], [2, 4, 7]), FOUND, 8, t),
-                     ("texts written at once", "experts of a layer"), [*FOUND.values(), 3.5, 5.5, 7, 8]),
-    "device traffic": (lambda t: machines.device_traffic(np.array([[10, 2], [1, 1]]), np.array([11, 3]), t),
-                       ("to device", "from device", "rows to compute"), [10, 2, 1, 11, 3, 7]),  # 7: the mean
-    "speeds": (lambda t: machines.speeds([1, 2, 4], [100, 200, 300], [100, 120, 320], [40, 80, 100], "abc", t),
-               ("tokens a second", "texts written at once"), [100, 200, 300, 120, 320, 40, 80, 2.5, 1.5, 3.2]),
+                     ("batch size", "experts of a layer"), [*FOUND.values(), 3.5, 5.5, 7, 8]),
+    "speeds": (lambda t: machines.speeds([1, 2, 4], {"a": ([100, 200, 300], [True] * 3), "b": (
+        [100, 120, 320], [True, True, False]), "c": ([40, 80, 100], [True, False, False])}, t),
+               ("tokens per second", "batch size"), [100, 200, 300, 120, 320, 40, 80, 2.5, 1.5, 3.2]),
     "travel times": (lambda t: machines.travel_times({"fast": 1e3, "slow": 4e3}, {"fine": 600, "wide": 2000}, t),
                      ("width F", "time to travel"), [1e3 / 512, 4e3 / 512, 600, 1e3 / 600, 2000, 0.5]),
     "step times": (lambda t: machines.step_times(MODELS, t), ("(GFLOP", "(milliseconds)"), list(MODELS.values())),
+    "information": (lambda t: specialization.information(LOAD[0], LOAD[1:], LOAD[0] / 8, [1, 2, 3], "abc", t), (
+        "nats",), [LOAD, LOAD[0] / 8]),
+    "characters": (lambda t: specialization.characters({"one": ("abc", LOAD[0]), "two": ("abc", LOAD[1])}, 0.5, t), (
+        "expert", "share of the character's"), LOAD),
+    "domains": (lambda t: specialization.domains({"one": LOAD[0], "two": LOAD[1]}, "abc", t), (
+        "expert (dotted: an even share)", "share of the domain's assignments"), [LOAD, 1 / 3]),
+    "settling": (lambda t: specialization.settling(STEPS, LOAD[0], LOAD[1, 1:], 0.25, t), (
+        "optimizer steps", "share of the final choices", "share of the choices"), [LOAD[0], LOAD[1, 1:], 0.25]),
+    "damage": (lambda t: specialization.damage(LOAD[0], LOAD[1], t), ("switched off", "rise of the loss"), LOAD[0]),
+    "wrong experts": (lambda t: specialization.wrong_experts(LOAD[0, 0], LOAD[1], np.zeros(3), t), (
+        "rise of the loss",), [LOAD[0, 0], LOAD[1], LOAD[1].mean(axis=1)]),
     "paths": (lambda t: paths.alluvial({"one": np.array([BEFORE_T, AFTER_T])}, 2, t), ("share of the tokens",), [0.75]),
     "races": (lambda t: races.races(PANELS, "abc", t, highest=3.5), ("steps", "seconds", NATS), [STEPS, 60, CE, 3.5]),
     "gaps": (lambda t: races.gaps(GAPS, t), ("nats per token",), [*GAPS.values(), [0.01, -0.2, 0]]),

@@ -194,6 +194,9 @@ def test_a_choice_is_as_dark_as_its_weight_and_tokens_are_named_and_counted():
     np.testing.assert_array_equal(shown.get_array().filled(-1), [[0.7, -1], [0.3, 1], [-1, -1]])
     assert shown.get_clim() == (0, 1) and grey(shown, 0.1) > grey(shown, 0.5) > grey(shown, 1.0)
     assert words(first.get_xticklabels()) == ["a", "␣"] and words(first.texts) == ["1", "2", "0"] and not empty.axison
+    [axis] = drawn("router losses")  # those that see the future last; means 2.1, 3.1 and 1.1, compared with gshard
+    assert words(axis.get_yticklabels()) == ["gshard", "hash", "dense", "soft"]
+    assert words(axis.child_axes[0].get_yticklabels())[::3] == ["2.100  +0.000", "1.100  -1.000"]
     changed = {"one": np.array([[False, True, False], [False, False, True]])}
     axis, *_ = choices.weight_maps({"one": pictures.WEIGHT_TE["one"]}, "a ", "title", changed, columns=1).axes
     assert middles(axis.patches) == [(0, 1), (1, 2)]
@@ -226,10 +229,11 @@ def test_alarms_say_in_how_many_seeds_and_can_be_read():
 
 
 def test_machines():
-    sent, _ = drawn("device traffic")
-    assert {text.get_position(): text.get_text() for text in sent.texts} == {
-        (0, 0): "10\nstays", (1, 0): "2", (0, 1): "1", (1, 1): "1\nstays"}  # (to, from)
-    assert drawn("speeds")[1].lines[0].get_ydata().tolist() == [2.5, 1.5, 3.2]  # 100/40, 120/80, 320/100
+    above, below = drawn("speeds")  # of each a whole line, the dashed one from there, and hollow marks
+    assert [(line.get_linestyle(), line.get_xdata().tolist()) for line in above.lines[3:6]] == [
+        ("-", [1, 2]), ("--", [2, 4]), ("None", [4])]
+    # 100/40, 120/80, 320/100
+    assert [line.get_ydata().tolist() for line in below.lines[:2]] == [[2.5], [2.5, 1.5, 3.2]]
     assert words(drawn("travel times")[0].texts) == ["fine, 600", "wide, 2,000"]
     [axis] = drawn("step times")  # a line joins the dense models alone
     assert [(line.get_xydata().tolist(), line.get_linestyle()) for line in axis.lines] == [
