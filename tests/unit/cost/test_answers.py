@@ -103,6 +103,7 @@ def test_a_model_of_the_usual_preset_by_hand(record):
     assert (counted["batch"], counted["sequence"], counted["groups"], counted["tokens"]) == (12, 64, 2, 768)
     assert all(row["forward"] + row["backward"] == row["formula"] for row in counted["parts"])
     assert counted["training_flops"] == sum(row["formula"] for row in counted["parts"])
+    assert 3 * 768 * found["forward_flops_per_token"] == counted["training_flops"]  # with masked scores, which run here
     assert (step["parameters"], step["gradients"], step["moments"]) == (4 * total, 4 * total, 8 * total)
     for name in ("activations", "peak"):  # of one group of 6 sequences, and of both
         assert step[f"{name}_formula"] == pytest.approx(step[name], rel=0.05)
@@ -130,6 +131,8 @@ def test_a_model_has_its_usual_machine_format_and_context_unless_given(record, a
     found = record("--model mixtral-8x7b")
     assert (found["context"], found["memory"]["formats"]) == (2048, ["bf16", "bf16"])
     assert found["machine"]["bandwidth"] == 3.35e12 and found["published"]["total"] == "46.7B (paper 47B)"
+    # 2 * (12,879,925,248 - 131,072,000 - 266,240) + 4 * 32 * 4096 * 2048 = 26.6 G, all pairs of tokens counted
+    assert "kernel computes; with the masked ones 26.6 G" in " ".join(answer("--model mixtral-8x7b --detail").split())
     assert record("--model gpt-2 --bandwidth 0.5")["context"] == 1024
     assert record("--model gpt-2 --context 100")["context"] == 100
     text = answer("--preset tiny --pad-experts --capacity-factor 0.5 --bandwidth 1.5e12 --flops 7e14 --detail")
