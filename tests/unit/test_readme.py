@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from minimoe import cli, gradcheck
+from minimoe.course import lessons
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^python -m minimoe[^|\n#]*|`python -m minimoe(?!\.)([^`]*)`", README, re.MULTILINE)))
-MAP = re.findall(r"^\| \d+ \| `(minimoe/\S+)` \|", README, re.MULTILINE)
+MAP = [name for line in re.search(r"```\nminimoe/\n(.*?)```", README, re.DOTALL)[1].splitlines()
+       for name in re.findall(r"[a-z]+(?:/|\.py)", re.split(r" {2,}|: ", line.strip())[0])]
 
 
 def test_every_file_that_is_linked_exists():
@@ -21,7 +23,7 @@ def test_every_file_that_is_linked_exists():
 
 
 def test_the_map_has_every_room_and_no_other():
-    rooms = {f"minimoe/{path.name}" + "/" * path.is_dir() for path in (ROOT / "minimoe").iterdir()
+    rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "minimoe").iterdir()
              if not path.name.startswith("__")}
     assert len(MAP) == len(set(MAP)) and set(MAP) == rooms
 
@@ -29,7 +31,15 @@ def test_the_map_has_every_room_and_no_other():
 def test_every_file_that_is_named_exists():
     named = re.findall(r"`((?:minimoe|tests|notebooks|figures)/[\w./*-]*)`", README)
     named += [name.replace(".", "/") + ".py" for name in re.findall(r"python -m ((?:minimoe|tests)\.[\w.]+)", README)]
-    assert len(named) > len(MAP) and [path for path in named if not list(ROOT.glob(path.removesuffix("/")))] == []
+    assert named and [path for path in named if not list(ROOT.glob(path.removesuffix("/")))] == []
+
+
+def test_it_is_read_in_ten_minutes_and_says_how_long_each_lesson_takes():
+    assert len(README.splitlines()) <= 160
+    assert len(re.sub(r"```.*?```|<[^>]*>", "", README, flags=re.DOTALL).split()) <= 1150
+    minutes = dict(re.findall(r"^\| \[\d\d\]\(notebooks/(\w+)\.ipynb\) .* (\d+) \|$", README, re.MULTILINE))
+    assert minutes == {path.stem: re.search(r"About (\d+) minutes to read", path.read_text("utf-8"))[1]
+                       for path in lessons.find()}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "..." not in c])
