@@ -32,9 +32,9 @@ def start(folder, command, program=("-m", "minimoe"), **options):
 
 
 def finish(process):
-    """Exit status, and the last line of standard error; none if it was killed before it wrote one."""
+    """Exit status, and the last message of standard error, unwrapped; none if it was killed before it wrote one."""
     _, err = process.communicate(timeout=60)
-    return process.returncode, err.strip().split("\n")[-1]
+    return process.returncode, " ".join(re.split(r"\n(?! )", err.strip())[-1].split())
 
 
 def saved(folder):

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import select
 import subprocess
@@ -97,7 +98,7 @@ def finished(process, seconds=120):
 
 def problem(end, statuses=STATUSES):
     """What is wrong with an End, or None.  statuses: those that are right."""
-    last = end.err.strip().split("\n")[-1]
+    last = re.split(r"\n(?! )", end.err.strip())[-1].replace("\n", "")  # a message, with all the lines that it takes
     found = {
         "hangs": end.status is None,
         f"traceback: {last[-300:]}": "Traceback" in end.err or end.status == 99,

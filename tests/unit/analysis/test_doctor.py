@@ -198,6 +198,7 @@ def test_what_an_older_version_did_not_record_is_not_judged(healthy):
     assert unknown == ["starved router", "unspecialized", "late churn", "logit growth"]
     assert " ".join(doctor.report(older).split()).startswith(
         f"No alarm: the routers of this run look healthy; nothing to judge {', '.join(unknown)} by.")
+    assert not set(unknown) & set(doctor.report(older).split("No sign of: ")[1].replace("\n", " ").split(", "))
     new = found(loop.new_state(replace(HEALTHY, capacity_factor=1.0), TRAINING, TEXT))
     assert all(finding.alarm is None and finding.evidence.startswith("not recorded") for finding in new.values())
 
