@@ -81,6 +81,7 @@ def add_route(subparsers):
     arguments.add_run(parser)
     _add_top_k(parser)
     parser.add_argument("--layer", type=int, metavar="L", help="show this layer only")
+    arguments.add_detail(parser, "every decision of every layer, not of one")
     parser.add_argument("--capacity-factor", type=float, metavar="X",
                         help="limit the experts' capacity, to see which assignments are dropped [mean loads]")
     parser.add_argument("--drop-order", choices=capacity.ORDERS, metavar="NAME", help="which assignments come first in "
@@ -108,7 +109,10 @@ def run_route(options):
     for layer, routing in shown.items():
         terminal.say(f"\nlayer {layer}, first choice of each character:")
         print(route.coloured(text, telemetry.first_choice(routing), colours))
-    terminal.say("\n" + route.ledger(telemetry.ledger(list(shown.values()), list(shown)), text))
+    layers = list(shown) if options.detail else list(shown)[:1]
+    terminal.say("\n" + route.ledger(telemetry.ledger([shown[layer] for layer in layers], layers), text))
+    if len(layers) < len(shown):
+        terminal.say("\n" + terminal.fill("Every decision of the remaining layers: --detail, or --layer for one."))
 
 
 def _limited(config, options):

@@ -83,7 +83,7 @@ def test_another_number_of_experts_than_in_training_is_used_and_said(run, loaded
         status, out, err = run(line)
         assert (status, out) == (0, loaded.tokenizer.decode(tokens_S) + "\n")
         assert one_line(err) == note.format(words, smaller)
-        status, out, err = run(f"route --run runs/done 'the cat' --top-k {top_k}")
+        status, out, err = run(f"route --run runs/done 'the cat' --top-k {top_k} --detail")
         assert (status, one_line(err)) == (0, note.format(words, smaller))
         assert out.startswith(f"{words} per token, trained with 2\n")
         assert out.count(": 0.") + out.count(": 1.") == 7 * top_k * len(loaded.model_config.moe_layers)
@@ -129,7 +129,7 @@ def test_route_keeps_the_limit_that_the_run_is_evaluated_with_unless_another_is_
 
 
 def test_route_prints_the_first_expert_of_each_character_and_every_assignment(run, loaded):
-    status, out, _ = run("route --run runs/done 'the cat'")
+    status, out, _ = run("route --run runs/done 'the cat' --detail")
     lines = out.splitlines()
     assert status == 0 and max(map(len, lines)) <= 80
     for layer, routing in enumerate(routed(loaded, "the cat")):
@@ -142,6 +142,9 @@ def test_route_prints_the_first_expert_of_each_character_and_every_assignment(ru
     assert "\x1b[" not in out and "\x1b[" in run("route --run runs/done cat --color always")[1]
     assert run(f"route --run runs/done {'t' * 32}")[0] == 0  # the longest that fits the context
     rows = [line for line in lines if re.match(r" +1 +\d", line)]
+    _, short, _ = run("route --run runs/done 'the cat'")
+    assert short.count(" kept (") == 14 and short.splitlines()[:-2] == out.splitlines()[:len(short.splitlines()) - 2]
+    assert "remaining layers: --detail" in short and "--detail" not in out
     _, out, _ = run("route --run runs/done 'the cat' --layer 1")
     assert [line for line in out.splitlines() if re.match(r" +\d +\d", line)] == rows and "layer 0" not in out
 
