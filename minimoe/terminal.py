@@ -152,7 +152,7 @@ def _draw(rows, left):
     return "\n".join(lines)
 
 
-def colour_system(when="auto"):
+def color_system(when="auto"):
     """The colors that standard output can show, by rich's name for them: "truecolor", "256", ...; None for none.
 
     when: "always", "never", or "auto", which asks the terminal; NO_COLOR and FORCE_COLOR are honored.
@@ -163,17 +163,17 @@ def colour_system(when="auto"):
     return None if asked.no_color else asked.color_system
 
 
-def rendered(thing, colours=None):
-    """A Text or a Table of rich, rendered as a string.  colours: see `colour_system`; None is plain text."""
+def rendered(thing, colors=None):
+    """A Text or a Table of rich, rendered as a string.  colors: see `color_system`; None is plain text."""
     text = io.StringIO()
-    console(text, colours).print(thing)
+    console(text, colors).print(thing)
     return text.getvalue().rstrip("\n")
 
 
-def console(file, colours):
-    """A rich Console as wide as the terminal.  file: None is standard output.  colours: of `colour_system`, or "auto".
+def console(file, colors):
+    """A rich Console as wide as the terminal.  file: None is standard output.  colors: of `color_system`, or "auto".
     """
     from rich.console import Console
-    return Console(file=file, width=width(), color_system=colours, highlight=False, legacy_windows=False,
-                   force_jupyter=False, force_terminal=None if colours == "auto" else colours is not None,
-                   no_color=None if colours == "auto" else False)
+    return Console(file=file, width=width(), color_system=colors, highlight=False, legacy_windows=False,
+                   force_jupyter=False, force_terminal=None if colors == "auto" else colors is not None,
+                   no_color=None if colors == "auto" else False)

@@ -6,10 +6,10 @@ from minimoe import terminal
 from minimoe.plots import palette
 
 
-def coloured(text, experts, colours=None):
+def colored(text, experts, colors=None):
     """The text with each character in the color of its expert; without colors, the experts' numbers are below it.
 
-    experts: the expert of each character, -1 for none.  colours: see `terminal.colour_system`.  Lines that are too long
+    experts: the expert of each character, -1 for none.  colors: see `terminal.color_system`.  Lines that are too long
     for the terminal are broken, a tab becomes a space, and characters that the terminal cannot show, or would draw over
     the one before, are escaped.
     """
@@ -18,16 +18,16 @@ def coloured(text, experts, colours=None):
         pairs = [(_shown(c), int(e)) for c, e in zip(line, experts[start:], strict=False)]
         start += len(line) + 1
         for part in _packed(pairs, terminal.width(), length=lambda pair: terminal.columns(pair[0])) or [[]]:
-            shown += _painted(part, colours)
+            shown += _painted(part, colors)
     return "\n".join(shown)
 
 
-def legend(n_experts, colours=None):
+def legend(n_experts, colors=None):
     """The experts' names in their colors, in one line if they fit."""
     names = [(f" {e} ", e) for e in range(n_experts)]
     head = "experts: "
     lines = _packed(names, terminal.width() - len(head), length=lambda pair: len(pair[0]))
-    return "\n".join((" " * len(head) if i else head) + _painted(line, colours)[0] for i, line in enumerate(lines))
+    return "\n".join((" " * len(head) if i else head) + _painted(line, colors)[0] for i, line in enumerate(lines))
 
 
 def ledger(rows, text):
@@ -60,15 +60,15 @@ def _packed(words, room, gap=0, length=len):
     return lines
 
 
-def _painted(pairs, colours):
+def _painted(pairs, colors):
     """Lines of text from pairs of characters and expert: one with colors, two without."""
-    if colours is None:
+    if colors is None:
         return ["".join(characters for characters, _ in pairs),
                 "".join(_digit(e).ljust(terminal.columns(characters)) for characters, e in pairs).rstrip()]
     from rich.text import Text
-    styles = [f"{palette.ink(e)} on {palette.colour(e)}" if e >= 0 else "" for _, e in pairs]
+    styles = [f"{palette.ink(e)} on {palette.color(e)}" if e >= 0 else "" for _, e in pairs]
     line = Text.assemble(*((characters, style) for (characters, _), style in zip(pairs, styles, strict=True)))
-    return [terminal.rendered(line, colours)]
+    return [terminal.rendered(line, colors)]
 
 
 def _digit(expert):

@@ -21,7 +21,7 @@ def add_cost(subparsers):
     which.add_argument("--run", metavar="FOLDER", help="a trained run, with the cost of its own routing")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="the run's training text, if it was your own")
     which.add_argument("--model", metavar="NAME", help="a published model, such as mixtral-8x7b")
-    which.add_argument("--list", action="store_const", const=True, help="list the published models that it knows")
+    which.add_argument("--list", action="store_const", const=True, help="list the published models")
     which.add_argument("--file", metavar="FILE.json", help="count the models that a file describes, such "
                        "as the config.json of a Hugging Face model")
     arguments.add_detail(parser, "part by part, every format and batch size, devices, papers' formulas")
@@ -32,9 +32,9 @@ def add_cost(subparsers):
     parser.add_argument("--machine", choices=deployment.MACHINES, metavar="NAME", help="the machine: " + "; ".join(
         f"{name}: {machine.words}" for name, machine in deployment.MACHINES.items())
         + " (default: ddr5 for ours, h100 for published models)")
-    parser.add_argument("--bandwidth", type=float, metavar="X", help="memory bandwidth, if you know better [bytes/s]")
-    parser.add_argument("--flops", type=float, metavar="X", help="speed of products, if you know better [FLOP/s]")
-    parser.add_argument("--format", choices=memory.FORMATS, metavar="NAME", help="of weights and KV cache: "
+    parser.add_argument("--bandwidth", type=float, metavar="X", help="memory bandwidth, if not the machine's [bytes/s]")
+    parser.add_argument("--flops", type=float, metavar="X", help="speed of products, if not the machine's [FLOP/s]")
+    parser.add_argument("--format", choices=memory.FORMATS, metavar="NAME", help="format of weights and KV cache: "
                         f"{', '.join(memory.FORMATS)} (default: float32 for ours, bf16 for published models)")
     parser.add_argument("--expert-format", choices=memory.FORMATS, metavar="NAME",
                         help="number format of the experts' matrices (default: the same)")

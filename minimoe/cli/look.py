@@ -86,7 +86,7 @@ def add_route(subparsers):
                         help="limit the experts' capacity, to see which assignments are dropped [mean loads]")
     parser.add_argument("--drop-order", choices=capacity.ORDERS, metavar="NAME", help="which assignments come first in "
                         f"an expert's queue: {', '.join(capacity.ORDERS)}")
-    parser.add_argument("--colour", "--color", choices=("auto", "always", "never"), default="auto",
+    parser.add_argument("--color", "--colour", choices=("auto", "always", "never"), default="auto",
                         help="auto: if the output is a terminal and NO_COLOR is not set")
 
 
@@ -102,13 +102,13 @@ def run_route(options):
         raise ValueError(f"the text has {len(text)} characters: the model reads 1 to {config.max_sequence}")
     _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
     shown = {layer: routing for layer, routing in zip(config.moe_layers, routings, strict=True) if layer in layers}
-    colours = terminal.colour_system(options.colour)
+    colors = terminal.color_system(options.color)
     if config.top_k != state.model_config.top_k:
         terminal.say(f"{_experts(config)} per token, trained with {state.model_config.top_k}")
-    print(route.legend(config.n_experts, colours))  # not `say`: colours are escapes
+    print(route.legend(config.n_experts, colors))  # not `say`: colors are escapes
     for layer, routing in shown.items():
         terminal.say(f"\nlayer {layer}, first choice of each character:")
-        print(route.coloured(text, telemetry.first_choice(routing), colours))
+        print(route.colored(text, telemetry.first_choice(routing), colors))
     layers = list(shown) if options.detail else list(shown)[:1]
     terminal.say("\n" + route.ledger(telemetry.ledger([shown[layer] for layer in layers], layers), text))
     if len(layers) < len(shown):

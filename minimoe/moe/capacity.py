@@ -111,9 +111,9 @@ class Order(NamedTuple):
 
 
 ORDERS = {
-    "position": Order("earlier tokens first: causal (Switch, Mixtral ports)", _by_position, causal=True),
+    "position": Order("earlier tokens first, which is causal (Switch, Mixtral ports)", _by_position, causal=True),
     "rank": Order("all first choices, then all second choices (GShard)", _by_rank),
-    "priority": Order("first choices first, and among them the surest tokens (V-MoE)", _by_priority),
+    "priority": Order("first choices first, and among them the most confident tokens (V-MoE)", _by_priority),
     "random": Order("a random order in training, by position in evaluation", _by_chance),
 }
 """Name -> Order."""

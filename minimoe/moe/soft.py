@@ -14,7 +14,7 @@ from minimoe.nn import ops
 from minimoe.parameters import Weight
 
 FACTS = Facts(
-    summary="Soft MoE: experts work on weighted means of all tokens: looks into the future",
+    summary="Soft MoE, experts work on weighted means of all tokens, and so look into the future",
     soft=True,
     causal=False,
     causal_in_evaluation=False,

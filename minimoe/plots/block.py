@@ -95,12 +95,12 @@ def _draw_router(axis, routing, token, theme):
     middle_E, step = middles(routing.n_experts)
     for e, (x, p) in enumerate(zip(middle_E, prob_E, strict=True)):
         height = max(62 * p / prob_E.max(), 1.5)
-        axis.bar(x, -height, 0.62 * step, BARS, color=palette.colour(e) if e in chosen else theme.idle,
+        axis.bar(x, -height, 0.62 * step, BARS, color=palette.color(e) if e in chosen else theme.idle,
                  edgecolor=theme.ink if e in chosen else theme.soft, lw=1.2)
         diagram.words(axis, x, BARS - height - 5, f"{p:.2f}".lstrip("0"), theme.ink if e in chosen else theme.soft,
                       va="bottom", fontweight="bold" if e in chosen else "normal")
         if e in chosen:
-            diagram.stroke(axis, (x, BARS + 9), (x, EXPERTS), palette.colour(e), theme.ink)
+            diagram.stroke(axis, (x, BARS + 9), (x, EXPERTS), palette.color(e), theme.ink)
 
 
 def _draw_experts(axis, routing, token, theme):
@@ -112,7 +112,7 @@ def _draw_experts(axis, routing, token, theme):
     diagram.arrow(axis, [(max(middle_E[e] for e in gates) + 3.5, JOIN_2), (STREAM + 16, JOIN_2)], theme.line)
     for e, x in enumerate(middle_E):
         if e in gates:
-            diagram.stroke(axis, (x, EXPERTS + 44), (x, JOIN_2 - 1.5), palette.colour(e), theme.ink)
+            diagram.stroke(axis, (x, EXPERTS + 44), (x, JOIN_2 - 1.5), palette.color(e), theme.ink)
             diagram.words(axis, x + 9, GATES + 6, f"× {gates[e]:.2f}", theme.ink, ha="left", fontweight="bold")
         diagram.expert_box(axis, (x - 0.46 * step, EXPERTS, 0.92 * step, 44), e, theme, used=e in gates)
 
@@ -129,7 +129,7 @@ def _draw_weights(axis, weights, chosen, theme):
     ends = NORM + (RIGHT - NORM) * np.cumsum([0, *sizes]) / total
     for part, (left, right) in enumerate(zip(ends[:-1], ends[1:], strict=True), start=-2):
         idle = part >= 0 and part not in chosen
-        shade = theme.idle if idle else palette.colour(part) if part >= 0 else theme.line
+        shade = theme.idle if idle else palette.color(part) if part >= 0 else theme.line
         axis.bar((left + right) / 2, 34, right - left, WEIGHTS + 18, color=shade,
                  edgecolor=theme.soft if idle else theme.ink, lw=1)
         if part != -1:  # the router is too thin for words

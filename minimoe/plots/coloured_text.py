@@ -42,7 +42,7 @@ def _draw_lines(axis, text, experts, y):
 
 
 def _draw_cell(axis, x, y, character, expert, width=1.0, number=False):
-    axis.add_patch(Rectangle((x, y - 0.45), width, 0.9, facecolor=palette.colour(expert), edgecolor="white",
+    axis.add_patch(Rectangle((x, y - 0.45), width, 0.9, facecolor=palette.color(expert), edgecolor="white",
                              linewidth=0.5))
     axis.text(x + width / 2, y - 0.12 * number, character, ha="center", va="center", family="monospace", fontsize=10,
               color=palette.ink(expert))

@@ -87,7 +87,7 @@ def expert_box(axis, place, expert, theme, text=None, used=True):
     place: x, y, width, height.
     """
     x, y, width, height = place
-    face, ink = (palette.colour(expert), palette.ink(expert)) if used else (theme.idle, theme.soft)
+    face, ink = (palette.color(expert), palette.ink(expert)) if used else (theme.idle, theme.soft)
     box(axis, x, y, width, height, face, theme.ink if used else theme.soft, "-" if used else (0, (3, 3)),
         1.4 if used else 1.0)
     words(axis, x + width / 2, y + height / 2, str(expert) if text is None else text, ink, MEDIUM,

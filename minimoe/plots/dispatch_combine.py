@@ -61,7 +61,7 @@ def _draw_lines(axis, routing, row_A, token_T, theme):
         own = np.flatnonzero(routing.token_A == t)
         own = own[np.argsort(row_A[own], kind="stable")]  # so that its lines do not cross
         for a, shift in zip(own, diagram.spread(len(own), 14), strict=True):
-            shade = palette.colour(routing.expert_A[a])
+            shade = palette.color(routing.expert_A[a])
             diagram.flow(axis, (TOKEN + 52, y + shift), (SLOT, row_A[a]), shade, theme.ink)
             if routing.kept_A[a]:
                 diagram.flow(axis, (GATE + 78, row_A[a]), (OUT, y + shift), shade, theme.ink)
@@ -102,6 +102,6 @@ def _draw_tokens(axis, routing, token_T, names, theme):
         own, top = np.flatnonzero(routing.token_A == t), y - 22
         for a in own[np.lexsort((routing.expert_A[own], ~routing.kept_A[own]))]:
             height, kept = 44 * routing.gate_A[a], routing.kept_A[a]
-            axis.bar(OUT + 9, height, 18, top, color=palette.colour(routing.expert_A[a]) if kept else theme.page,
+            axis.bar(OUT + 9, height, 18, top, color=palette.color(routing.expert_A[a]) if kept else theme.page,
                      edgecolor=theme.ink if kept else theme.dropped, ls="-" if kept else ":", lw=1 if kept else 1.6)
             top += height

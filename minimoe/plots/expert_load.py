@@ -32,7 +32,7 @@ def stack_shares(axis, steps, load, x, thin):
     """
     for expert, top in enumerate(np.cumsum(load, axis=1).T):
         base = top - load[:, expert]
-        axis.fill_between(steps, base, top, color=palette.colour(expert), lw=0.4, edgecolor="white")
+        axis.fill_between(steps, base, top, color=palette.color(expert), lw=0.4, edgecolor="white")
         if top[-1] - base[-1] > thin:
             axis.annotate(str(expert), (x, (base[-1] + top[-1]) / 2), xycoords=("axes fraction", "data"),
                           va="center", fontsize=9, color=palette.INK)

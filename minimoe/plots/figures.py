@@ -89,7 +89,7 @@ def frameless(axis):
 
 
 def scale(shades):
-    """A colour map through these colours, from 0 to the largest."""
+    """A color map through these colors, from 0 to the largest."""
     return LinearSegmentedColormap.from_list("shades", shades)
 
 

@@ -11,18 +11,18 @@ BLUE, VERMILION, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
 
 WHITE, PALE_VERMILION, PALE_BLUE, NAVY = "#ffffff", "#f3c6a5", "#cfe6f5", "#0b1f3a"
 
-GREY_22, GREY_33, GREY_44, GREY_66, GREY_77 = "#222222", "#333333", "#444444", "#666666", "#777777"
-GREY_88, GREY_99, GREY_AA, GREY_BB = "#888888", "#999999", "#aaaaaa", "#bbbbbb"
-GREY_CC, GREY_DD, GREY_E4, GREY_E8, GREY_EE, GREY_F4 = "#cccccc", "#dddddd", "#e4e4e4", "#e8e8e8", "#eeeeee", "#f4f4f4"
+GRAY_22, GRAY_33, GRAY_44, GRAY_66, GRAY_77 = "#222222", "#333333", "#444444", "#666666", "#777777"
+GRAY_88, GRAY_99, GRAY_AA, GRAY_BB = "#888888", "#999999", "#aaaaaa", "#bbbbbb"
+GRAY_CC, GRAY_DD, GRAY_E4, GRAY_E8, GRAY_EE, GRAY_F4 = "#cccccc", "#dddddd", "#e4e4e4", "#e8e8e8", "#eeeeee", "#f4f4f4"
 """Grays, named by their byte."""
 
-INK = GREY_22
+INK = GRAY_22
 """The color of words and axes: not quite black."""
 
-GRID, PALE_GRID, LIMIT = GREY_DD, GREY_E4, GREY_77
+GRID, PALE_GRID, LIMIT = GRAY_DD, GRAY_E4, GRAY_77
 """Lines of a grid, and a line that marks a limit."""
 
-EXPERT_COLOURS = (ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE, GREY_99)
+EXPERT_COLORS = (ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE, GRAY_99)
 """Okabe and Ito's palette with gray in place of black, so that text can stand on every color."""
 
 MOE, DENSE, LARGE_DENSE = VERMILION, BLUE, GREEN
@@ -31,33 +31,33 @@ MOE, DENSE, LARGE_DENSE = VERMILION, BLUE, GREEN
 MODEL_STYLES = ((MOE, "-"), (DENSE, "--"), (LARGE_DENSE, ":"))
 """Color and line of the first three models of a picture."""
 
-DOMAIN_STYLES = ((GREY_33, ""), (GREY_AA, "///"), (GREY_77, "..."), (GREY_CC, "xxx"))
+DOMAIN_STYLES = ((GRAY_33, ""), (GRAY_AA, "///"), (GRAY_77, "..."), (GRAY_CC, "xxx"))
 """Color and hatch of each domain."""
 
 PARTS = {"experts": BLUE, "shared experts": SKY_BLUE, "dense": GREEN, "attention": ORANGE, "attention scores": YELLOW,
-         "keys and values": VERMILION, "router": BLACK, "head": PURPLE, "embedding": GREY_99, "positions": GREY_BB,
-         "norms": GREY_DD}
+         "keys and values": VERMILION, "router": BLACK, "head": PURPLE, "embedding": GRAY_99, "positions": GRAY_BB,
+         "norms": GRAY_DD}
 """Part of a model -> its color in every picture of costs, in the order in which they are stacked."""
 
 WEIGHTS, PALE_WEIGHTS = (WHITE, SKY_BLUE, BLUE, NAVY), (PALE_BLUE, SKY_BLUE, BLUE, NAVY)
 """From nothing, which is white, to the most, which is dark; and from next to nothing, where nothing is left blank."""
 
-ROUTER_STYLES = {"causal": (BLUE, "o"), "causal in evaluation": (GREEN, "s"), "sees the future": (GREY_99, "x")}
+ROUTER_STYLES = {"causal": (BLUE, "o"), "causal in evaluation": (GREEN, "s"), "sees the future": (GRAY_99, "x")}
 """Kind of router -> its color and marker."""
 
-FORWARD, BACKWARD = GREY_77, VERMILION
+FORWARD, BACKWARD = GRAY_77, VERMILION
 """Arrows of numbers in the forward pass, and of gradients in the backward pass."""
 
 DROPPED, FRAME = VERMILION, VERMILION
 """Assignments beyond the capacity, and frames around highlighted cells."""
 
-LOST = (GREY_E8, ORANGE, BLUE)
+LOST = (GRAY_E8, ORANGE, BLUE)
 """None, some or all of a token's assignments lost, from light to dark."""
 
-ALARMS = (GREY_F4, PALE_VERMILION, VERMILION)
+ALARMS = (GRAY_F4, PALE_VERMILION, VERMILION)
 """An alarm in none, some or all of the seeds."""
 
-IDLE, SHARED = GREY_E4, GREY_44
+IDLE, SHARED = GRAY_E4, GRAY_44
 """A weight that the token does not use, and one that every token uses."""
 
 
@@ -77,19 +77,19 @@ class Theme(NamedTuple):
     dropped: str
 
 
-LIGHT = Theme(WHITE, INK, GREY_66, GREY_99, GREY_F4, GREY_E4, "#b34700")
+LIGHT = Theme(WHITE, INK, GRAY_66, GRAY_99, GRAY_F4, GRAY_E4, "#b34700")
 DARK = Theme("#0d1117", "#e6edf3", "#9da7b3", "#6e7681", "#212830", "#2b323b", "#ff8c42")
 """GitHub's two backgrounds, and readable colors on them."""
 
 
-def colour(expert):
+def color(expert):
     """The color of an expert; colors repeat from the ninth expert on, and the number tells them apart."""
-    return EXPERT_COLOURS[expert % len(EXPERT_COLOURS)]
+    return EXPERT_COLORS[expert % len(EXPERT_COLORS)]
 
 
 def ink(expert):
     """Black or white, whichever is easier to read on the expert's color."""
-    return ink_on(colour(expert))
+    return ink_on(color(expert))
 
 
 def ink_on(shade):

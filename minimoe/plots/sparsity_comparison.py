@@ -35,7 +35,7 @@ def losses(families, dense, cost, title):
     figure = figures.new_figure(11, 2.4 * rows + 1.4, title, 12)
     axes = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     for axis, (name, points) in zip(axes.flat, families.items(), strict=False):
-        _line(axis, dense, palette.GREY_AA, "s", lw=3, ms=4)
+        _line(axis, dense, palette.GRAY_AA, "s", lw=3, ms=4)
         _line(axis, points, palette.BLUE, "o", lw=1.5, ms=9)
         for place, point in enumerate(sorted(points, key=lambda point: point.cost)):
             aside = 7 * (place - (len(points) - 1) / 2)  # so that names of near points do not touch
@@ -69,7 +69,7 @@ def _line(axis, points, shade, mark, **style):
 
 def _legend(axis):
     """One handle for each mark."""
-    kinds = {"smaller dense models": dict(color=palette.GREY_AA, marker="s", lw=3, ms=4),
+    kinds = {"smaller dense models": dict(color=palette.GRAY_AA, marker="s", lw=3, ms=4),
              "a seed": dict(color=palette.BLUE, marker=".", lw=0, ms=7, mec=palette.WHITE),
              "the mean": dict(color=palette.WHITE, mec=palette.BLUE, marker="o", lw=0, ms=9, mew=1.5),
              "better than dense in every seed": dict(color=palette.BLUE, marker="o", lw=0, ms=9)}

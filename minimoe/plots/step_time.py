@@ -21,13 +21,13 @@ def time_by_part(seconds, parts, title):
         lengths = {way: np.array([1000 * seconds.get((layer, name, way), 0.0) for layer in layers])
                    for way in ("forward", "backward")} | {"step": np.array([100 * share])}
         for panel, length in lengths.items():
-            bars = axes[panel].barh(range(len(length)), length, left=ends[panel], color=palette.colour(i),
+            bars = axes[panel].barh(range(len(length)), length, left=ends[panel], color=palette.color(i),
                                     edgecolor="white", hatch="" if i % 2 else "//", label=name)
             ends[panel] = ends[panel] + length
         if share > 0.03:
             words = f"{name}\n{share:.0%}" if share > 0.015 * len(name) else f"{share:.0%}"
             axes["step"].bar_label(bars, [words], label_type="center", color=palette.ink(i),
-                                   bbox={"facecolor": palette.colour(i), "edgecolor": "none", "pad": 1})
+                                   bbox={"facecolor": palette.color(i), "edgecolor": "none", "pad": 1})
     axes["step"].set(xlabel=f"share of a training step (%), of {1000 * total:.1f} ms on one thread", xlim=(0, 100),
                      yticks=[])
     for way in ("forward", "backward"):

@@ -23,14 +23,14 @@ METHODS = pruning.METHODS | UNITS
 SCORES = {"neurons": "taylor", "heads": "taylor", "layers": "influence", "experts": "output"}
 """Method of structured pruning -> default score of its units."""
 ALL_SCORES = {
-    "norm": "length of the weights",
+    "norm": "norm of the weights",
     "activation": "mean size of the output",
     "taylor": "squared gradient times weight, an estimate of what the loss would lose",
     "gate": "slope of the loss along a factor on the output",
     "load": "share of the assignments, of experts",
     "output": "change of the layer's output without the expert",
     "subset": "the experts that together change the layer's output least, by trying all sets",
-    "influence": "how far a layer turns its tokens, of layers",
+    "influence": "how far a layer rotates its tokens, of layers",
 }
 """All scores: those of `importance`; "subset", `structured.best_experts`; "influence", `structured.block_influence`."""
 

@@ -67,7 +67,7 @@ def test_every_token_stands_with_its_experts_and_pointing_at_it_shows_its_number
         assert button.locator(".dropped").count() == (~routing.kept_A[own]).sum()
         shades = button.locator(".block, .choice").evaluate_all("all => all.map((n) => n.style.getPropertyValue("
                                                                 "'--expert'))")
-        assert shades == [palette.colour(e) for e in routing.expert_A[own]]
+        assert shades == [palette.color(e) for e in routing.expert_A[own]]
     for token in (3, 21):
         page.locator(TOKENS).nth(token).hover()
         expect(page.locator("#story")).to_contain_text(f"Token {token + 1} of {len(TEXT)}, layer 0.")

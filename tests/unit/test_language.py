@@ -29,7 +29,7 @@ TICS = {  # what is not written -> what it looked like, and what is written inst
     r"\b[Aa] MoE\b": ("a MoE", "an MoE"),
     r"(?i)(optimis|normalis|initialis|specialis|generalis|maximis|minimis(?!m)|summaris|analys(e|ed|ing)\b|"
     r"neighbour|behaviour|favour|honour|labell(?!edby)|modell|travell|learnt\b|judgement)": ("optimiser", "optimizer"),
-    r"(?<![\w.(\"'])([Cc]olour|grey)(ed|s|ing)?(?=[ ,;:.)])": ("its colour.", "its color."),
+    r"(?i)(?<!-)colou?r(?<!color)(?!ed_text)|\bgreys?\b": ("its colour.", "its color; coloured_text; --colour"),
 }
 
 

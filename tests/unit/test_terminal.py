@@ -146,25 +146,25 @@ def test_paragraphs_are_filled():
         "- " + " ".join(["word"] * 15), "  " + "a-b" * 30, "- next"]
 
 
-@pytest.mark.parametrize(("variables", "when", "colours"), [
+@pytest.mark.parametrize(("variables", "when", "colors"), [
     ({}, "auto", "256"), ({"NO_COLOR": "1"}, "auto", None), ({"NO_COLOR": ""}, "auto", "256"), ({}, "never", None),
     ({"TERM": "dumb"}, "auto", None), ({"NO_COLOR": "1"}, "always", "truecolor"),
     ({"COLORTERM": "truecolor"}, "auto", "truecolor")])
-def test_colours_are_those_of_the_terminal_unless_they_are_asked_for(monkeypatch, variables, when, colours):
+def test_colors_are_those_of_the_terminal_unless_they_are_asked_for(monkeypatch, variables, when, colors):
     """NO_COLOR counts when it is set and not empty [no-color.org]; what is asked for outright comes first."""
     screen(monkeypatch)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert terminal.colour_system(when) == colours
+    assert terminal.color_system(when) == colors
 
 
-def test_a_pipe_has_colours_only_if_they_are_forced(monkeypatch):
-    assert terminal.colour_system() is None
+def test_a_pipe_has_colors_only_if_they_are_forced(monkeypatch):
+    assert terminal.color_system() is None
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert terminal.colour_system() == "256"
+    assert terminal.color_system() == "256"
 
 
-def test_what_is_drawn_has_the_colours_and_no_others():
+def test_what_is_drawn_has_the_colors_and_no_others():
     red = text.Text("a", style="#ff0000")
     assert terminal.rendered(red, "truecolor") == "\x1b[38;2;255;0;0ma\x1b[0m" and terminal.rendered(red) == "a"
 

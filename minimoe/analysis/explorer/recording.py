@@ -41,7 +41,7 @@ def record(params, config, tokenizer, texts, run):
             name: {"short": short, "words": capacity.ORDERS[name].summary} for name, short in ORDERS.items()},
         "settings": {"topK": config.top_k, "factor": None if factor is None else str(factor), "order": order},
         "drop_order": config.drop_order,
-        "colors": list(palette.EXPERT_COLOURS), "inks": [palette.ink_on(color) for color in palette.EXPERT_COLOURS],
+        "colors": list(palette.EXPERT_COLORS), "inks": [palette.ink_on(color) for color in palette.EXPERT_COLORS],
         "texts": [_text(params, config, tokenizer, text) for text in texts],
     }
 

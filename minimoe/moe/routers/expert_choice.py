@@ -10,7 +10,7 @@ from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
 FACTS = Facts(
-    summary="each expert takes the tokens that it scores highest: looks into the future",
+    summary="each expert takes the tokens that it scores highest, and so looks into the future",
     k_is_mean=True,
     causal=False,
     causal_in_evaluation=False,

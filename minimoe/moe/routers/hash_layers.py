@@ -6,7 +6,7 @@ from minimoe.moe import gates, routing
 from minimoe.moe.facts import Facts, Rule
 
 FACTS = Facts(
-    summary="a fixed map from the token's number to experts: nothing to learn (Hash layers)",
+    summary="a fixed map from the token's number to experts, nothing to learn (Hash layers)",
     needs_token_ids=True,
     matrices=0,
     forward_scores=4,

@@ -10,7 +10,7 @@ from minimoe.nn import normal, ops
 from minimoe.parameters import Weight
 
 FACTS = Facts(
-    summary="the top_k best after trained noise has been added to the scores (Shazeer 2017)",
+    summary="the top_k best after trained noise is added to the scores (Shazeer 2017)",
     losses=dict(importance=0.1, load=0.1),
     options=("renormalize",),
     evaluation="the best scores without noise",

@@ -5,7 +5,7 @@ from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import hash_layers
 
 FACTS = Facts(
-    summary="control: experts at random",
+    summary="a control, experts at random",
     evaluation="a fixed random draw for each position in the sequence",
     matrices=0,
     forward_scores=2,

@@ -30,7 +30,7 @@ def chosen_by(routing, weights):
 
 
 FACTS = Facts(
-    summary="sigmoid scores; a bias that no gradient moves balances the choice (DeepSeek-V3)",
+    summary="sigmoid scores, and a bias without a gradient that balances the choice (DeepSeek-V3)",
     losses=dict(sequence=0.0001),
     options=("renormalize", "bias_rate", "n_groups", "top_groups", "group_score", "gate_scale"),
     settings={"1 group of 2": dict(n_groups=2, top_groups=1, gate_scale=2.5)},

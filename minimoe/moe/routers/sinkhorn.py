@@ -8,7 +8,7 @@ from minimoe.moe.routers import softmax_topk
 from minimoe.nn import ops
 
 FACTS = Facts(
-    summary="the best of a balanced plan in training, of the scores in evaluation (S-BASE)",
+    summary="the best of a balanced plan in training, the best scores in evaluation (S-BASE)",
     options=("renormalize",),
     causal=False,
     evaluation="the best plain scores: there is no plan, so other tokens do not matter",

@@ -10,7 +10,7 @@ from minimoe.nn import ops
 from minimoe.parameters import Weight
 
 FACTS = Facts(
-    summary="softmax over all experts, the top_k best take the token; gates sum to 1 (Mixtral) or not (OLMoE)",
+    summary="softmax over all experts, then the top_k best; gates sum to 1 (Mixtral) or not (OLMoE)",
     losses=dict(balance=0.01, z=0.001),
     options=("renormalize",),
     explorer=Rule(),

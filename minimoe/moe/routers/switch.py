@@ -17,7 +17,7 @@ def jitter_numbers(config, n_tokens):
 
 
 FACTS = Facts(
-    summary="the one best expert, its gate the raw probability; jitter on the router's input (Switch)",
+    summary="the single best expert, with the raw probability as gate, and jitter on the router's input (Switch)",
     losses=dict(balance=0.01),
     options=("jitter",),
     settings={"without jitter": dict(jitter=0)},

@@ -7,7 +7,7 @@ from minimoe.moe.facts import Facts, Rule
 from minimoe.moe.routers import hash_layers
 
 FACTS = Facts(
-    summary="control: experts round-robin, by the token's position",
+    summary="a control, experts round-robin by the token's position",
     matrices=0,
     forward_scores=0,
     backward_scores=0,

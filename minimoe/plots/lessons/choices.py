@@ -100,7 +100,7 @@ def translated_weights(weights, title):
     figure = figures.new_figure(7.8, 0.3 * len(weights) + 1.2)
     axis = figure.subplots()
     for row, (published, ours) in enumerate(weights.values()):
-        axis.plot([published, ours], [row, row], "-", color=palette.GREY_99, lw=2)
+        axis.plot([published, ours], [row, row], "-", color=palette.GRAY_99, lw=2)
         axis.plot(published, row, "o", mfc="white", mec=palette.INK, ms=10)
         axis.plot(ours, row, "D", color=palette.BLUE, ms=5)
     axis.plot([], [], "o", mfc="white", mec=palette.INK, ms=10, label="as published")
@@ -121,6 +121,6 @@ def _draw_grid(axis, weight_TE, text):
     axis.set_yticks(np.arange(n_experts + 1) - 0.5, minor=True)
     axis.grid(which="minor", color=palette.PALE_GRID, lw=0.5)
     axis.tick_params(which="both", colors=palette.INK, labelsize=9, length=0)
-    axis.spines[:].set_color(palette.GREY_BB)
+    axis.spines[:].set_color(palette.GRAY_BB)
     for expert, count in enumerate((weight_TE > 0).sum(axis=0)):
         axis.text(n_tokens - 0.2, expert, count, ha="left", va="center", fontsize=7.5, color=palette.INK)

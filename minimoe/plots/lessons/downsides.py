@@ -24,7 +24,7 @@ def step_memory(held, title):
     axis, left = figure.subplots(), np.zeros(len(held))
     for i, kind in enumerate(next(iter(held.values()))):
         size = np.array([of_model[kind] for of_model in held.values()]) / 2**20
-        bars = axis.barh(range(len(held)), size, left=left, color=palette.colour(i), ec="white", label=kind)
+        bars = axis.barh(range(len(held)), size, left=left, color=palette.color(i), ec="white", label=kind)
         axis.bar_label(bars, fmt="%.1f", label_type="center", fontsize=9, color=palette.ink(i))
         left += size
     figures.name_rows(axis, list(held), [f"{size:.1f}" for size in left])
@@ -51,7 +51,7 @@ def savings(saved, share, title, band=(4, 10)):
     axis = figure.subplots()
     axis.axvspan(*band, color=palette.YELLOW, alpha=0.3, lw=0)
     values = np.array(list(saved.values()), float)
-    axis.hlines(range(len(share)), np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=palette.GREY_BB, lw=2,
+    axis.hlines(range(len(share)), np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=palette.GRAY_BB, lw=2,
                 zorder=1)
     looks = ((palette.INK, "|", 16), (palette.BLUE, "o", 8), (palette.VERMILION, "D", 7))
     for (name, times), (shade, mark, size) in zip(saved.items(), looks, strict=True):
@@ -93,7 +93,7 @@ def _draw_costs(axis, y, values, unit):
     """One row; returns its three numbers in words."""
     seeds = [np.atleast_1d(of_model) for of_model in values]
     low, middle, high = means = [float(of_model.mean()) for of_model in seeds]
-    axis.plot([0, 1], [y, y], "-", color=palette.GREY_CC, lw=1, zorder=1)
+    axis.plot([0, 1], [y, y], "-", color=palette.GRAY_CC, lw=1, zorder=1)
     for mean, of_model, (shade, mark) in zip(means, seeds, MARKS, strict=True):
         place, *places = np.log(np.array([mean, *of_model]) / low) / np.log(high / low)
         axis.plot(place, y, mark, color=shade, ms=SIZES[mark], zorder=4 if shade == palette.MOE else 3)

@@ -19,7 +19,7 @@ def slots(count_E, capacity, title):
     figure = figures.new_figure(7.5, 3.4)
     axis, kept_E = figure.subplots(), np.minimum(count_E, capacity)
     for e, (wanted, kept) in enumerate(zip(count_E, kept_E, strict=True)):
-        axis.bar(e, kept, color=palette.colour(e), edgecolor="white")
+        axis.bar(e, kept, color=palette.color(e), edgecolor="white")
         axis.bar(e, wanted - kept, bottom=kept, color="white", edgecolor=palette.DROPPED, hatch="////")
         axis.bar(e, capacity - kept, bottom=kept, color="white", edgecolor=palette.LIMIT, ls=":")
         if wanted != capacity:
@@ -96,7 +96,7 @@ def extra_losses(points, title):
     axis = figure.subplots()
     for i, (name, rows) in enumerate(points.items()):
         axis.errorbar(*rows.T, marker="osD^"[i % 4], capsize=3, lw=1.8, label=name,
-                      color=palette.colour((5, 4, 2, 6)[i % 4]))
+                      color=palette.color((5, 4, 2, 6)[i % 4]))
     axis.axhline(0, color=palette.INK, lw=0.8)
     axis.set(xlabel="sum of the token's dropped gates over all layers", ylabel="extra loss (nats)", title=title)
     axis.legend(frameon=False, title="order (bars: standard error)")
@@ -116,7 +116,7 @@ def leaks(changed, title, least=0.01):
     figure = figures.new_figure(8, 3.4, title, 12)
     ticks = [least * 10**power for power in range(5)]
     for axis, (name, of_name) in zip(figure.subplots(1, len(changed), sharey=True), changed.items(), strict=True):
-        axis.bar(range(len(of_name)), np.maximum(of_name, least / 10), color=palette.colour(5), width=1)
+        axis.bar(range(len(of_name)), np.maximum(of_name, least / 10), color=palette.color(5), width=1)
         axis.set(yscale="log", ylim=(least, ticks[-1]), yticks=ticks, yticklabels=[f"{tick:g}" for tick in ticks])
         axis.set(xlabel="position (characters)", title=name)
         axis.title.set_fontsize(10)

@@ -48,7 +48,7 @@ def gradient_map():
     for start, end in ONE_WAY:
         _arrow(axis, *_ends(start, end), palette.FORWARD, "dotted")
     for name, (x, y, words) in BOXES.items():
-        face = palette.GREY_EE if name == "choice" else palette.WHITE
+        face = palette.GRAY_EE if name == "choice" else palette.WHITE
         axis.add_patch(FancyBboxPatch((x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, boxstyle="round,pad=0.04",
                                       facecolor=face, edgecolor=palette.INK))
         axis.text(x, y, words, ha="center", va="center", fontsize=9, color=palette.INK)
@@ -99,7 +99,7 @@ def turned_score(score_S, gate_SE, loss_S, name, title):
     figure = figures.new_figure(7.5, 3.1, title, 12)
     left, right = figure.subplots(1, 2)
     used = np.flatnonzero(gate_SE.any(axis=0))
-    left.stackplot(score_S, gate_SE[:, used].T, colors=[palette.colour(e) for e in used], edgecolor=palette.WHITE,
+    left.stackplot(score_S, gate_SE[:, used].T, colors=[palette.color(e) for e in used], edgecolor=palette.WHITE,
                    labels=[f"expert {e}" for e in used])
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(used), frameon=False, handlelength=1, fontsize=9)
     left.set(ylabel="gates of the token (they sum to 1)", ylim=(0, 1))
@@ -107,7 +107,7 @@ def turned_score(score_S, gate_SE, loss_S, name, title):
     for part in np.split(np.arange(len(score_S)), changes):
         right.plot(score_S[part], loss_S[part], "-", color=palette.INK, lw=2)
     for change in changes:
-        right.axvline(score_S[change], color=palette.GREY_99, lw=1, ls=":")
+        right.axvline(score_S[change], color=palette.GRAY_99, lw=1, ls=":")
     right.set(ylabel="loss of the token")
     for axis in (left, right):
         axis.set(xlabel=name, xlim=(score_S[0], score_S[-1]))
@@ -132,7 +132,7 @@ def score_gradients(panels, chosen_TE, names, title):
     for axis, (heading, dlogit_TE) in zip(axes, panels.items(), strict=True):
         root_TE = np.ma.masked_equal(np.sign(dlogit_TE) * np.sqrt(np.abs(dlogit_TE)), 0)
         end = 2 * math.sqrt(np.abs(dlogit_TE).max() or 1)  # twice the largest: words cannot be read on the dark ends
-        axis.set_facecolor(palette.GREY_DD)
+        axis.set_facecolor(palette.GRAY_DD)
         axis.imshow(root_TE, cmap="PuOr", vmin=-end, vmax=end, aspect="auto")
         _write_cells(axis, dlogit_TE, chosen_TE)
         axis.set(xticks=range(dlogit_TE.shape[1]), yticks=range(len(names)), yticklabels=names, xlabel="expert")

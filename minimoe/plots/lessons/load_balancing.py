@@ -49,7 +49,7 @@ def busiest_experts(curves, title):
     ends = sorted(curves, key=lambda label: curves[label][:, -8:].mean())
     place = -np.inf
     for label in ends:  # names from the bottom up, none on another
-        shade, line = palette.colour((0, 1, 2, 5)[[*curves].index(label) % 4]), LINES[[*curves].index(label) % 4]
+        shade, line = palette.color((0, 1, 2, 5)[[*curves].index(label) % 4]), LINES[[*curves].index(label) % 4]
         curve, steps = curves[label], range(curves[label].shape[1])
         axis.plot(steps, curve.mean(axis=0), line, color=shade, lw=2.2)
         axis.fill_between(steps, curve.min(axis=0), curve.max(axis=0), alpha=0.2, lw=0, color=shade)
@@ -75,7 +75,7 @@ def pushes(load_E, push_E, prob_T, push_T, title):
     """
     figure, E = figures.new_figure(8, 3.1, title, 12), len(load_E)
     loads, arrows, curve = figure.subplots(1, 3)
-    shades = [palette.colour(e) for e in range(E)]
+    shades = [palette.color(e) for e in range(E)]
     loads.bar(range(E), load_E, color=shades)
     loads.axhline(1 / E, color=palette.INK, ls=":", lw=1)
     loads.set(xlabel="expert (dotted: even)", ylabel="load (share of assignments)", xticks=range(E),
@@ -85,7 +85,7 @@ def pushes(load_E, push_E, prob_T, push_T, title):
         arrows.annotate("", (e, push_E[e]), (e, 0), arrowprops=dict(arrowstyle="-|>", lw=3, color=shades[e]))
     arrows.set(xlim=(-0.6, E - 0.4), ylim=(1.2 * push_E.min(), 1.4 * push_E.max()), xticks=range(E), xlabel="expert",
                ylabel="push (minus gradient)", title="the push on each expert")
-    curve.plot(prob_T, push_T, color=palette.colour(4), lw=2.5)
+    curve.plot(prob_T, push_T, color=palette.color(4), lw=2.5)
     curve.set(xlabel="probability of the\ncrowded expert", ylabel="push away from it", title="the push on one token")
     curve.set_ylim(bottom=0)
     for axis in figure.axes:
@@ -108,11 +108,11 @@ def biases(load, bias, title):
     last, (n_steps, E) = bias[-1], bias.shape
     for e in range(E):
         for axis, values in ((left, load), (right, bias)):
-            axis.plot(values[:, e], color=palette.colour(e), lw=1.8)
+            axis.plot(values[:, e], color=palette.color(e), lw=1.8)
     for place, e in zip(np.linspace(last.min(), last.max(), E), np.argsort(last, kind="stable"), strict=True):
         right.annotate(f"expert {e}", (n_steps - 1, last[e]), (1.04, place), fontsize=9.5, va="center",
                        textcoords=("axes fraction", "data"),
-                       arrowprops=dict(arrowstyle="-", lw=0.8, color=palette.colour(e)))
+                       arrowprops=dict(arrowstyle="-", lw=0.8, color=palette.color(e)))
     left.axhline(1, color=palette.INK, ls=":", lw=1)
     left.set(xlabel="steps", ylabel="load (multiples of an even load)")
     right.set(xlabel="steps", ylabel="bias (added to the score)")
@@ -135,7 +135,7 @@ def remedies(results, title):
     for axis, of_seeds in zip(axes, (np.array(numbers).T for numbers in zip(*results.values(), strict=True)),
                               strict=True):
         for seed, of_seed in enumerate(of_seeds):
-            axis.plot(of_seed, MARKS[seed % len(MARKS)] + "-", color=palette.colour((4, 5, 2)[seed % 3]), ms=7, lw=1.3,
+            axis.plot(of_seed, MARKS[seed % len(MARKS)] + "-", color=palette.color((4, 5, 2)[seed % 3]), ms=7, lw=1.3,
                       label=f"seed {seed}")
         axis.grid(axis="x", color=palette.PALE_GRID, lw=0.8)
         figures.plain(axis)

@@ -26,10 +26,10 @@ def experts_used(batches, even, drawn, found, n_experts, title):
     """
     figure = figures.new_figure(7.5, 3.9)
     axis = figure.subplots()
-    axis.fill_between(batches, *drawn, color=palette.GREY_CC, lw=0, label="random draws: 80 % of 1,000")
+    axis.fill_between(batches, *drawn, color=palette.GRAY_CC, lw=0, label="random draws: 80 % of 1,000")
     axis.plot(batches, even, "-", color=palette.INK, lw=1.5, label="even routing, by formula")
     for place, (name, used) in enumerate(found.items()):
-        axis.plot(batches, used, "os^Dv"[place % 5], color=palette.colour(4 + place), ms=8 - place, label=name)
+        axis.plot(batches, used, "os^Dv"[place % 5], color=palette.color(4 + place), ms=8 - place, label=name)
     axis.axhline(n_experts, color=palette.LIMIT, lw=1, ls=":")
     axis.annotate(f"all {n_experts}", (batches[0], n_experts), (0, -12), textcoords="offset points", fontsize=9,
                   color=palette.INK)

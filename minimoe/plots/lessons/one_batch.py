@@ -20,7 +20,7 @@ def probabilities(prob_TE, expert_TK, names, title):
     for t, chosen in enumerate(expert_TK.tolist()):
         left = 0.0
         for e, share in enumerate(prob_TE[t].tolist()):
-            axis.barh(t, share, left=left, color=palette.colour(e), edgecolor=palette.WHITE,
+            axis.barh(t, share, left=left, color=palette.color(e), edgecolor=palette.WHITE,
                       alpha=1 if e in chosen else 0.35)
             if e in chosen and share > 0.03:
                 axis.text(left + share / 2, t, e, color=palette.ink(e), ha="center", va="center", fontweight="bold",
@@ -48,7 +48,7 @@ def queues(queue_E, capacity, names, title):
     axis = figure.subplots()
     for e, queue in enumerate(queue_E):
         for place in range(max(capacity, len(queue))):
-            style = dict(facecolor=palette.colour(e), edgecolor=palette.INK)
+            style = dict(facecolor=palette.color(e), edgecolor=palette.INK)
             if place >= capacity:
                 style = dict(facecolor=palette.WHITE, edgecolor=palette.DROPPED, hatch="////")
             elif place >= len(queue):

@@ -57,13 +57,13 @@ def _draw_streams(axis, layer, before_T, after_T, n_experts):
     x = layer + BLOCK / 2 + (1 - BLOCK) * STEPS
     for a, b in zip(*share_EE.nonzero(), strict=True):
         top = left_EE[a, b] + (right_EE[a, b] - left_EE[a, b]) * RISE
-        axis.fill_between(x, top, top + share_EE[a, b], color=palette.colour(a), alpha=0.6, lw=0)
+        axis.fill_between(x, top, top + share_EE[a, b], color=palette.color(a), alpha=0.6, lw=0)
 
 
 def _draw_blocks(axis, layer, expert_T, n_experts):
     top = 0.0
     for expert, share in enumerate(np.bincount(expert_T, minlength=n_experts) / len(expert_T)):
-        axis.add_patch(Rectangle((layer - BLOCK / 2, top), BLOCK, share, facecolor=palette.colour(expert),
+        axis.add_patch(Rectangle((layer - BLOCK / 2, top), BLOCK, share, facecolor=palette.color(expert),
                                  edgecolor="white"))
         if share > 0.035:
             axis.text(layer, top + share / 2, str(expert), ha="center", va="center", fontsize=9,

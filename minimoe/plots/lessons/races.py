@@ -138,7 +138,7 @@ def seed_lines(ce, title):
     figure = figures.new_figure(8, 3.6)
     axis = figure.subplots()
     for seed, of_seed in enumerate(zip(*ce.values(), strict=True)):
-        axis.plot(of_seed, "osD"[seed % 3] + "-", color=palette.colour((4, 5, 2)[seed % 3]), ms=7, lw=1.3,
+        axis.plot(of_seed, "osD"[seed % 3] + "-", color=palette.color((4, 5, 2)[seed % 3]), ms=7, lw=1.3,
                   label=f"seed {seed}")
     axis.plot([of_model.mean() for of_model in ce.values()], "_", color=palette.INK, ms=34, mew=2, label="mean")
     axis.set(xticks=range(len(ce)), xticklabels=[name.replace(", ", "\n") for name in ce],

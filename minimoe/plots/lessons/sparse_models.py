@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from minimoe.plots import figures, palette
 
 SERIES = ((palette.BLUE, "o", 12), (palette.VERMILION, "s", 8.5), (palette.GREEN, "^", 7))
-"""Colour, marker and size of each series of dots: later ones are smaller, so that one shows inside the other."""
+"""Color, marker and size of each series of dots: later ones are smaller, so that one shows inside the other."""
 
 
 @figures.picture
@@ -45,7 +45,7 @@ def _painted(used, E):
     """The colors of one panel: the router above the three matrices, with a row of nothing before each of these."""
     _, D, J = used.shape
     image = np.full((4 * D + 3, J, 3), to_rgb(palette.WHITE))
-    shade_J3 = np.array([to_rgb(palette.colour(unit * E // J) if E > 1 else palette.SHARED) for unit in range(J)])
+    shade_J3 = np.array([to_rgb(palette.color(unit * E // J) if E > 1 else palette.SHARED) for unit in range(J)])
     for matrix in range(3):
         top = (D + 1) * (matrix + 1)
         image[top:top + D] = np.where(used[matrix][:, :, None], shade_J3, to_rgb(palette.IDLE))
@@ -81,7 +81,7 @@ def twins(parameters, work, title):
     left, right = figure.subplots(1, 2, sharey=True)
     for row, (active, idle) in enumerate(parameters.values()):
         left.barh(row, active / 1e6, color=palette.SHARED, label="used by a token")
-        left.barh(row, idle / 1e6, left=active / 1e6, color=palette.IDLE, edgecolor=palette.GREY_88, lw=0, hatch="///",
+        left.barh(row, idle / 1e6, left=active / 1e6, color=palette.IDLE, edgecolor=palette.GRAY_88, lw=0, hatch="///",
                   label="idle")
     seen = {}
     for row, of_part in enumerate(work.values()):
@@ -122,7 +122,7 @@ def dots(rows, series, words, xlabel, title):
     axis = figure.subplots()
     values = np.array([series[name] for name in series], float)
     ends = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-    axis.hlines(range(len(rows)), *ends, color=palette.GREY_BB, lw=2, zorder=1)
+    axis.hlines(range(len(rows)), *ends, color=palette.GRAY_BB, lw=2, zorder=1)
     for (name, numbers), (shade, mark, size) in zip(series.items(), SERIES, strict=False):
         axis.plot(numbers, range(len(rows)), mark, color=shade, ms=size, label=name, markeredgecolor=palette.WHITE)
     axis.set(xscale="log", xlabel=xlabel)

@@ -6,9 +6,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from minimoe.plots import figures, palette
 
-STATES = {"no weight": palette.WHITE, "there since the start": palette.GREY_BB, "came earlier": palette.SKY_BLUE,
+STATES = {"no weight": palette.WHITE, "there since the start": palette.GRAY_BB, "came earlier": palette.SKY_BLUE,
           "came at this change": palette.BLUE, "went at this change": palette.VERMILION}
-"""What a place of a mask is at one change -> its colour."""
+"""What a place of a mask is at one change -> its color."""
 
 
 @figures.picture
@@ -32,7 +32,7 @@ def film(mask_NDF, steps, title):
             words = f"step {steps[n]}" if n == 0 else f"step {steps[n]}: {(state_DF == 3).sum()} new"
             axis.set_title(words, color=palette.INK, fontsize=9)
             axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_color(palette.GREY_BB)
+            axis.spines[:].set_color(palette.GRAY_BB)
         row[0].set_ylabel(rule, color=palette.INK, fontsize=11)
     figure.legend(handles=[Patch(facecolor=shade, edgecolor=palette.LIMIT, label=name) for name, shade in
                            list(STATES.items())[1:]], loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -62,7 +62,7 @@ def ways(rows, columns, title):
     for y, (cut, shares, time) in enumerate(rows.values()):
         axis.text(0, y, cut, va="center", fontsize=9, color=palette.INK)
         for x, share in enumerate(shares, start=1):
-            axis.add_patch(Rectangle((left + x, y - 0.3), 0.85, 0.6, facecolor=palette.GREY_F4))
+            axis.add_patch(Rectangle((left + x, y - 0.3), 0.85, 0.6, facecolor=palette.GRAY_F4))
             axis.add_patch(Rectangle((left + x, y - 0.3), 0.85 * min(share, 1), 0.6, facecolor=_shade(share)))
             axis.text(left + x + 0.425, y, f"{share:.0%}", ha="center", va="center", fontsize=9, color=palette.INK)
         axis.text(left + len(shares) + 1.05, y, time, va="center", fontsize=9, color=palette.INK)
@@ -78,5 +78,5 @@ def ways(rows, columns, title):
 
 
 def _shade(share):
-    """Blue where something is saved, grey where not."""
-    return palette.SKY_BLUE if share < 0.97 else palette.GREY_CC
+    """Blue where something is saved, gray where not."""
+    return palette.SKY_BLUE if share < 0.97 else palette.GRAY_CC

@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 from minimoe.plots import figures, palette
 
 CONTROLS = (("D", palette.VERMILION, "trained"), ("|", palette.BLUE, "untrained, one mark per seed"),
-            ("x", palette.GREY_66, "random routing"))
+            ("x", palette.GRAY_66, "random routing"))
 """Marker, color and name of a trained model and of its two controls."""
 
 
@@ -30,7 +30,7 @@ def information(trained_XL, untrained_NXL, random_XL, most_X, labels, title):
         axis.plot(trained_XL[:, layer], rows, "D", color=palette.VERMILION, ms=7)
         for untrained_XL in untrained_NXL:
             axis.plot(untrained_XL[:, layer], rows + 0.15, "|", color=palette.BLUE, ms=11)
-        axis.plot(random_XL[:, layer], rows - 0.2, "x", color=palette.GREY_66, ms=7)
+        axis.plot(random_XL[:, layer], rows - 0.2, "x", color=palette.GRAY_66, ms=7)
         figures.name_rows(axis, labels)
         axis.set(xlim=(-0.06, 1.05 * max(most_X)), title=f"layer {layer}", xlabel="nats")
         axis.grid(axis="x", color=palette.PALE_GRID, lw=0.6)
@@ -148,7 +148,7 @@ def wrong_experts(off_L, wrong_LM, together_L, title):
     """
     figure = figures.new_figure(8, 3.2)
     axis, layers = figure.subplots(), np.arange(len(off_L))
-    axis.bar(layers - 0.25, off_L, 0.25, color=palette.GREY_99, label="no experts: the layer's are switched off")
+    axis.bar(layers - 0.25, off_L, 0.25, color=palette.GRAY_99, label="no experts: the layer's are switched off")
     axis.bar(layers, wrong_LM.mean(axis=1), 0.25, color=palette.VERMILION, hatch="//", edgecolor="white",
              label="the wrong experts (one dot per exchange)")
     for layer, wrong_M in enumerate(wrong_LM):

@@ -62,7 +62,7 @@ def test_the_page_holds_what_the_router_did_in_each_layer(dtype):
     state = run(dtype=dtype, n_layers=4, first_dense_layers=1, moe_every=2)
     data = data_in(explorer.page(state, ["abcab", "cb"]))
     assert data["dtype"] == np.dtype(dtype).name and len(data["texts"]) == 2
-    assert (data["colors"], data["inks"]) == (list(palette.EXPERT_COLOURS), [palette.ink(e) for e in range(8)])
+    assert (data["colors"], data["inks"]) == (list(palette.EXPERT_COLORS), [palette.ink(e) for e in range(8)])
     assert {name: order["words"] for name, order in data["orders"].items()} == {
         name: order.summary for name, order in capacity.ORDERS.items() if name != "random"}  # nothing is left to chance
     for text, characters in zip(data["texts"], ("abcab", "cb"), strict=True):

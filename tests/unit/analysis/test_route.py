@@ -25,40 +25,40 @@ def unpainted(text):
 
 def test_numbers_stand_under_their_characters_by_hand():
     # the line break is a character with an expert of its own, 7, which has no place to be shown; a tab has no shape
-    assert route.coloured("a\tb\ncd", [0, 1, 10, 7, 35, -1]) == "a b\n01a\ncd\nz-"
+    assert route.colored("a\tb\ncd", [0, 1, 10, 7, 35, -1]) == "a b\n01a\ncd\nz-"
     # a wide character takes two places, a mark on the one before none: it is shown as an escape
-    assert route.coloured("日a\u0301本", [1, 2, 3, 4]) == "日a\\u0301本\n1 23     4"
-    assert route.coloured("日" * 31, [1] * 31).split("\n") == ["日" * 30, ("1 " * 30).rstrip(), "日", "1"]
+    assert route.colored("日a\u0301本", [1, 2, 3, 4]) == "日a\\u0301本\n1 23     4"
+    assert route.colored("日" * 31, [1] * 31).split("\n") == ["日" * 30, ("1 " * 30).rstrip(), "日", "1"]
     # a line that is too long is broken with its numbers
-    assert route.coloured("x" * 61, [1] * 60 + [2]).split("\n") == ["x" * 60, "1" * 60, "x", "2"]
-    assert unpainted(route.coloured("x" * 61, [1] * 61, "truecolor")).split("\n") == ["x" * 60, "x"]
+    assert route.colored("x" * 61, [1] * 60 + [2]).split("\n") == ["x" * 60, "1" * 60, "x", "2"]
+    assert unpainted(route.colored("x" * 61, [1] * 61, "truecolor")).split("\n") == ["x" * 60, "x"]
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=382, categories=["L", "N", "P", "Zs"]),
                         max_size=60), min_size=1, max_size=5))
-def test_the_text_is_whole_with_and_without_colours(lines):
+def test_the_text_is_whole_with_and_without_colors(lines):
     text = "\n".join(lines).replace("\xa0", " ")
-    plain = route.coloured(text, range(len(text))).split("\n")
+    plain = route.colored(text, range(len(text))).split("\n")
     assert "\n".join(plain[::2]) == text and list(map(len, plain[1::2])) == list(map(len, plain[::2]))
-    assert unpainted(route.coloured(text, range(len(text)), "truecolor")) == text
+    assert unpainted(route.colored(text, range(len(text)), "truecolor")) == text
 
 
 @pytest.mark.parametrize("expert", [0, 4, 9])
-def test_each_character_has_the_colour_and_the_ink_of_its_expert(expert):
-    painted = route.coloured("xyz", [3, expert, -1], "truecolor")
+def test_each_character_has_the_color_and_the_ink_of_its_expert(expert):
+    painted = route.colored("xyz", [3, expert, -1], "truecolor")
     ink, ground = re.findall(r"\x1b\[38;2;([\d;]+);48;2;(\d+;\d+;\d+)m", painted)[1]
-    assert palette.colour(expert) == "#" + "".join(f"{int(part):02X}" for part in ground.split(";"))
+    assert palette.color(expert) == "#" + "".join(f"{int(part):02X}" for part in ground.split(";"))
     assert ink == {"#000000": "0;0;0", "#ffffff": "255;255;255"}[palette.ink(expert)]
     assert painted.endswith("my\x1b[0mz")
 
 
-@pytest.mark.parametrize("colours", [None, "truecolor"])
-def test_the_legend_names_every_expert_in_as_many_lines_as_it_takes(colours):
-    legend = route.legend(20, colours)
+@pytest.mark.parametrize("colors", [None, "truecolor"])
+def test_the_legend_names_every_expert_in_as_many_lines_as_it_takes(colors):
+    legend = route.legend(20, colors)
     assert unpainted(legend).split() == ["experts:", *map(str, range(20))]
     assert [len(line) for line in unpainted(legend).split("\n")] == [9 + 10 * 3 + 5 * 4, 9 + 5 * 4]
-    assert ("\x1b" in legend) == (colours is not None)
+    assert ("\x1b" in legend) == (colors is not None)
 
 
 def test_the_ledger_by_hand():

@@ -116,7 +116,7 @@ TITLED = {
                        ("optimizer steps", SHARE), STEPS),
     "load by domain": (lambda t: expert_load.load_by_domain(shares(2, 2, 3), ("english", "python"), t),
                        ("expert (dotted: an even split)", SHARE), [shares(2, 2, 3), 1 / 3]),
-    "coloured text": (lambda t: coloured_text.coloured_text([("english", "a\nb", np.arange(3))], 3, t), (), []),
+    "colored text": (lambda t: coloured_text.coloured_text([("english", "a\nb", np.arange(3))], 3, t), (), []),
     "pareto": (lambda t: pareto.pareto(ENTRIES, "MoE, 2 of 8", t), (NATS, FLOPS), [e.ce.mean() for e in ENTRIES]),
     "routers": (lambda t: router_comparison.routers(RUNS, KINDS, t), (
         "validation loss\n(nats", "(1 is an even load)", "dropped\n(share)", "(milliseconds)"), [3, 3.1, 3.2, 900]),
@@ -225,7 +225,7 @@ TITLED = {
 ELEVEN = {
     "load over time": lambda: expert_load.load_over_time(STEPS, np.full((3, 1, 11), 1 / 11), ""),
     "load by domain": lambda: expert_load.load_by_domain(shares(1, 1, 11), ("english",), ""),
-    "coloured text": lambda: coloured_text.coloured_text([("", "a" * 11, range(11))], 11, ""),
+    "colored text": lambda: coloured_text.coloured_text([("", "a" * 11, range(11))], 11, ""),
     "slots": lambda: dropping.slots(np.arange(11), 5, ""),
     "score gradients": lambda: gradients.score_gradients({"raw": np.ones((1, 11))}, np.ones((1, 11), bool), "a", ""),
     "queues": lambda: one_batch.queues([[]] * 11, 1, "", ""),
@@ -238,7 +238,7 @@ ELEVEN = {
 
 
 def drawn(name):
-    """The axes of a picture, without its colour scale."""
+    """The axes of a picture, without its color scale."""
     return [axis for axis in TITLED[name][0]("title").axes if axis.get_label() != "<colorbar>"]
 
 

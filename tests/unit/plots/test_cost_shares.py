@@ -1,4 +1,4 @@
-"""Pictures of costs: bars of parts that add up to the whole, in colours that tell the parts apart."""
+"""Pictures of costs: bars of parts that add up to the whole, in colors that tell the parts apart."""
 
 from collections import defaultdict
 
@@ -14,7 +14,7 @@ LABELS = ["parameters", "active parameters", "FLOPs per token",
 
 
 def bars_of(axis):
-    """Row -> (left, width, colour) of its pieces, from the left."""
+    """Row -> (left, width, color) of its pieces, from the left."""
     rows = defaultdict(list)
     for bar in axis.patches:
         rows[round(bar.get_y() + bar.get_height() / 2)].append(
@@ -26,7 +26,7 @@ def names(axis):
     return [label.get_text() for label in axis.get_yticklabels() if label.get_visible()]
 
 
-def test_bars_are_whole_and_their_parts_have_the_legends_colours_in_one_order():
+def test_bars_are_whole_and_their_parts_have_the_legends_colors_in_one_order():
     figure, seen = TITLED["cost shares"][0](""), set()
     order = [shade.lower() for shade in palette.PARTS.values()]
     for axis in figure.axes:
@@ -34,7 +34,7 @@ def test_bars_are_whole_and_their_parts_have_the_legends_colours_in_one_order():
         for pieces in bars_of(axis).values():
             ends = [0, *(left + width for left, width, _ in pieces)]
             assert [left for left, _, _ in pieces] == pytest.approx(ends[:-1]) and ends[-1] == pytest.approx(100)
-            places = [order.index(colour) for _, _, colour in pieces]
+            places = [order.index(color) for _, _, color in pieces]
             assert places == sorted(places)
             seen |= set(places)
     handles = zip(figure.legends[0].get_texts(), figure.legends[0].get_patches(), strict=True)
@@ -48,7 +48,7 @@ def test_the_pieces_of_mixtral_by_hand():
     record, experts = RECORDS["mixtral-8x7b"], 32 * 8 * 3 * 4096 * 14336
     axis = cost_shares.cost_shares([record]).axes[0]
     blue, read = palette.PARTS["experts"].lower(), [record["bytes_read"][texts] for texts in (1, 64)]
-    found = {row: next(width for _, width, colour in pieces if colour == blue) for row, pieces in bars_of(axis).items()}
+    found = {row: next(width for _, width, color in pieces if color == blue) for row, pieces in bars_of(axis).items()}
     assert found == pytest.approx({
         0: 100 * experts / 46_702_792_704, 1: 100 * experts / 4 / 12_879_925_248,
         2: 100 * 2 * experts / 4 / record["forward_flops_per_token"],
@@ -56,8 +56,8 @@ def test_the_pieces_of_mixtral_by_hand():
     # 46.7 G, 12.9 G, forward FLOPs 2 * (12,879,925,248 - 131,072,000 - 266,240) + 4 * 32 * 4096 * 512.5 = 25.8 G;
     # bytes: 2 * (12,748,853,248) and 1,024 * 131,072 of cache = 25.6 GB;  64 texts 93.1 + 8.59 = 102 GB
     assert names(axis.child_axes[0]) == ["46.7 G", "12.9 G", "25.8 G", "25.6 GB", "102 GB"]
-    wide = [(row, pytest.approx(left + width / 2), f"{width:.0f}", palette.ink_on(colour))
-            for row, pieces in bars_of(axis).items() for left, width, colour in pieces if width > 7]
+    wide = [(row, pytest.approx(left + width / 2), f"{width:.0f}", palette.ink_on(color))
+            for row, pieces in bars_of(axis).items() for left, width, color in pieces if width > 7]
     assert [(*text.get_position()[::-1], text.get_text(), text.get_color()) for text in axis.texts] == wide
 
 

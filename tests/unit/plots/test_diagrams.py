@@ -16,7 +16,7 @@ DRAW = {"block": lambda theme: block.transformer_block(ROUTED, 1, "cat", BLOCK, 
 
 
 def bars(axis):
-    """(colour, height) of the bars, which are the only rectangles with square corners."""
+    """(color, height) of the bars, which are the only rectangles with square corners."""
     return [(to_hex(bar.get_facecolor()).upper(), bar.get_height()) for bar in axis.patches if type(bar) is Rectangle]
 
 
@@ -29,7 +29,7 @@ def test_a_block_shows_one_tokens_probabilities_its_gates_and_the_parameters_tha
     assert block.used_parameters(BLOCK, {1, 2}) == (156, 204)
     assert "this token uses 156 of 204 parameters (76%)" in shown
     idle, *chosen = bars(axis)[:3]  # as high as their probabilities
-    assert [shade for shade, _ in chosen] == [palette.colour(1), palette.colour(2)] and idle[1] != 0
+    assert [shade for shade, _ in chosen] == [palette.color(1), palette.color(2)] and idle[1] != 0
     assert [height / chosen[1][1] for _, height in (idle, *chosen)] == pytest.approx([0.1 / 0.45, 0.35 / 0.45, 1])
 
 
@@ -43,7 +43,7 @@ def test_dispatch_sorts_rows_by_expert_and_combine_weighs_them_by_the_gates_with
     lines = [patch for patch in axis.patches if type(patch) is PathPatch]
     assert len(lines) == 2 * (6 + 5)  # each of the six has a line to its row, each of the five kept a line back
     assert words(axis.texts).count("dropped: full") == 1 and "capacity C = 2" in words(axis.texts)
-    shades = [palette.colour(e) for e in (0, 2, 1, 2, 0)] + [palette.DARK.page.upper()]  # that of t's last is open
+    shades = [palette.color(e) for e in (0, 2, 1, 2, 0)] + [palette.DARK.page.upper()]  # that of t's last is open
     assert bars(axis) == [(shade, 44 * gate) for shade, gate in zip(
         shades, (0.75, 0.25, 0.4375, 0.5625, 0.375, 0.625), strict=True)]
 

@@ -48,7 +48,7 @@ def test_a_picture_keeps_what_all_promise(name):
 
 
 @pytest.mark.parametrize("name", pictures.ELEVEN)
-def test_more_experts_than_colours_are_told_apart_by_number(name):
+def test_more_experts_than_colors_are_told_apart_by_number(name):
     figure = pictures.ELEVEN[name]()
     figure.draw_without_rendering()
     assert set(pictures.words(figure.findobj(Text))) >= set(map(str, range(11)))
@@ -64,6 +64,6 @@ def test_every_function_that_draws_is_in_the_table():
     assert len(functions) == len(pictures.TITLED) and [name for name in functions if f".{name}(" not in source] == []
 
 
-def test_only_the_palette_spells_colours():
+def test_only_the_palette_spells_colors():
     files = [*ROOT.rglob("*.py"), *(ROOT.parent / "notebooks").glob("*.ipynb")]
     assert [path.name for path in files if re.search(r"#[0-9a-fA-F]{6}\b", path.read_text("utf-8"))] == ["palette.py"]

@@ -1,4 +1,4 @@
-"""How a picture is written: whole or not at all; and the colours, rows and marks that all pictures use."""
+"""How a picture is written: whole or not at all; and the colors, rows and marks that all pictures use."""
 
 import matplotlib
 import numpy as np
@@ -11,19 +11,19 @@ from minimoe.plots import figures, palette
 from tests.unit.plots.pictures import TITLED, words
 
 
-def brightness(colour):
+def brightness(color):
     """Relative luminance.          [WCAG 2.2]"""
-    rgb = np.array(colors.to_rgb(colour))
+    rgb = np.array(colors.to_rgb(color))
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
 
 
-def test_experts_have_eight_colours_on_which_their_ink_can_be_read():
+def test_experts_have_eight_colors_on_which_their_ink_can_be_read():
     # blue #0072B2: 0.587 * 114 + 0.114 * 178 = 87 is dark;  yellow #F0E442: 72 + 134 + 8 = 213 is not
     assert (palette.ink(4), palette.ink(3)) == (palette.WHITE, palette.BLACK)
     for expert in range(8):
-        high, low = sorted((brightness(palette.colour(expert)), brightness(palette.ink(expert))), reverse=True)
+        high, low = sorted((brightness(palette.color(expert)), brightness(palette.ink(expert))), reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 4.5  # the contrast that WCAG 2.2 asks of text
-    assert len({palette.colour(expert) for expert in range(8)}) == 8 and palette.colour(8) == palette.colour(0)
+    assert len({palette.color(expert) for expert in range(8)}) == 8 and palette.color(8) == palette.color(0)
 
 
 def test_a_picture_is_a_png_of_the_same_bytes_and_if_it_cannot_be_written_the_one_before_stays(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pictures of the lessons: what is drawn where, in which colour, and which words say it."""
+"""Pictures of the lessons: what is drawn where, in which color, and which words say it."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.unit.plots import pictures
 from tests.unit.plots.pictures import drawn, words
 
 
-def grey(image, value):
+def gray(image, value):
     return np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))
 
 
@@ -20,16 +20,16 @@ def middles(patches):
 
 
 def squares(axis):
-    """The colours of a mesh, [rows, columns] of hex."""
+    """The colors of a mesh, [rows, columns] of hex."""
     return np.array([[to_hex(square) for square in row] for row in np.asarray(axis.collections[0].get_array(), float)])
 
 
-def test_a_weight_has_its_experts_colour_where_its_token_uses_it_and_the_router_stands_above():
+def test_a_weight_has_its_experts_color_where_its_token_uses_it_and_the_router_stands_above():
     D, E, F = pictures.D, pictures.E, pictures.F
     axes = drawn("used weights")
     for t, chosen in enumerate(((0, 2), (3,))):
         dense, moe = (squares(axis) for axis in axes[2 * t:2 * t + 2])
-        expected = np.repeat([palette.colour(e).lower() if e in chosen else palette.IDLE for e in range(E)], F)
+        expected = np.repeat([palette.color(e).lower() if e in chosen else palette.IDLE for e in range(E)], F)
         for matrix in range(1, 4):
             rows = slice(matrix * (D + 1), matrix * (D + 1) + D)
             assert (moe[rows] == expected).all() and (dense[rows] == palette.SHARED).all()
@@ -40,7 +40,7 @@ def test_a_weight_has_its_experts_colour_where_its_token_uses_it_and_the_router_
     one = np.zeros((1, 3, D, E * F), bool)
     one[0, 2, 1, 7] = True  # of the third matrix, row 1, unit 7, which is expert 1's
     found = squares(sparse_models.used_weights({"MoE": (one, E)}, ["a"], "title").axes[0])
-    assert np.argwhere(found == palette.colour(1).lower()).tolist() == [[3 * (D + 1) + 1, 7]]
+    assert np.argwhere(found == palette.color(1).lower()).tolist() == [[3 * (D + 1) + 1, 7]]
 
 
 def test_twins_and_dots():
@@ -88,7 +88,7 @@ def test_gradients_come_back_wherever_numbers_go_forward_but_not_through_the_cho
     assert {name for _, _, name in [*gradients.BOXES.values(), *gradients.WAYS]} <= set(words(axis.texts))
 
 
-def test_a_cell_says_its_gradient_has_the_colour_of_its_root_and_a_frame_if_it_was_chosen():
+def test_a_cell_says_its_gradient_has_the_color_of_its_root_and_a_frame_if_it_was_chosen():
     # the largest is 2: two digits;  the largest is 0.02: 1 - floor(log10 0.02) = 3 digits
     raw, balance = drawn("score gradients")
     assert words(raw.texts) == ["-0.50", "0", "+0.50", "0", "+2.00", "-2.00"]
@@ -148,7 +148,7 @@ def test_dropping():
     assert [axis.get_title() for axis in axes] == [
         f"{name}: {n} tokens lost both" for name, n in (("one", 3), ("two", 0), ("three", 0))]
     np.testing.assert_array_equal(axes[0].images[0].get_array(), pictures.LOST["one"])
-    assert max(np.diff([grey(axes[0].images[0], lost) for lost in (0, 1, 2)])) < -0.15 and not empty.axison
+    assert max(np.diff([gray(axes[0].images[0], lost) for lost in (0, 1, 2)])) < -0.15 and not empty.axison
     [axis] = drawn("loss matrix")  # mean and half the range; the best of a row has a star, the same capacity a frame
     assert words(axis.texts) == ["3.10\n±0.10", "2.10 *\n±0.10", "2.60 *\n±0.10", "2.20\n±0.00"]
     assert middles(axis.patches) == [(0, 1)]  # trained with 0.5 and 1, evaluated with 1 and 2
@@ -181,7 +181,7 @@ def test_streams_lie_side_by_side_at_both_ends():
         for x, y in ((vertices[:, 0].min(), left), (vertices[:, 0].max(), right)):
             ends = vertices[np.isclose(vertices[:, 0], x), 1]
             assert [ends.min(), ends.max()] == pytest.approx([y, y + high])
-        assert to_hex(band.get_facecolor()[0]).upper() == palette.colour(expert)  # the one that the stream leaves
+        assert to_hex(band.get_facecolor()[0]).upper() == palette.color(expert)  # the one that the stream leaves
     assert [block.get_height() for block in axis.patches] == [0.75, 0.25, 0.25, 0.75]
     assert [text.get_position() for text in axis.texts] == [(0, 0.375), (0, 0.875), (1, 0.125), (1, 0.625)]
     thin = paths.alluvial({"one": np.array([[0] * 39 + [1]])}, 8, "title")  # expert 1 has 1 of 40 tokens
@@ -192,7 +192,7 @@ def test_a_choice_is_as_dark_as_its_weight_and_tokens_are_named_and_counted():
     first, *_, empty = drawn("weight maps")
     shown = first.images[0]
     np.testing.assert_array_equal(shown.get_array().filled(-1), [[0.7, -1], [0.3, 1], [-1, -1]])
-    assert shown.get_clim() == (0, 1) and grey(shown, 0.1) > grey(shown, 0.5) > grey(shown, 1.0)
+    assert shown.get_clim() == (0, 1) and gray(shown, 0.1) > gray(shown, 0.5) > gray(shown, 1.0)
     assert words(first.get_xticklabels()) == ["a", "␣"] and words(first.texts) == ["1", "2", "0"] and not empty.axison
     [axis] = drawn("router losses")  # those that see the future last; means 2.1, 3.1 and 1.1, compared with gshard
     assert words(axis.get_yticklabels()) == ["gshard", "hash", "dense", "soft"]

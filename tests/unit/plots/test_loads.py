@@ -1,4 +1,4 @@
-"""Where assignments go: bands that add up, bars of their height, characters on the colours of their experts."""
+"""Where assignments go: bands that add up, bars of their height, characters on the colors of their experts."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ def test_loads_over_time_are_bands_of_their_height_stacked_up_to_one():
             points = band.get_paths()[0].vertices
             heights = points[points[:, 0] == 10, 1]
             np.testing.assert_allclose([heights.min(), heights.max()], ends[e:e + 2], atol=1e-12)
-            assert colors.same_color(band.get_facecolor()[0], palette.colour(e))
+            assert colors.same_color(band.get_facecolor()[0], palette.color(e))
         assert axis.get_ylim() == (0, 1) and axis.get_ylabel().startswith(f"layer {layer}")
     # 0.02 is too thin for a number; 0.58 lies from 0.02 to 0.6, 0.4 from there to 1
     axis = expert_load.load_over_time(np.arange(2), np.array([[[0.02, 0.58, 0.4]]] * 2), "title").axes[0]
@@ -34,16 +34,16 @@ def test_loads_by_domain_are_bars_of_their_height_side_by_side_around_the_expert
         np.testing.assert_allclose(height.T, load[:, layer])
         np.testing.assert_allclose(np.diff(left, axis=1), width[:, 1:])
         np.testing.assert_allclose((left + width / 2).mean(axis=1), range(3), atol=1e-12)
-        assert len({bars[0].get_hatch() for bars in axis.containers}) == n_domains  # not by colour alone
+        assert len({bars[0].get_hatch() for bars in axis.containers}) == n_domains  # not by color alone
     assert words(axes[0].get_legend().get_texts()) == names  # though matplotlib hides names that begin with "_"
 
 
-def test_each_character_stands_on_the_colour_of_its_expert_with_its_number_inside_of_the_picture():
+def test_each_character_stands_on_the_color_of_its_expert_with_its_number_inside_of_the_picture():
     text = "ab\nc"  # the line break is a cell of its own
     axis = coloured_text.coloured_text([("one", text, [0, 1, 2, 0]), ("two", "d" * 40, [1] * 40)], 3, "title").axes[0]
     cells = axis.patches[3:8]
     assert [colors.to_hex(cell.get_facecolor()).upper() for cell in cells] == [
-        palette.colour(e) for e in (0, 1, 2, 0, 1)]
+        palette.color(e) for e in (0, 1, 2, 0, 1)]
     assert Counter(words(axis.texts)) == Counter(
         ["expert", "one", "two", *"012", *"ab↵c", *"0120", *"d" * 40, *"1" * 40])
     left, top = np.array([cell.get_xy() for cell in cells]).T

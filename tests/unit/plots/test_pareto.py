@@ -22,7 +22,7 @@ def test_at_equal_steps_a_marker_stands_at_the_flops_and_mean_loss_and_its_area_
     assert main == total  # both have 800,000; 100, 200, 400 and 800 thousand are each twice the one before
     np.testing.assert_allclose(np.diff([half, active, few, main]) / (active - half), [1, 2, 4])
     assert len(moes.get_facecolor()) == 0 and to_hex(moes.get_edgecolor()[0]).upper() == palette.MOE  # rings
-    assert moes.get_paths()[0].vertices.shape != dense.get_paths()[0].vertices.shape  # not by colour alone
+    assert moes.get_paths()[0].vertices.shape != dense.get_paths()[0].vertices.shape  # not by color alone
     bars = [segment.tolist() for bar in axis.collections if not isinstance(bar, PathCollection)
             for segment in bar.get_segments()]
     np.testing.assert_allclose(bars, [[(e.flops, min(e.ce)), (e.flops, max(e.ce))]
