@@ -89,7 +89,7 @@ def test_folders_of_labels_are_distinct_names_of_files_and_quick_ones_not_where_
     folders = [cell.folder.as_posix() for study in studies.experiments(False, 1, 9) for label in study.variants
                for cell in study.cells(label)]
     assert len(set(folders)) == len(folders) == 1 + 9 + 6 + 6
-    assert all(re.fullmatch(r"runs/studies/[a-z0-9.-]+/[a-z0-9.+-]+/seed0", folder) for folder in folders)
+    assert all(re.fullmatch(r"runs/studies/[a-z0-9.-]+/[a-z0-9.-]+/seed0", folder) for folder in folders)
     for study in studies.experiments(True, 3, 9):
         assert study.archive.parts[:2] == study.folder.parts[:2] == ("runs", "studies-quick")
 
