@@ -15,22 +15,22 @@ and figures/dispatch.png (dispatch and combine, `plots/dispatch_combine.py`).
     facts               what the rest of the program may ask about a router
     linear_assignment   equally many tokens for each expert, with the largest sum of scores
     telemetry           what a router did, read from its Routing
-    routers             one page per router
-    losses              auxiliary losses that push a router
+    routers             one file per router
+    losses              auxiliary losses that train a router
 
 Papers define the same words differently.  Here, and elsewhere:
 
-    capacity        C = clip(ceil(factor * K * T / E), 1, T); none, the default, is dropless.  Switch and some ports
+    capacity:       C = clip(ceil(factor * K * T / E), 1, T); none, the default, is dropless.  Switch and some ports
                     leave K out; others round down.
-    load            an expert's share of the T * K assignments, before capacity, so that loads sum to 1.  Some code lets
-                    them sum to K; then the balance loss is K times ours.
-    balance loss    mean over layers of E * sum of load * mean probability: 1 if either is even, and it can be below 1.
-                    One library pools the layers, so that layers which collapse onto different experts look balanced;
-                    the paper of GShard divides by E^2.
-    gates           rescaled to sum to 1 if K is 2 or more, the raw probability if K = 1.  A rescaled gate with K = 1 is
-                    always 1, and its router never learns from the task: that is refused.
-    dropped tokens  skip the layer on the residual stream; their other gates stay as they are.  Some ports rescale them;
-                    one adds the input twice.
+    load:           an expert's share of the T * K assignments, before capacity, so that loads sum to 1.  In some code
+                    they sum to K; then the balance loss is K times ours.
+    balance loss:   mean over layers of E * sum of load * mean probability.  It is 1 if either is even, and can be below
+                    1.  One library pools the layers, so that layers that collapse onto different experts look balanced;
+                    the GShard paper divides by E^2.
+    gates:          rescaled to sum to 1 if K is 2 or more, the raw probability if K = 1.  A rescaled gate with K = 1 is
+                    always 1, so its router would never learn from the task: this is refused.
+    dropped tokens: they skip the layer on the residual stream, and their other gates do not change.  Some ports rescale
+                    these; one adds the input twice.
 
 `python -m minimoe rosetta` shows one batch under the conventions of eight systems.
 """
