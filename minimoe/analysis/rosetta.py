@@ -1,4 +1,4 @@
-"""The Rosetta table: one batch under the conventions of eight systems.
+"""The Rosetta table: one batch under the conventions of many systems.
 
 The same words mean different numbers: whether K is in the capacity, which tokens queue first, what a gate is, and
 whether an even load has a balance loss of 1, K or 1/E^2.  Each row is a system's convention in a few lines, run on the

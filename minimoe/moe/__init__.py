@@ -32,5 +32,5 @@ Papers define the same words differently.  Here, and elsewhere:
     dropped tokens: they skip the layer on the residual stream, and their other gates do not change.  Some ports rescale
                     these; one adds the input twice.
 
-`python -m minimoe rosetta` shows one batch under the conventions of eight systems.
+`python -m minimoe rosetta` shows one batch under the conventions of many systems.
 """
