@@ -11,6 +11,6 @@
     choices          08: what each router decides, and what it reaches
     downsides        09: what an MoE costs, and how runs fail
     machines         09: an MoE on machines
-    pruning          10: what is cut from a trained model
+    cutting          10: what is cut from a trained model
     sparse_training  11: a mask that moves, and the map of all ways to be sparse
 """

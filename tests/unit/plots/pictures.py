@@ -21,6 +21,7 @@ from minimoe.plots import (
 )
 from minimoe.plots.lessons import (
     choices,
+    cutting,
     downsides,
     dropping,
     gradients,
@@ -28,7 +29,6 @@ from minimoe.plots.lessons import (
     machines,
     one_batch,
     paths,
-    pruning,
     races,
     sparse_models,
     sparse_training,
@@ -92,7 +92,7 @@ GAPS = {"even": np.array([0.02, -0.01, 0.02]), "behind": np.array([-0.1, -0.3, -
 FAMILY = np.array([[3.0, 3.2], [2.0, 2.2], [2.4, 2.2]])  # means 3.1, 2.1, 2.3; the last two are pooled to 2.2
 MOES = {"x": (2.65, 141.0), "y": (1.9, 400 - 1e-9), "z": (3.3, 100 + 1e-9)}
 D, E, F = 3, 4, 5
-CUT = {"heads": (np.array([0.9, 0.8]), np.array([0.7, 0.4]), np.array([2.5, 3.5])), "zeros": np.ones((3, 1))}
+CUT = {"heads": ("32", np.array([0.9, 0.8]), np.array([0.7, 0.4]), np.array([2.5, 3.5])), "all": ("1", [1], [1], [1])}
 CE_NS = {"one": np.array([[2.0, 3.0], [2.2, 3.4]]), "two": np.array([[2.5, 3.7]])}  # means 2.1, 3.2
 MASK_NDF = np.array([[[1, 1], [0, 0]], [[1, 0], [1, 0]], [[1, 1], [1, 0]], [[1, 1], [0, 1]]], bool)
 W_DF = np.arange(8.0).reshape(4, 2) - 4
@@ -205,12 +205,13 @@ TITLED = {
               ("parameters (millions)", "forward FLOPs per token (millions)"), [1, 3, 4, 2, 8]),
     "dots": (lambda t: sparse_models.dots("abc", {"x": [1, 2, np.nan], "y": [3, 1, 4]}, "pqr", "times", t),
              ("times",), [1, 2, 3, 4]),
-    "masked weights": (lambda t: pruning.masked_weights(W_DF, {"one": W_DF < 2, "two": W_DF > 0, "three": W_DF > 2}, t),
+    "masked weights": (lambda t: cutting.masked_weights(W_DF, {"one": W_DF < 2, "two": W_DF > 0, "three": W_DF > 2}, t),
                        ("input", "output", "size of the weight"), [1, 2, 3, 4, 0]),
-    "loss by sparsity": (lambda t: pruning.loss_by_sparsity([0.5, 0.9], CE_NS, {"before": 1.5}, t), (
+    "deaths": (lambda t: cutting.deaths(np.array([0.25, -0.5]), t), ("neuron", "per 1,000 tokens"), [250, -500]),
+    "loss by sparsity": (lambda t: cutting.loss_by_sparsity([0.5, 0.9], CE_NS, {"before": 1.5}, t), (
         NATS, "zeros (share"), [0.5, 0.9, 2.1, 3.2, 2.5, 3.7, 1.5, 2.2, 3.4]),
-    "cuts": (lambda t: pruning.cuts(CUT, 1.25, t), (NATS, "parameters that are left", "FLOPs per token that NumPy"), [
-        *CUT["heads"], 1, 1.25]),
+    "cuts": (lambda t: cutting.cuts(CUT, 1.25, t), (NATS, "parameters that are left", "FLOPs per token that NumPy"), [
+        *CUT["heads"][1:], 1, 1.25]),
     "film": (lambda t: sparse_training.film({"SET": MASK_NDF, "RigL": MASK_NDF[::-1]}, [0, 5, 10, 15], t),
              ("SET", "RigL"), [0, 1, 2, 3, 4]),
     "ways": (lambda t: sparse_training.ways({"x": ("experts", (1.0, 0.4), "less"), "y": ("z", (0.8, 5), "")}, "ab", t),
