@@ -4,9 +4,9 @@ import numpy as np
 
 from minimoe.plots import figures, palette
 
-STYLES = ((palette.GREY_77, "o", ":"), (palette.ORANGE, "s", "--"), (palette.BLUE, "D", "-"),
+STYLES = ((palette.GRAY_77, "o", ":"), (palette.ORANGE, "s", "--"), (palette.BLUE, "D", "-"),
           (palette.GREEN, "^", "-."), (palette.VERMILION, "v", "-"))
-"""Colour, marker and line of the first five methods of a picture."""
+"""Color, marker and line of the first five methods of a picture."""
 
 
 @figures.picture
@@ -51,9 +51,9 @@ def masked_weights(w_DF, mask_DF, title, group=4):
         axis.set_yticks(np.arange(D + 1) - 0.5, minor=True)
         axis.grid(which="minor", color=palette.PALE_GRID, lw=0.4)
         for d in range(group, D, group):
-            axis.axhline(d - 0.5, color=palette.GREY_66, lw=0.8)
+            axis.axhline(d - 0.5, color=palette.GRAY_66, lw=0.8)
         axis.tick_params(which="both", colors=palette.INK, labelsize=8, length=0)
-        axis.spines[:].set_color(palette.GREY_66)
+        axis.spines[:].set_color(palette.GRAY_66)
         low, high = kept_DF.sum(axis=0).min(), kept_DF.sum(axis=0).max()
         each = f"{low}" if low == high else f"{low} to {high}"
         axis.set_title(f"{name}\n{each} left per output", color=palette.INK, fontsize=10)

@@ -49,6 +49,31 @@ def _states(mask_NDF):
 
 
 @figures.picture
+def seeds(ce_N, marked, title):
+    """Losses of several models: one row per model, one dot per seed, a bar at the mean; red ones are sparse.
+
+    Args:
+        ce_N: model -> loss of each seed, nats per token.
+        marked: names of the sparse models.
+        title: words.
+    """
+    figure = figures.new_figure(7.8, 0.4 * len(ce_N) + 1.1, title, 12)
+    axis = figure.subplots()
+    for y, (name, ce) in enumerate(ce_N.items()):
+        shade = palette.VERMILION if name in marked else palette.DENSE
+        axis.plot(ce, np.full(len(ce), y), "o", color=shade, ms=7, alpha=0.7)
+        axis.plot([ce.mean()] * 2, [y - 0.3, y + 0.3], color=shade, lw=2.5)
+    axis.set_xlabel("held-out loss (nats per token)")
+    axis.grid(axis="x", color=palette.PALE_GRID, lw=0.6)
+    figures.name_rows(axis, list(ce_N))
+    figures.plain(axis)
+    return figure
+
+
+WAYS = "share of the dense model; blue: less, red: more, and the bar is cut"
+
+
+@figures.picture
 def ways(rows, columns, title):
     """The map of the ways to be sparse: one row per way, shares of the dense model as bars, and words.
 
@@ -70,7 +95,7 @@ def ways(rows, columns, title):
              *((left + x + 0.425, name, "center") for x, name in enumerate(columns, start=1))]
     for x, name, side in heads:
         axis.text(x, -0.75, name, ha=side, fontsize=9.5, fontweight="bold", color=palette.INK)
-    axis.set(xlim=(-0.1, left + len(columns) + 3.6), xticks=[], xlabel="bars: share of the dense model (blue: less)")
+    axis.set(xlim=(-0.1, left + len(columns) + 3.6), xticks=[], xlabel=WAYS)
     figures.name_rows(axis, list(rows))
     axis.set_ylim(len(rows) - 0.4, -1.1)
     figures.frameless(axis)
@@ -78,5 +103,5 @@ def ways(rows, columns, title):
 
 
 def _shade(share):
-    """Blue where something is saved, gray where not."""
-    return palette.SKY_BLUE if share < 0.97 else palette.GRAY_CC
+    """Blue where something is saved, red where more is needed, gray where it is the same."""
+    return palette.SKY_BLUE if share < 0.97 else palette.GRAY_CC if share < 1.03 else palette.PALE_VERMILION

@@ -44,4 +44,5 @@ def test_a_learner_finds_the_words_of_the_field():
     assert {"batch size", "sequence", "kv cache", "prefill", "decode", "expert parallelism", "token choice",
             "expert choice", "load-balancing loss", "feed-forward network", "shared experts", "compute-bound",
             "memory-bound", "arithmetic intensity", "active parameters", "router z-loss", "capacity factor",
-            "dropless"} <= WORDS
+            "dropless", "mask", "calibration", "n:m", "erdős-rényi", "snfs", "gradual magnitude pruning",
+            "movement pruning", "taylor importance", "block influence", "csr", "bitmask"} <= WORDS

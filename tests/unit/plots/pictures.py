@@ -214,6 +214,7 @@ TITLED = {
         *CUT["heads"][1:], 1, 1.25]),
     "film": (lambda t: sparse_training.film({"SET": MASK_NDF, "RigL": MASK_NDF[::-1]}, [0, 5, 10, 15], t),
              ("SET", "RigL"), [0, 1, 2, 3, 4]),
+    "seeds": (lambda t: sparse_training.seeds({"a": CE[0], "b": CE[1]}, "a", t), ("nats per token",), [CE, 2.5, 7 / 3]),
     "ways": (lambda t: sparse_training.ways({"x": ("experts", (1.0, 0.4), "less"), "y": ("z", (0.8, 5), "")}, "ab", t),
              ("share of the dense model",), [0.85 * 0.4, 0.85 * 0.8]),
     "block": (lambda t: block.transformer_block(ROUTED, 1, "cat", BLOCK, t), (), []),
