@@ -6,6 +6,7 @@ from typing import NamedTuple
 from minimoe import terminal
 from minimoe.analysis import symptoms
 from minimoe.config import describe
+from minimoe.sparsity import matrices, pruning
 
 FEW_STEPS = 50
 """In fewer steps nothing has had time to fail."""
@@ -92,12 +93,16 @@ def report(state, detail=False):
     """
     config, findings = state.model_config, examine(state)
     if not findings:
-        return terminal.fill("Nothing to examine: no layer of this model sends its tokens to one of several experts; "
-                             "it is dense or a Soft MoE.")
+        return terminal.fill("\n".join(["Nothing to examine: no layer of this model sends its tokens to one of several "
+                                        "experts; it is dense or a Soft MoE.", *_masks(state)]))
+    if state.step == 0:
+        return terminal.fill("\n".join([
+            "Too early: this run begins with the weights of a trained model, such as a pruned one, and has made no "
+            "step since. Nothing is recorded of its routers; train it first, with train --resume.", *_masks(state)]))
     run = (f"router {config.router}, {config.n_experts} experts, {config.top_k} per token; auxiliary losses: "
            f"{describe.describe_losses(config)}; step {state.step} of {state.train_config.n_steps}")
     verdicts = {True: "ALARM", False: "ok", None: "-"}
-    paragraphs = [terminal.fill(f"{_verdict(state, findings)}\n{run}")]
+    paragraphs = [terminal.fill("\n".join([_verdict(state, findings), run, *_masks(state)]))]
     if detail:
         rows = [("", "failure", "evidence"), *((verdicts[alarm], mode.name, text) for mode, alarm, text in findings)]
         paragraphs.append(terminal.table(rows, left=(0, 1, 2)))
@@ -108,6 +113,18 @@ def report(state, detail=False):
     healthy = ", ".join(mode.name for mode, alarm, _ in findings if alarm is False)
     more = [f"No sign of: {healthy}."] * bool(healthy) + ["The evidence for and against each: --detail"]
     return "\n\n".join([*paragraphs, terminal.fill(WORDS if detail else "\n".join(more))])
+
+
+def _masks(state):
+    """A list of one line on the masks of a sparse run, or of none."""
+    if not state.masks:
+        return []
+    stacks = [matrices.stack(name, mask) for name, mask in state.masks.items()]
+    lost = [f"{sum(int((~stack.any(axis=axis)).sum()) for stack in stacks):,} of "
+            f"{sum(stack.shape[0] * stack.shape[3 - axis] for stack in stacks):,} {words}"
+            for axis, words in ((1, "outputs have no weight left, so they are always 0"), (2, "inputs are not used"))]
+    zeros = pruning.report(state.params, state.masks).pruned.sparsity
+    return [f"sparse: {zeros:.1%} of the weights with a mask are zero; in their matrices {'; '.join(lost)}"]
 
 
 def _verdict(state, findings):

@@ -99,6 +99,14 @@ def add_fields(parser, record, leave_out=()):
                                metavar="NAME" if choices else "X")
 
 
+def number(text):
+    """A number of the command line.  Percent are refused with the number that they stand for."""
+    share = text.removesuffix("%")
+    if share != text and share.replace(".", "", 1).isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number, {float(share) / 100:g}")
+    return float(text)
+
+
 def given(options, record):
     """Name -> value of the fields of a configuration class that were given as options."""
     return {f.name: getattr(options, f.name) for f in fields(record) if hasattr(options, f.name)}
@@ -109,7 +117,7 @@ def _reader(type_):
     kind = next(k for k in (int, float, str) if k.__name__ in str(type_))
 
     def read(text):
-        return None if "None" in str(type_) and text.lower() == "none" else kind(text)
+        return None if "None" in str(type_) and text.lower() == "none" else (number if kind is float else kind)(text)
 
     read.__name__ = kind.__name__  # argparse names it in "invalid int value"
     return read

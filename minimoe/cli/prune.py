@@ -17,8 +17,8 @@ def add_prune(subparsers):
     parser.add_argument("--method", required=True, choices=cuts.METHODS, metavar="NAME", help="what is removed: "
                         + "; ".join(f"{name}: {words}" for name, words in cuts.METHODS.items()))
     share = parser.add_mutually_exclusive_group(required=True)
-    share.add_argument("--sparsity", type=float, metavar="X", help="share of all weights or units to prune, "
-                       "including those that are pruned already")
+    share.add_argument("--sparsity", type=arguments.number, metavar="X", help="share of the weights or units to prune, "
+                       "including weights that are zero already; rounded down in each output, matrix or layer")
     share.add_argument("--pattern", type=_pattern, metavar="N:M",
                        help="keep N of each M consecutive inputs of an output")
     share.add_argument("--keep", type=int, metavar="N", help="units to keep: layers; or heads, experts or neurons of "
@@ -27,13 +27,15 @@ def add_prune(subparsers):
                         "lowest go: " + "; ".join(f"{name}: {words}" for name, words in cuts.ALL_SCORES.items())
                         + " (default: "
                         + ", ".join(f"{score} for {method}" for method, score in cuts.SCORES.items()) + ")")
-    parser.add_argument("--names", nargs="+", metavar="PARAMETER", help="prune the weights of these, such as "
-                        "head.w_DV, instead of those of attention and feed-forward networks")
+    parser.add_argument("--names", nargs="+", metavar="PARAMETER", help="prune the weights of these matrices alone, "
+                        "such as head.w_DV, or of these parts, such as layers.0.moe; a name that is not there is "
+                        "answered with those that are (default: attention and feed-forward networks)")
     parser.add_argument("--calibration", type=int, default=32, metavar="N", help="sequences of the training text that "
                         "calibrate the method (default: 32)")
-    parser.add_argument("--recover", type=int, metavar="N", help="train for N more steps; what is pruned stays pruned")
+    parser.add_argument("--recover", type=int, metavar="N", help="train for N more steps; what is pruned stays pruned "
+                        "(default: `train --resume` does so later, for a quarter of the run's steps)")
     parser.add_argument("--learning-rate", type=float, metavar="X",
-                        help="their peak learning rate (default: the run's)")
+                        help="peak learning rate of the recovery, now or later (default: the run's)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", metavar="FILE", help="the run's training text, if it was your own")
     source.add_argument("--clusters", action="store_true", help="the run was trained on the made-up language")
@@ -44,6 +46,8 @@ def _pattern(words):
     kept, colon, group = words.partition(":")
     if not (colon and kept.isdigit() and group.isdigit()):
         raise argparse.ArgumentTypeError(f"{words!r}: must be N:M, such as 2:4")
+    if not 1 <= int(kept) < int(group):
+        raise argparse.ArgumentTypeError(f"{words!r} would keep {kept} of {group}: must be N:M with N below M")
     return int(kept), int(group)
 
 
@@ -58,6 +62,7 @@ def run_prune(options):
     if options.recover is not None and options.recover < 1:
         raise ValueError(f"--recover {options.recover}: must be 1 or more")
     state = train.load(options)
+    checkpoint.check_folder(path)
     text = data.build(train.texts(options), state.train_config.sequence)
     n_steps = options.recover or max(state.train_config.n_steps // 4, 1)
     training = pruned.recovery(state.train_config, n_steps, options.learning_rate)
@@ -68,12 +73,14 @@ def run_prune(options):
     terminal.say(f"\n{_saved(state, new)}\n")
     before, after = _held_out_loss(state, text), new.history["eval_ce"][0]
     terminal.say(terminal.fill(
-        f"validation loss {before:.4f} before, {after:.4f} after, {after - before:+.4f} nats per token"))
-    checkpoint.check_folder(path)
+        f"validation loss {before:.4f} before, {after:.4f} after, {after - before:+.4f} nats per token, on the sample "
+        "of held-out text that training evaluates on", hanging="  "))
     checkpoint.save(path, new)
     again = terminal.command("train", "--resume", "--run", options.output, *train.source_words(options))
     if options.recover is None:
-        terminal.say(f"saved in {path}\nrecover it in {n_steps} steps:\n  {again}")
+        quarter = f"a quarter of {state.train_config.n_steps:,}; --recover chooses"
+        terminal.say(terminal.fill(f"saved in {path}\nrecover it in {n_steps:,} steps ({quarter}), peak learning rate "
+                                   f"{training.learning_rate:g}:", hanging="  ") + f"\n  {again}")
     else:
         train.go_on(new, text, options.output, options.threads, again)
         terminal.say(terminal.fill(

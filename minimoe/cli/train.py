@@ -7,6 +7,9 @@ from minimoe import terminal
 from minimoe.cli import arguments
 from minimoe.config import ModelConfig, TrainConfig, presets
 
+FEW_CHANGES = 5
+"""Changes of the masks below which dynamic sparse training is close to a static mask."""
+
 
 def add_train(subparsers):
     """The command `train` and its options."""
@@ -29,7 +32,6 @@ def add_train(subparsers):
 def run_train(options):
     """Train one model, or resume one."""
     from minimoe.config import describe
-    from minimoe.sparsity import pruning
     from minimoe.training import checkpoint, record
     path = checkpoint_path(options.run)
     if options.resume:
@@ -42,6 +44,8 @@ def run_train(options):
         state, text = _start(options)
     checkpoint.check_folder(path)
     terminal.say(terminal.fill(describe.describe_layers(state.model_config), hanging="  "))
+    if state.train_config.sparsity > 0:
+        _announce_masks(state.train_config)
     if state.finished:
         terminal.say(terminal.fill(f"{path} is finished: {state.step} steps, validation loss "
                                    f"{state.history['eval_ce'][-1]:.4f}", hanging="  "))
@@ -52,9 +56,28 @@ def run_train(options):
         f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}", hanging="  "))
     terminal.say(record.describe_routers(state.history, state.model_config.moe_layers))
     if state.masks:
-        terminal.say(terminal.fill(str(pruning.report(state.params, state.masks))))
+        terminal.say(terminal.fill(_masks_now(state), hanging="  "))
     for line in _what_next(state.model_config, text, options.run):
         terminal.say(line)
+
+
+def _announce_masks(train_config):
+    from minimoe.config import describe
+    terminal.say(terminal.fill(describe.describe_masks(train_config), hanging="  "))
+    if train_config.dynamic != "static" and train_config.n_mask_changes < FEW_CHANGES:
+        terminal.complain(f"minimoe: note: fewer than {FEW_CHANGES} changes of the masks; a smaller --sparsity-every "
+                          f"({train_config.sparsity_every}) or more --n-steps make more")
+
+
+def _masks_now(state):
+    """Which weights are zero at the end, and how many are not where the run began with weights."""
+    from minimoe.sparsity import masked, pruning
+    config = state.train_config
+    words = pruning.report(state.params, state.masks).words(asked=config.sparsity if config.sparsity > 0 else None)
+    if config.n_mask_changes and masked.RULES[config.dynamic].starts_sparse:
+        moved, kept = masked.moved(state)
+        words += f"\n{moved:,} of the {kept:,} remaining weights ({moved / kept:.1%}) are at places that began as zero"
+    return words
 
 
 def go_on(state, text, run, threads, again):

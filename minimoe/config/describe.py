@@ -13,6 +13,15 @@ def describe_layers(config):
             f"{config.d_hidden} per token{shared}, {room}; auxiliary losses: {describe_losses(config)}")
 
 
+def describe_masks(train_config):
+    """Which weights of a sparse run are zero, and how often that changes."""
+    n, every, last = train_config.n_mask_changes, train_config.sparsity_every, train_config.last_mask_step
+    times = "never change" if n == 0 else f"change once, at step {last}" if n == 1 else (
+        f"change {n} times, every {every} steps up to step {last}")
+    return (f"sparsity {train_config.sparsity:g} of attention and feed-forward networks, {train_config.dynamic}: the "
+            f"masks {times}")
+
+
 def describe_losses(config):
     """The auxiliary losses that have a weight, with their weights."""
     return ", ".join(f"{name} {coef:g}" for name, coef in config.loss_coefs.items() if coef > 0) or "none"

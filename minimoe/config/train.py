@@ -72,7 +72,7 @@ class TrainConfig:
         fields.require_numbers(self, ("weight_decay", "warmup_steps", "beta1", "beta2", "sparsity", "drop_fraction"),
                                positive=False)
         fields.require_whole(self, ("warmup_steps", "seed"))
-        for name in ("beta1", "beta2", "sparsity"):
+        for name in ("beta1", "beta2"):
             fields.check(self, name, getattr(self, name) < 1, "must be below 1")
         if self.min_learning_rate is not None:
             fields.require_numbers(self, ("min_learning_rate",), positive=False)
@@ -81,6 +81,7 @@ class TrainConfig:
         self._check_sparsity()
 
     def _check_sparsity(self):
+        fields.check(self, "sparsity", self.sparsity < 1, "must be a share of the weights, from 0 to below 1")
         fields.require_name(self, "dynamic", DYNAMICS)
         fields.require_name(self, "density", DENSITIES)
         for name in ("drop_fraction", "sparsity_end"):
@@ -94,6 +95,11 @@ class TrainConfig:
     def last_mask_step(self):
         """The last step, counted from 1, that changes the masks of a sparse run: before sparsity_end * n_steps."""
         return (math.ceil(self.sparsity_end * self.n_steps) - 1) // self.sparsity_every * self.sparsity_every
+
+    @property
+    def n_mask_changes(self):
+        """How often the masks of a run change."""
+        return 0 if self.dynamic == "static" else self.last_mask_step // self.sparsity_every
 
     @property
     def last_learning_rate(self):

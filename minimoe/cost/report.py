@@ -18,8 +18,10 @@ def report(sheet, detail=False, masks=""):
     detail: whether all costs, and what was counted and measured if it is there.  masks: what they save, in words.
     """
     measured = {"counted": counted_table, "step": step_table, "routing": routing_table}
-    blocks = [f"{terminal.fill(sheet['name'])}\n{terminal.fill(sheet['shape'])}", saved_words(sheet), masks,
+    blocks = [f"{terminal.fill(sheet['name'])}\n{terminal.fill(sheet['shape'])}", masks, saved_words(sheet),
               parameters_table(sheet["parameters"]) + published_words(sheet.get("published"))]
+    if masks:
+        blocks[1] += "\n" + terminal.fill("All numbers below count the zeros too.")
     if detail:
         blocks += [parts_table(sheet), memory_table(sheet), decoding_table(sheet), exchange_words(sheet["exchange"]),
                    conventions_table(sheet), *(words(sheet[name]) for name, words in measured.items() if name in sheet)]
@@ -207,11 +209,11 @@ def saved_words(sheet):
     decoding = (f"A decoding step is faster by a factor of {listed}. Sequences use different experts, and every expert "
                 f"that is used must be read{again}. ") if listed else ""
     return terminal.fill(
-        f"What is saved: {twin['active_share']:.0%} of the parameters are active. Compared with a dense model of equal "
-        f"size, its routed experts take {twin['expert_flops']:.1f} times fewer FLOPs and the whole model "
-        f"{twin['flops']:.1f} times fewer, in training and in prefill. {decoding}Its weights take as much memory as "
-        "those of the dense model: nothing is saved there. How its quality compares with that dense model is a "
-        "different question (`compare`).")
+        f"What is saved{' without the masks' * ('sparse' in sheet)}: {twin['active_share']:.0%} of the parameters are "
+        f"active. Compared with a dense model of equal size, its routed experts take {twin['expert_flops']:.1f} times "
+        f"fewer FLOPs and the whole model {twin['flops']:.1f} times fewer, in training and in prefill. {decoding}Its "
+        "weights take as much memory as those of the dense model: nothing is saved there. How its quality compares "
+        "with that dense model is a different question (`compare`).")
 
 
 def counted_table(counted):

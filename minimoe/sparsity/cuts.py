@@ -64,16 +64,18 @@ def cut(params, config, method, tokens_BS=None, targets_BS=None, sparsity=None, 
         score: for units, a name of ALL_SCORES; None is the default in SCORES.
         names: parameters whose weights are pruned; None: see `matrices.names`.
         old_masks: name -> mask, if the model is already sparse.
-    Raises ValueError for options that the method cannot use, masks that do not fit, and if no unit would be removed.
+    Raises ValueError for options that the method cannot use, masks that do not fit, and if nothing would be removed.
     """
     require.one_of("method", method, METHODS)
     masks.check(old_masks or {}, params)
     if method not in UNITS:
         for name, value in (("keep", keep), ("score", score)):
-            fields.require(value is None, name, value, f"{method} prunes single weights; give a sparsity or a pattern")
+            fields.require(value is None, name, value, f"has no use with {method}, which prunes single weights; it is "
+                           f"for {', '.join(UNITS)}")
         return _weights(params, config, method, tokens_BS, sparsity, pattern, names, old_masks or {})
-    for name, value in (("pattern", pattern), ("names", names)):
-        fields.require(value is None, name, value, f"{method} are removed as a whole; give a sparsity, or keep")
+    fields.require(pattern is None, "pattern", pattern, f"{method} are removed as a whole; give a sparsity, or keep")
+    fields.require(names is None, "names", names, f"{method} are removed as a whole, in all layers; it is for "
+                   f"{', '.join(pruning.METHODS)}")
     return _units(params, config, method, (tokens_BS, targets_BS), (sparsity, keep), score, old_masks or {})
 
 
@@ -84,8 +86,12 @@ def _weights(params, config, method, tokens_BS, sparsity, pattern, names, old_ma
         kept[name] = mask & old_masks.get(name, True)
     new = masks.apply(pruned.params, kept)
     before, after = pruning.report(params, old_masks), pruning.report(new, kept, pruned.report.unreached)
-    first, *others = str(after).split("\n")
-    words = [f"{method}: {first.replace('the masked matrices', parts(kept, config))}"]
+    asked = sparsity if pattern is None else 1 - pattern[0] / pattern[1]
+    asked = asked if kept.keys() == pruned.masks.keys() else None  # of all that is masked, not of some
+    first, *others = after.words(parts(kept, config), asked, pruning.FLOORED[method]).split("\n")
+    if after.pruned.kept == before.pruned.kept + after.pruned.total - before.pruned.total:
+        raise ValueError(f"{method}: nothing would be removed: {first}")
+    words = [f"{method}: {first}"]
     if old_masks:
         words.append(f"Before, {before.pruned.sparsity:.1%} of the {before.pruned.total:,} weights of "
                      f"{parts(old_masks, config)} were zero.")
@@ -117,7 +123,9 @@ def _units(params, config, method, text, wanted, score, old_masks):
     keep, words = CHOOSE[method](params, config, n, score, text)
     new, smaller = structured.shrink(params, config, keep)
     left, before = parameters.count(new), parameters.count(params)
-    sentence = (f"{method}: {n} of {total} stay ({UNITS[method]}), by {score}; {1 - left / before:.1%} of the model's "
+    floored = wanted[0] is not None and n > round(total * (1 - wanted[0]), 9)
+    units = UNITS[method] + "; the removed share is rounded down" * floored
+    sentence = (f"{method}: {n} of {total} stay ({units}), by {score}; {1 - left / before:.1%} of the model's "
                 f"{before:,} parameters are gone")
     return Cut(new, smaller, _shrunken(old_masks, params, config, keep), [sentence, *words])
 
@@ -138,18 +146,17 @@ def _n_kept(method, total, sparsity, keep):
 
 
 def _choose_neurons(params, config, n, score, text):
-    kinds, E, F = config.layer_kinds, config.n_experts, config.d_hidden
+    kinds, F = config.layer_kinds, config.d_hidden
     wanted = {"neurons": n} if {"moe", "soft"} & {*kinds} else {}
     if "dense" in kinds:
         wanted["dense neurons"] = max(1, config.dense_width * n // F) if wanted else n
     if config.n_shared_experts and config.moe_layers:
         wanted["shared"] = config.n_shared_experts * n
-    keep, words = {"neurons": {}}, []
+    keep = {"neurons": {}}
     for kind, count in wanted.items():
         found = importance.importance(params, config, kind, score, *text)
         keep.setdefault("shared" if kind == "shared" else "neurons", {}).update(found.keep(count))
-        words += _unreached(found.unreached) if E > 1 else []
-    return keep, words
+    return keep, []
 
 
 def _choose_heads(params, config, n, score, text):
@@ -159,8 +166,10 @@ def _choose_heads(params, config, n, score, text):
 def _choose_layers(params, config, n, score, text):
     influence_L = structured.block_influence(importance.stream(params, text[0], config))
     kept = masks.lowest(influence_L, config.n_layers - n)
-    gone = ", ".join(f"{i} ({influence_L[i]:.3f})" for i in np.flatnonzero(~kept))
-    return {"layers": kept}, [f"removed, since they rotate their tokens least (1 - cosine): {gone}"]
+    scores = ", ".join(f"{influence:.3f}" for influence in influence_L)
+    gone = ", ".join(map(str, np.flatnonzero(~kept)))
+    return {"layers": kept}, [f"removed: layer {gone}; influence of each layer in order, 1 - cosine of its input and "
+                              f"output: {scores}"]
 
 
 def _choose_experts(params, config, n, score, text):
@@ -182,8 +191,7 @@ CHOOSE = {"neurons": _choose_neurons, "heads": _choose_heads, "layers": _choose_
 
 
 def _unreached(experts):
-    return [f"layer {i}: no calibration token reached the experts {', '.join(map(str, lost))}"
-            for i, lost in experts.items() if lost]
+    return pruning.unreached_words({f"layer {i}": lost for i, lost in experts.items()})
 
 
 def _shrunken(old_masks, params, config, keep):

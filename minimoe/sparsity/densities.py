@@ -51,7 +51,12 @@ def count_zeros(size, density):
 
 
 def random_mask(shape, density, rng):
-    """A mask with `count_zeros` zeros at random places.  rng: numpy.random.Generator."""
+    """A mask with `count_zeros` zeros at random places.
+
+    rng: numpy.random.Generator.  Raises ValueError as `uniform` does.
+    """
+    _check({"mask": shape}, density)
+    require.generator("rng", rng, optional=False)
     size = math.prod(shape)
     mask = np.ones(size, bool)
     mask[rng.permutation(size)[:count_zeros(size, density)]] = False
@@ -63,5 +68,5 @@ def _check(shapes, density):
     if not require.number("density", density, right, most=1):
         require.fail("density", density, right)
     for name, shape in require.mapping("shapes", shapes).items():
-        if len(shape) < 2 or min(shape) < 1:
-            raise ValueError(f"shapes[{name!r}] = {tuple(shape)}: must be a matrix, or a stack of matrices")
+        if np.ndim(shape) != 1 or len(shape) < 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in shape):
+            raise ValueError(f"shapes[{name!r}] = {shape!r}: must be that of a matrix, or of a stack of matrices")

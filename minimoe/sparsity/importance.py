@@ -71,7 +71,7 @@ class Importance(NamedTuple):
             if np.isnan(score).any():
                 raise ValueError(f"layer {layer}: no token of the text reached the experts "
                                  f"{', '.join(map(str, self.unreached[layer]))}, so their importance is unknown; "
-                                 "give more text, or score by norm")
+                                 "a larger calibration may reach them; score = 'norm' needs none")
             require.whole("n", n, 1, score.shape[-1])
             rows = score.reshape(-1, score.shape[-1])
             mask = np.stack([masks.lowest(row, len(row) - n) for row in rows]).reshape(score.shape)

@@ -95,17 +95,27 @@ RULES = {
 
 def start(state):
     """Give a new run the masks that its configuration asks for; a dense run gets none."""
-    config = state.train_config
-    if config.sparsity == 0:
-        return
-    new = {}
+    if state.train_config.sparsity > 0:
+        put_on(state, _first_masks(state))
+
+
+def moved(state):
+    """(kept weights at places that were masked when the run began, all kept weights of the masked parameters)."""
+    first = _first_masks(state)
+    return (sum(int((mask & ~first[name]).sum()) for name, mask in state.masks.items()),
+            sum(int(mask.sum()) for mask in state.masks.values()))
+
+
+def _first_masks(state):
+    """Name -> mask with which a new run of this configuration starts."""
+    config, new = state.train_config, {}
     for name, density in _densities(state).items():
         parts = _parts(state, name, state.params[name])
         share = density if RULES[config.dynamic].starts_sparse else 1.0
         drawn = [densities.random_mask(part.shape, share, _stream(config.seed, (name, n), 0))
                  for n, part in enumerate(parts)]
         new[name] = np.stack(drawn).reshape(state.params[name].shape)
-    put_on(state, new)
+    return new
 
 
 def put_on(state, mask_by_name):

@@ -27,14 +27,15 @@ def merge(params, config, groups, loads=None):
     fields.check(config, "n_groups", config.n_groups == 1, "must be 1: a model with groups of experts cannot be merged")
     for argument, value in (("groups", groups), ("loads", loads or {})):
         require.mapping(argument, value)
-    n_merged = {len(set(np.asarray(groups.get(i, ())).tolist())) for i in config.moe_layers}
+    groups = {i: require.array(f"groups of layer {i}", group, kinds="iu", ndim=1) for i, group in groups.items()}
+    n_merged = {len(set(groups.get(i, np.zeros(0)).tolist())) for i in config.moe_layers}
     if not config.moe_layers or len(n_merged) != 1 or 0 in n_merged:
         raise ValueError(f"groups have from {min(n_merged, default=0)} to {max(n_merged, default=0)} experts left in a "
                          "layer: every MoE layer must have the same number")
     n, new = n_merged.pop(), dict(params)
     fields.check(config, "router", n > 1 or config.router == "softmax_topk", "the only expert's gate would not be 1")
     for i in config.moe_layers:
-        share_EG = _shares(i, np.asarray(groups[i]), n, (loads or {}).get(i, np.ones(config.n_experts)))
+        share_EG = _shares(i, groups[i], n, (loads or {}).get(i, np.ones(config.n_experts)))
         for name, array in parameters.scope(params, f"layers.{i}.moe.").items():
             letters = name.rpartition("_")[2]
             if "E" in letters:

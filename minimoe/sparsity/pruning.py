@@ -24,6 +24,9 @@ METHODS = {
     "wanda": "the smallest products of weight and input, of each output",
     "sparsegpt": "the weights that cost least; the remaining ones compensate for them",
 }
+FLOORED = {"magnitude": "each matrix", "magnitude_per_output": "each output", "magnitude_global": "all matrices",
+           "wanda": "each output", "sparsegpt": "each block of inputs"}
+"""Method -> where the number of zeros is rounded down."""
 CALIBRATED = "wanda", "sparsegpt"
 """Methods that need the inputs of the matrices."""
 
@@ -52,12 +55,29 @@ class Report(NamedTuple):
     model: Share
     unreached: list
 
+    def words(self, where="the masked matrices", asked=None, floored="each matrix"):
+        """The report in a line, and one more for experts that were not reached.
+
+        where: the pruned parts.   asked: share of zeros asked for.   floored: where their number is rounded down.
+        """
+        pruned, less, experts = self.pruned, self._shortfall(asked, floored), {}
+        for name, e in self.unreached:
+            experts.setdefault(name.rpartition(".")[0], set()).add(e)
+        return "\n".join([
+            f"{pruned.sparsity:.1%} of the {pruned.total:,} weights of {where} are zero{less}, "
+            f"which is {self.model.sparsity:.1%} of all {self.model.total:,} parameters",
+            *unreached_words(experts)])
+
+    def _shortfall(self, asked, floored):
+        """Why there are fewer zeros than were asked for; nothing if there are not."""
+        if asked is None or asked < self.pruned.sparsity or f"{asked:.1%}" == f"{self.pruned.sparsity:.1%}":
+            return ""
+        why = ("experts that no calibration token reached keep their weights" if self.unreached else
+               f"rounded down in {floored}")
+        return f" (not {asked:.1%}: {why})"
+
     def __str__(self):
-        lines = [f"{self.pruned.sparsity:.1%} of the {self.pruned.total:,} weights of the masked matrices are zero, "
-                 f"which is {self.model.sparsity:.1%} of all {self.model.total:,} parameters"]
-        experts = sorted({(name.rpartition(".")[0], e) for name, e in self.unreached})
-        lines += [f"{place}: no calibration token reached expert {e}, which keeps its weights" for place, e in experts]
-        return "\n".join(lines)
+        return self.words()
 
 
 class Pruned(NamedTuple):
@@ -98,6 +118,12 @@ def prune_and_report(params, config, method, tokens_BS, sparsity=None, pattern=N
         kept, unreached = _by_magnitude(params, names, method, sparsity, pattern), []
         new = masks.apply(params, kept)
     return Pruned(new, kept, report(new, kept, unreached))
+
+
+def unreached_words(experts_of):
+    """A list of one line, or of none, on experts that no calibration token reached.  experts_of: place -> numbers."""
+    places = [f"{', '.join(map(str, sorted(lost)))} of {place}" for place, lost in experts_of.items() if lost]
+    return [f"no calibration token reached the experts {'; '.join(places)}"] * bool(places)
 
 
 def report(params, mask_by_name, unreached=()):
@@ -198,8 +224,9 @@ def _checked(params, config, method, sparsity, pattern, names):
     total = sum(params[name].size for name in names)
     zeros = sum(int((params[name] == 0).sum()) for name in names)
     if share > 0 and math.ceil(total * share) < zeros:
-        raise ValueError(f"{asked}: it is a share of all {total:,} weights, and {zeros:,} of them "
-                         f"({zeros / total:.1%}) are already zero")
+        what = "it is a share of" if pattern is None else f"it would leave {share:.0%} zeros in"
+        raise ValueError(f"{asked}: {what} all {total:,} weights, and {zeros:,} of them ({zeros / total:.1%}) are "
+                         f"already zero; give {'a higher share' if pattern is None else 'a pattern that keeps fewer'}")
     return names
 
 

@@ -68,16 +68,19 @@ def uses(name, config):
 
 
 def words(found):
-    """A record as text: a table, and what it means."""
+    """A record as text: what is saved, a table, and what it means."""
     parameters, masked, work = found["parameters"], found["masked"], found["forward_flops_per_token"]
+    name, fewest = min(found["bytes"].items(), key=lambda pair: pair[1])
+    lead = (f"The masks save {1 - fewest / found['bytes']['dense']:.0%} of the bytes, if matrices are stored as {name},"
+            f" and {1 - work['ideal'] / work['numpy']:.0%} of the FLOPs, on hardware that skips zeros.")
     rows = [("sparse weights", "dense", "sparse", "ratio"),
-            ("parameters", *_pair(parameters["total"], parameters["kept"])),
+            ("parameters, not masked", *_pair(parameters["total"], parameters["kept"])),
             (f"  in {masked['matrices']} masked matrices", *_pair(masked["total"], masked["kept"])),
             ("FLOPs/token, zeros skipped", *_pair(work["numpy"], work["ideal"])),
             ("FLOPs/token, as NumPy runs", *_pair(work["numpy"], work["numpy"])),
             *((f"bytes of float32, {name}", *_pair(found["bytes"]["dense"], n)) for name, n in found["bytes"].items()
               if name != "dense")]
-    return "\n".join([terminal.table(rows), terminal.fill(
+    return "\n".join([terminal.fill(lead), terminal.table(rows), *_patterns(found), terminal.fill(
         "A mask alone saves no time: NumPy multiplies by zeros as by any other number.  Only hardware that skips zeros "
         "saves time, or a smaller model without the masked heads, neurons or experts.")])
 
@@ -85,12 +88,21 @@ def words(found):
 def change(before, after):
     """What pruning has saved, as a table.  before, after: records."""
     work, sizes = "forward_flops_per_token", after["bytes"] if after["masked"]["matrices"] else {"dense": 0}
+    counts = [("parameters", "total"), *[("  not masked", "kept")] * bool(after["masked"]["matrices"])]
     rows = [("", "before", "after", "ratio"),
-            ("parameters", *_pair(before["parameters"]["kept"], after["parameters"]["kept"])),
+            *((words, *_pair(before["parameters"][name], after["parameters"][name])) for words, name in counts),
             ("FLOPs/token, zeros skipped", *_pair(before[work]["ideal"], after[work]["ideal"])),
             ("FLOPs/token, as NumPy runs", *_pair(before[work]["numpy"], after[work]["numpy"])),
-            *((f"bytes of float32, {name}", *_pair(before["bytes"]["dense"], after["bytes"][name])) for name in sizes)]
-    return terminal.table(rows)
+            *((f"bytes of float32, {name}", *_pair(before["bytes"].get(name, before["bytes"]["dense"]),
+                                                   after["bytes"][name])) for name in sizes)]
+    return "\n".join([terminal.table(rows), *_patterns(after)])
+
+
+def _patterns(found):
+    """A list of one line on the N:M patterns that all masks fit, or of none."""
+    patterns = [name for name in found["bytes"] if ":" in name] if found["masked"]["matrices"] else []
+    sentence = f"{', '.join(patterns)}: all masks fit, so each weight is stored with its place in its group"
+    return [terminal.fill(sentence)] * bool(patterns)
 
 
 def _pair(dense, sparse):

@@ -93,6 +93,8 @@ def _of_layer(masks, layer, config):
         if unknown := (masks or {}).keys() - range(config.n_layers):
             raise ValueError(f"keep has masks of the layers {sorted(unknown)}: the model has {config.n_layers}")
         return (masks or {}).get(layer)
+    if not isinstance(masks, (list, tuple, np.ndarray)):
+        require.fail("keep", masks, "masks by layer")
     if len(masks) != config.n_layers:
         raise ValueError(f"keep has {len(masks)} masks for {config.n_layers} layers")
     return masks[layer]
@@ -106,7 +108,7 @@ def _take(name, layer, found, shape):
 
 
 def _mask(name, mask, shape):
-    mask = np.asarray(mask)
+    mask = require.array(f"the mask of the {name}", mask, kinds="bfciuOSU")
     if mask.dtype != bool or mask.shape != shape or not mask.any():
         raise ValueError(f"the mask of the {name} has shape {mask.shape} and dtype {mask.dtype}, "
                          f"{np.count_nonzero(mask)} kept: must be bool, {shape}, and keep some")

@@ -228,6 +228,15 @@ def test_health_is_not_called_early(healthy):
         assert ("it is too early" in doctor.report(state).replace("\n", " ")) == early, step
 
 
+def test_the_masks_of_a_sparse_run_are_looked_at(healthy):
+    """One of 8 x 16 outputs has no weight, two of 8 x 32 inputs are not used."""
+    mask = np.ones((8, 32, 16), bool)
+    mask[3, :, 0] = mask[5, 7:9] = False
+    words = " ".join(doctor.report(replace(healthy, masks={"layers.0.moe.w_up_EDF": mask})).split())
+    assert ("sparse: 1.6% of the weights with a mask are zero; in their matrices 1 of 128 outputs have no weight left, "
+            "so they are always 0; 2 of 256 inputs are not used") in words
+
+
 def test_every_remedy_is_one_that_the_program_has():
     """Options of `train`, and names of routers."""
     words = " ".join(mode.remedy for mode in doctor.MODES)

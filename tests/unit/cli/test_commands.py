@@ -224,6 +224,7 @@ def test_the_cost_of_a_sparse_run_says_what_its_masks_save(run):
     assert sparse["forward_flops_per_token"]["numpy"] == found["forward_flops_per_token"]
     text = run("cost --run runs/sparse --text words.txt")[1]
     assert re.search(f"zeros skipped .* {sparse['forward_flops_per_token']['ideal']:,.0f} ", text)
+    assert text.index("The masks save") < text.index("What is saved without the masks")
     assert "sparse" not in run("cost --run runs/done --text words.txt --json")[1]
 
 

@@ -11,6 +11,7 @@ import threadpoolctl
 
 from minimoe import model
 from minimoe.experiments import tour
+from minimoe.sparsity import masked
 from minimoe.training import checkpoint, data
 
 
@@ -22,6 +23,16 @@ def test_train_reports_the_loss_and_where_it_is_saved(run):
             f"{Path('new/checkpoint.npz')}") in out
     run("train --preset tiny --n-steps 1 --eval-batches 1")
     assert checkpoint.load("runs/train/checkpoint.npz").domains == ("english", "python")  # what is embedded
+
+
+def test_a_sparse_run_tells_how_often_its_masks_change_and_how_many_weights_have_moved(run):
+    _, out, err = run("train --preset tiny --n-steps 8 --eval-batches 1 --text words.txt --sparsity 0.9 --dynamic rigl "
+                      "--sparsity-every 3 --run new")
+    moved, kept = masked.moved(checkpoint.load("new/checkpoint.npz"))
+    out = " ".join(out.split())
+    assert "rigl: the masks change once, at step 3" in out and "fewer than 5 changes of the masks" in err
+    assert "are zero (not 90.0%: rounded down in each matrix)" in out
+    assert f"{moved:,} of the {kept:,} remaining weights ({moved / kept:.1%}) are at places that began as zero" in out
 
 
 @pytest.mark.parametrize(("options", "expected"), [

@@ -28,12 +28,12 @@ def test_experts_that_no_token_reached_are_named_and_never_judged_by_what_is_not
     for i in range(2):
         params[f"layers.{i}.moe.w_router_DE"] = np.zeros((8, 4), np.float32)
     words = cuts.cut(params, small.MODEL, "experts", *TEXT, keep=2, score="load").words[1:]
-    assert words == [f"layer {i}: no calibration token reached the experts 2, 3" for i in range(2)]
+    assert words == ["no calibration token reached the experts 2, 3 of layer 0; 2, 3 of layer 1"]
     with pytest.raises(ValueError, match="no token of the text reached the experts 2, 3"):
         cuts.cut(params, small.MODEL, "experts", *TEXT, keep=2)
     found = cuts.cut(params, small.MODEL, "wanda", *TEXT, sparsity=0.5)
     assert found.masks["layers.0.moe.w_up_EDF"][2:].all() and not found.masks["layers.0.moe.w_up_EDF"][:2].all()
-    assert "layers.0.moe: no calibration token reached expert 3, which keeps its weights" in found.words
+    assert "no calibration token reached the experts 2, 3 of layers.0.moe; 2, 3 of layers.1.moe" in found.words
 
 
 def test_too_little_calibration_text_is_refused_with_how_much_would_do():
@@ -63,5 +63,7 @@ def test_a_weight_that_is_gone_stays_gone_when_more_are_pruned():
     params, old = model.init_params(small.MODEL, 0), {name: np.eye(8, dtype=bool).reshape(8, 2, 4)}
     found = cuts.cut(masks.apply(params, old), small.MODEL, "magnitude", sparsity=0.5, old_masks=old)
     np.testing.assert_array_equal(found.masks[name], old[name])
+    with pytest.raises(ValueError, match="^magnitude: nothing would be removed: 0.0% of the"):
+        cuts.cut(params, small.MODEL, "magnitude", sparsity=0)
     with pytest.raises(ValueError, match="masks.'b'.: there is no such parameter"):
         cuts.cut(params, small.MODEL, "layers", *TEXT, keep=1, old_masks={"b": old[name]})

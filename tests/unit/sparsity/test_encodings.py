@@ -101,6 +101,10 @@ def test_what_the_masks_of_a_model_save_by_hand():
     assert savings.skipped_flops({"embed.w_VD": np.zeros((11, 8), bool)}, replace(CONFIG, tie_embeddings=True)) == 176
     text = savings.words(found)
     assert f"{total:,}" in text and "A mask alone saves no time" in text
+    saved, best = 1 - found["bytes"]["bitmask"] / (4 * total), min(found["bytes"], key=found["bytes"].get)
+    assert best == "bitmask" and text.startswith(f"The masks save {saved:.0%} of the bytes")
+    table = savings.change(found, found).splitlines()
+    assert all(line.endswith("100.0%") for line in table[2:]) and f"{total - 296:,}" in table[3]
     with pytest.raises(ValueError, match="there is no such parameter"):
         savings.record({"w": np.ones(3, bool)}, config, flops)
 

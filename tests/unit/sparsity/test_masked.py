@@ -99,6 +99,7 @@ def test_the_gradient_through_masks_is_that_of_the_complex_step():
 def test_masks_change_at_their_steps_as_the_method_says(name):
     """RigL by the dense gradient, and without an update; the others after the update of the step."""
     state, rule = new(name, n_steps=12, sparsity=0.5, sparsity_end=1.0, drop_fraction=1.0), masked.RULES[name]
+    first = parameters.flatten(state.masks)
     for step in range(1, 13):
         before, traces, grads = dict(state.masks), dict(state.traces), dense_gradient(state)
         seen = {n: w.copy() for n, w in state.params.items()}
@@ -122,6 +123,9 @@ def test_masks_change_at_their_steps_as_the_method_says(name):
         assert rule.starts_sparse or not any(grown.any() for grown in new_weights.values())
         assert not any(arrays[n][grown].any() for arrays in (state.params, *state.moments)
                        for n, grown in new_weights.items())
+    now = parameters.flatten(state.masks)
+    assert masked.moved(state) == ((now & ~first).sum(), now.sum()) and (first.all() or masked.moved(state)[0] > 0)
+    assert state.train_config.n_mask_changes == 3
 
 
 def dense_gradient(state):
@@ -185,7 +189,7 @@ def test_a_checkpoint_with_masks_that_do_not_fit_is_refused(tmp_path, change, me
 @pytest.mark.parametrize("fields, message", [
     (dict(dynamic="best", sparsity=0.5), "dynamic = 'best': must be one of static, set"),
     (dict(dynamic="rigl"), "dynamic = 'rigl': needs a sparsity above 0"),
-    (dict(sparsity=1.0), "sparsity = 1.0: must be below 1"), (dict(density="even"), "density = 'even': must be one of"),
+    (dict(sparsity=1.0), "sparsity = 1.0: must be a share"), (dict(density="even"), "density = 'even': must be one of"),
     (dict(sparsity_end=1.5), "sparsity_end = 1.5: must be at most 1"),
     (dict(sparsity=0.5, dynamic="set", n_steps=100), "sparsity_every = 100: .* never change before step 75,")])
 def test_a_sparse_run_that_cannot_be_is_refused(fields, message):

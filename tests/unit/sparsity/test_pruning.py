@@ -118,8 +118,10 @@ def test_an_expert_that_no_token_reaches_keeps_its_weights_and_is_named():
             assert [e for e in range(4) if masks[name][e].all()] == sorted({*range(4)} - reached)
             assert all((new[name][e] == params[name][e]).all() for e in {*range(4)} - reached)
             assert [e for place, e in report.unreached if place == name] == sorted({*range(4)} - reached)
-    e = min({*range(4)} - reached)
-    assert f"\nlayers.0.moe: no calibration token reached expert {e}, which keeps its weights" in str(report)
+    lost = ", ".join(map(str, sorted({*range(4)} - reached)))
+    words = report.words(asked=0.5)
+    assert f"\nno calibration token reached the experts {lost} of layers.0.moe" in words
+    assert "are zero (not 50.0%: experts that no calibration token reached keep their weights), which" in words
 
 
 def test_any_kind_of_layer_can_be_pruned():
@@ -136,6 +138,9 @@ def test_the_report_says_of_what():
     n = parameters.count(PARAMS)
     assert str(report) == ("50.0% of the 72 weights of the masked matrices are zero, "
                            f"which is {36 / n:.1%} of all {n:,} parameters")
+    report = pruning.prune_and_report(PARAMS, CONFIG, "magnitude", None, 0.51, names="head").report
+    assert " of it are zero (not 51.0%: rounded down in each matrix), which" in report.words("it", 0.51)
+    assert [name for name in NAMES if name.startswith("layers.1.moe.")] == matrices.names(CONFIG, "layers.1.moe")
 
 
 PRUNED = pruning.prune(PARAMS, CONFIG, "magnitude", None, 0.5)[0]
@@ -151,7 +156,8 @@ SOFT = cases.with_router(replace(CONFIG, n_shared_experts=0, eval_capacity_facto
     (dict(tokens_BS=None), "tokens_BS = None: wanda needs calibration tokens"),
     (dict(tokens_BS=TOKENS_BS[:0]), r"tokens_BS has shape \(0, 8\)"),
     (dict(params=PRUNED, sparsity=0.25), r"sparsity = 0.25: .* share of all 3,\d+ weights, and 1,\d+ of them \(50"),
-    (dict(names=["head"]), "names: there is no parameter 'head'"),
+    (dict(names=["embedding.w_VD"]), "names: .* 'embedding.w_VD'; did you mean embed.w_VD"),
+    (dict(names=["x"]), "names: .* 'x'; there are embed.w_VD, layers.N.attention.w_q_DHP, .* head.w_DV$"),
     (dict(names=["final.gain_D"]), "names: final.gain_D is a vector"),
     (dict(names=[]), r"names = \[\]: there is nothing"), (dict(names=7), r"names = \[7\]: must be names"),
     (dict(names=["embed.w_VD"]), "names: embed.w_VD is looked up and multiplies nothing: wanda cannot"),
