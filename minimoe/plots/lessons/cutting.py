@@ -18,7 +18,7 @@ def deaths(rise_F, title):
         title: words.
     """
     figure = figures.new_figure(7.8, 3, title, 12)
-    axis, order = figure.subplots(), np.argsort(rise_F)
+    axis, order = figure.subplots(), np.argsort(rise_F, kind="stable")
     axis.bar(range(len(rise_F)), 1000 * rise_F[order], edgecolor=palette.WHITE,
              color=[palette.GREEN if rise < 0 else palette.VERMILION for rise in rise_F[order]])
     axis.axhline(0, color=palette.INK, lw=0.8)
