@@ -1,5 +1,6 @@
 """All checks in one go: the report leads with the verdict, and names wrong gradients."""
 
+import functools
 import re
 from dataclasses import replace
 
@@ -12,17 +13,28 @@ from minimoe.moe import capacity, losses
 CASE = gradcheck.layer_cases()["softmax_topk, K=2, drop by position"]
 
 
+@pytest.fixture(scope="module")
+def once():
+    """Checks that no test here changes: of two operations, and of models, each run once."""
+    def model(config, groups=1, most=None):
+        return gradcheck.check_model(config, groups=groups, most=1)
+
+    ops = gradcheck.check_ops()[:2]
+    return [(checks, "check_ops", lambda: ops), (models, "check_model", functools.cache(model)), *(
+        (models, name, functools.cache(getattr(models, name))) for name in ("check_flips", "check_direction"))]
+
+
 @pytest.fixture
-def report(monkeypatch):
+def report(monkeypatch, once):
     """A function for the outcome and the text of all checks, of two operations, few settings and few numbers."""
-    check, ops = models.check_model, gradcheck.check_ops()[:2]
-    monkeypatch.setattr(models, "check_model", lambda config, groups=1, most=None: check(config, groups=groups, most=1))
-    monkeypatch.setattr(checks, "check_ops", lambda: ops)
+    for patch in once:
+        monkeypatch.setattr(*patch)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*settings, detail=True):
         text = []
         monkeypatch.setattr(checks, "layer_cases", lambda: dict.fromkeys(settings, CASE))
+        monkeypatch.setattr(checks, "check_layer", functools.cache(gradcheck.check_layer))  # settings have one CASE
         config = replace(gradcheck.SMALL, n_layers=1)
         return gradcheck.check_everything(config, text.append, detail=detail), *text
     return run
