@@ -103,7 +103,7 @@ def number(text):
     """A number of the command line.  Percent are refused with the number that they stand for."""
     share = text.removesuffix("%")
     if share != text and share.replace(".", "", 1).isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number, {float(share) / 100:g}")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number: {float(share) / 100:g}")
     return float(text)
 
 

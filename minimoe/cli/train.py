@@ -178,7 +178,9 @@ def load(options, how="with --run"):
         raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
     state = checkpoint.load(path)
     if not state.finished:
-        terminal.complain(f"minimoe: note: {options.run} is at step {state.step} of {state.train_config.n_steps}")
+        terminal.complain(f"minimoe: note: {options.run} " + (
+            f"is at step {state.step} of {state.train_config.n_steps}" if state.step else
+            "has not been trained since it was made from another run"))
     return state
 
 

@@ -27,7 +27,9 @@ def test_a_pruned_run_is_a_run_that_begins_with_its_loss(run, options):
     assert sum(int((~mask).sum()) for mask in state.masks.values()) == masked // 2  # 4 and 17 divide all of them
     assert (state.step, state.history["eval_step"]) == (0, [0])
     assert f" {state.history['eval_ce'][0]:.4f} after, " in out and "--run new --text words.txt" in out
-    assert "Too early: this run begins with the weights of a trained model" in " ".join(run("doctor new")[1].split())
+    _, out, err = run("doctor new")
+    assert "Too early: this run begins with the weights of a trained model" in " ".join(out.split())
+    assert "new has not been trained since it was made from another run" in " ".join(err.split())
 
 
 def test_a_pruned_run_is_known_to_all_commands_and_keeps_its_masks_while_it_recovers(run):
@@ -60,7 +62,7 @@ REFUSED = {
     "--method wanda --sparsity 1": "sparsity = 1.0: must be a share of the weights, from 0 to below 1",
     "--method wanda --pattern 2:5": "pattern = (2, 5): groups of 5 do not divide 32 inputs of layers.0.attention",
     "--method wanda --sparsity 0.001": "wanda: nothing would be removed: 0.0% of the 30,720 weights of attention",
-    "--method wanda --sparsity 50%": "'50%': must be a number, 0.5",
+    "--method wanda --sparsity 50%": "'50%': must be a number: 0.5",
     "--method wanda --pattern 4:4": "'4:4' would keep 4 of 4: must be N:M with N below M",
     "--method heads --sparsity 0.5 --names head": "names = ['head']: heads are removed as a whole, in all layers; it",
     "--method wanda --pattern 2": "--pattern: '2': must be N:M, such as 2:4",

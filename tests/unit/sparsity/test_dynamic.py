@@ -113,7 +113,9 @@ def test_densities_are_shares_and_add_up_to_one_weight_per_matrix(shapes, densit
 
 @pytest.mark.parametrize("call, message", [
     *((lambda d=d: densities.erdos_renyi({"a": (2, 3)}, d), f"density = {d!r}: must be a share") for d in (0, 2, "a")),
+    (lambda: densities.random_mask((8, 6), 2, np.random.default_rng(0)), "density = 2: must be a share"),
     (lambda: densities.uniform({"a": (2,)}, 0.5), r"shapes\['a'\] = \(2,\): must be that of a matrix"),
+    (lambda: densities.uniform({"a": 3}, 0.5), r"shapes\['a'\] = 3: must be that of a matrix"),
     (lambda: dynamic.rigl(W, MASK[:3], GRADIENT, 0.5), r"mask is bool \(3,\): must be bool \(6,\)"),
     *((lambda g=g: dynamic.rigl(W, MASK, g, 0.5), "gradient has shape") for g in (GRADIENT[:3], GRADIENT * np.nan)),
     (lambda: dynamic.rigl(W * np.nan, MASK, GRADIENT, 0.5), "w must be an array of finite numbers"),

@@ -175,7 +175,8 @@ def mask(n, *kept):
      r"n_groups = 2: each group of experts must keep the same number; they keep \[2, 0\]"),
     ({"layers": mask(3)}, {}, "the mask of the layers"), ([], {}, r"keep = \[\]: must be a dict"),
     ({"experts": {3: mask(4, 0, 1)}}, {}, r"keep has masks of the layers \[3\]: the model has 3"),
-    ({"heads": [mask(6, 1)]}, {}, "keep has 1 masks for 3 layers"),
+    ({"heads": [mask(6, 1)]}, {}, "keep has 1 masks for 3 layers"), ({"heads": 2}, {}, "keep = 2: must be masks by"),
+    ({"neurons": {0: [[True], [True, False]]}}, {}, "neurons of layer 0 has rows of different lengths"),
 ])
 def test_what_cannot_be_shrunk_is_refused(keep, fields, message):
     config = replace(CONFIG, **fields)

@@ -185,6 +185,7 @@ def test_the_whole_gradient_of_a_student_in_groups_and_a_run_with_a_teacher():
     *((lambda n=n: upcycling.moefy(START, ONE, n, 2, TOKENS_BS, 0), f"n_experts = {n}: must ") for n in (0, 3)),
     (lambda: merging.similar_groups({"w_router_DE": TOKENS_BS}, [1], 99), "n_groups = 99: must be"),
     (lambda: merging.merge(*COPIES, {0: [0, 0, 1, 1]}), "groups have from 0 to 2 experts left in a layer"),
+    (lambda: merging.merge(*COPIES, {0: 3, 1: 2}), r"groups of layer 0 has shape \(\)"),
     (lambda: merging.merge(*COPIES, {}), "groups have from 0 to 0 experts"),
     (lambda: merging.merge(*COPIES, PAIRS | {0: [0, 2, 0, 2]}),
      r"groups of layer 0 = \[0, 2, 0, 2\]: must give each of 4 experts a group number"),
