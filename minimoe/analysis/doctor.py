@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from minimoe import terminal
 from minimoe.analysis import symptoms
 from minimoe.config import describe
@@ -120,11 +122,12 @@ def _masks(state):
     if not state.masks:
         return []
     stacks = [matrices.stack(name, mask) for name, mask in state.masks.items()]
-    lost = [f"{sum(int((~stack.any(axis=axis)).sum()) for stack in stacks):,} of "
-            f"{sum(stack.shape[0] * stack.shape[3 - axis] for stack in stacks):,} {words}"
-            for axis, words in ((1, "outputs have no weight left, so they are always 0"), (2, "inputs are not used"))]
+    kept = {words: np.concatenate([stack.any(axis=axis).ravel() for stack in stacks]) for axis, words in (
+        (1, "outputs have no weight left, so they are always 0"), (2, "inputs are not used"))}
+    lost = [f"{(~used).sum():,} of {used.size:,} {words}" for words, used in kept.items() if not used.all()]
     zeros = pruning.report(state.params, state.masks).pruned.sparsity
-    return [f"sparse: {zeros:.1%} of the weights with a mask are zero; in their matrices {'; '.join(lost)}"]
+    return [f"sparse: {zeros:.1%} of the weights with a mask are zero; in their matrices "
+            + ("; ".join(lost) or "every output and every input has a weight left")]
 
 
 def _verdict(state, findings):

@@ -25,8 +25,8 @@ def shown(value, most=200):
 
 
 def listed(names, most=3):
-    """Names as they appear in messages: the first ones, and how many more there are."""
-    names = sorted(names)
+    """Names or numbers as they appear in messages: the first ones, and how many more there are."""
+    names = [str(name) for name in sorted(names)]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(name if len(name) <= 80 else f"{name[:80]}..." for name in names[:most]) + more
 

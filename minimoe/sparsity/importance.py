@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import batches, model, parameters, require
+from minimoe.config import fields
 from minimoe.moe import dense, experts, losses
 from minimoe.sparsity import masks, structured
 
@@ -70,7 +71,7 @@ class Importance(NamedTuple):
         for layer, score in self.scores.items():
             if np.isnan(score).any():
                 raise ValueError(f"layer {layer}: no token of the text reached the experts "
-                                 f"{', '.join(map(str, self.unreached[layer]))}, so their importance is unknown; "
+                                 f"{fields.listed(self.unreached[layer], 8)}, so their importance is unknown; "
                                  "a larger calibration may reach them; score = 'norm' needs none")
             require.whole("n", n, 1, score.shape[-1])
             rows = score.reshape(-1, score.shape[-1])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimoe import model, parameters, require
+from minimoe.config import fields
 from minimoe.moe.routing import Tokens
 from minimoe.nn import attention, ops
 from minimoe.sparsity import calibration, masks, matrices, scores, sparsegpt
@@ -122,7 +123,7 @@ def prune_and_report(params, config, method, tokens_BS, sparsity=None, pattern=N
 
 def unreached_words(experts_of):
     """A list of one line, or of none, on experts that no calibration token reached.  experts_of: place -> numbers."""
-    places = [f"{', '.join(map(str, sorted(lost)))} of {place}" for place, lost in experts_of.items() if lost]
+    places = [f"{fields.listed(lost, 8)} of {place}" for place, lost in experts_of.items() if lost]
     return [f"no calibration token reached the experts {'; '.join(places)}"] * bool(places)
 
 

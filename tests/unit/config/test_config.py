@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minimoe import model
-from minimoe.config import PRESETS, ModelConfig, TrainConfig, preset
+from minimoe.config import PRESETS, ModelConfig, TrainConfig, fields, preset
 from minimoe.moe import capacity, losses, routers
 
 FACTS = {name: page.FACTS for name, page in routers.ROUTERS.items()}
@@ -277,3 +277,7 @@ def test_with_another_number_of_experts_a_model_keeps_its_parameters():
     (dict(n_steps=30, warmup_steps=25), 25)])
 def test_fewer_steps_than_those_of_the_preset_have_a_warm_up_of_at_most_half(train, warmup_steps):
     assert preset("tiny", train=train)[1].warmup_steps == warmup_steps
+
+
+def test_long_lists_in_messages_are_cut_in_the_order_of_numbers():
+    assert fields.listed([11, 9, 10, 2], 3) == "2, 9, 10 and 1 more" and fields.listed(["b", "a"]) == "a, b"
