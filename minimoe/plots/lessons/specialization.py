@@ -11,28 +11,28 @@ CONTROLS = (("D", palette.VERMILION, "trained"), ("|", palette.BLUE, "untrained,
 
 
 @figures.picture
-def information(trained_XL, untrained_NXL, random_XL, most_X, labels, title):
+def information(trained, untrained, random, most, labels, title):
     """What an expert tells about its tokens: one panel per layer, one row per label, a mark for each model, in nats.
 
     A vertical line in each row is the most that there is to tell.
 
     Args:
-        trained_XL, random_XL: nats of X labels in L layers.
-        untrained_NXL: the same of N untrained models.
-        most_X: nats that are possible.
+        trained, random: nats of information, [labels, layers].
+        untrained: the same of several untrained models, [models, labels, layers].
+        most: nats that are possible, per label.
         labels: names of the labels.
         title: words.
     """
     figure = figures.new_figure(8, 0.36 * len(labels) + 1.9, title, 12)
     rows = np.arange(len(labels))
-    for layer, axis in enumerate(figure.subplots(1, trained_XL.shape[1], sharey=True, squeeze=False)[0]):
-        axis.vlines(most_X, rows - 0.35, rows + 0.35, color=palette.INK, lw=1.5)
-        axis.plot(trained_XL[:, layer], rows, "D", color=palette.VERMILION, ms=7)
-        for untrained_XL in untrained_NXL:
-            axis.plot(untrained_XL[:, layer], rows + 0.15, "|", color=palette.BLUE, ms=11)
-        axis.plot(random_XL[:, layer], rows - 0.2, "x", color=palette.GRAY_66, ms=7)
+    for layer, axis in enumerate(figure.subplots(1, trained.shape[1], sharey=True, squeeze=False)[0]):
+        axis.vlines(most, rows - 0.35, rows + 0.35, color=palette.INK, lw=1.5)
+        axis.plot(trained[:, layer], rows, "D", color=palette.VERMILION, ms=7)
+        for one in untrained:
+            axis.plot(one[:, layer], rows + 0.15, "|", color=palette.BLUE, ms=11)
+        axis.plot(random[:, layer], rows - 0.2, "x", color=palette.GRAY_66, ms=7)
         figures.name_rows(axis, labels)
-        axis.set(xlim=(-0.06, 1.05 * max(most_X)), title=f"layer {layer}", xlabel="nats")
+        axis.set(xlim=(-0.06, 1.05 * max(most)), title=f"layer {layer}", xlabel="nats")
         axis.grid(axis="x", color=palette.PALE_GRID, lw=0.6)
         figures.plain(axis)
     handles = [axis.plot([], [], mark, color=shade, ms=8, label=name)[0] for mark, shade, name in CONTROLS]
