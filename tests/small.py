@@ -1,9 +1,11 @@
 """Models, steps, runs and presets that are so small that a run or a whole experiment takes a second."""
 
+import functools
 import math
 from dataclasses import replace
 
 import numpy as np
+from matplotlib import layout_engine
 
 from minimoe import cost, model
 from minimoe.config import PRESETS, ModelConfig, TrainConfig
@@ -21,6 +23,8 @@ RANDOM_DROPS = replace(MODEL, capacity_factor=1.0, eval_capacity_factor=1.0, dro
 TRAINING = TrainConfig(n_steps=6, batch=3, sequence=8, warmup_steps=2, learning_rate=0.02, eval_every=3, eval_batches=4,
                        record_every=2)
 CORPUS = data.build(corpus.clusters(length=300), 8)
+EMBEDDED = functools.cache(data.embedded_corpus)
+"""The short texts, once they are `shrink`ed."""
 
 
 def new(config=MODEL, text=CORPUS, **training):
@@ -66,12 +70,14 @@ def entry(name, total, flops, *ces, active=None, seconds=10.0, budget="steps", s
 
 
 def shrink(monkeypatch, **training):
-    """Short texts, coarse pictures, and every preset a model of width 16 that trains six steps.
+    """Short texts, coarse pictures whose words may overlap, and every preset a model of width 16 that trains six steps.
 
     What differs between presets stays.
     """
     monkeypatch.setattr(corpus, "EMBEDDED_CHARACTERS", 30_000)
+    monkeypatch.setattr(data, "embedded_corpus", EMBEDDED)
     monkeypatch.setattr(figures, "DPI", 30)
+    monkeypatch.setattr(layout_engine.ConstrainedLayoutEngine, "execute", lambda *_: None)
     narrow = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_hidden": 8, "max_sequence": 16}
     brief = {"n_steps": 6, "batch": 2, "sequence": 16, "groups": 2, "warmup_steps": 1, "eval_every": 3,
              "eval_batches": 2, "record_every": 2}

@@ -32,6 +32,7 @@ def test_the_family_of_widths_and_the_moes_around_the_main_one(quick):
     moe, dense = compared.moe, compared.dense
     F, E = moe[MAIN].d_hidden, moe[MAIN].n_experts
     assert compared.main == MAIN and list(compared.all) == DENSE + MOES
+    assert (compared.training.n_steps == 20) == quick
     assert [config.d_hidden for config in dense.values()] == [F, 2 * F, E * F // 2, E * F, 2 * E * F]
     assert {(config.n_experts, config.top_k) for config in dense.values()} == {(1, 1)}
     assert [config.n_experts for config in moe.values()] == [E // 2, E, 2 * E]
@@ -178,18 +179,20 @@ def test_the_title_says_what_is_ahead_at_equal_steps(monkeypatch):
 
 
 def test_a_comparison_is_timed_once_trained_kept_and_drawn(here, monkeypatch):
-    timed = []
+    timed, quick = [], compare.models(True, len(small.EMBEDDED().tokenizer))
+    brief = quick._replace(training=replace(quick.training, n_steps=4))
+    monkeypatch.setattr(compare, "models", lambda *_: brief)
     monkeypatch.setattr(bench, "step_seconds", lambda configs, *_, **__: (timed.append(list(configs)), SECONDS)[1])
     said = small.printed(compare.main, quick=True, seeds=1)
-    assert "20 steps compare nothing" in said and "; time: validation loss" in said
+    assert "4 steps compare nothing" in said and "; time: validation loss" in said
     kept = compare.kept("runs/compare-quick")
     assert [(e.name, e.budget) for e in kept[-4:]] == [(ACTIVE, "FLOPs"), (TOTAL, "FLOPs"), (ACTIVE, "time"),
                                                        (TOTAL, "time")]
-    state = runs.load("runs/compare-quick/dense-same-total-10-steps/seed0")  # 20 steps of 0.02 s by 0.04 s
-    assert state.step == 10 and kept[-1].ce[0] == np.float32(state.history["eval_ce"][-1])
+    state = runs.load("runs/compare-quick/dense-same-total-2-steps/seed0")  # 4 steps of 0.02 s by 0.04 s
+    assert state.step == 2 and kept[-1].ce[0] == np.float32(state.history["eval_ce"][-1])
     picture = (here / "runs/compare-quick/compare.png").read_bytes()
     monkeypatch.setattr(loop, "train", None)
-    assert small.printed(compare.main, quick=True, seeds=1).endswith(said.split("20 steps compare")[-1])
+    assert small.printed(compare.main, quick=True, seeds=1).endswith(said.split("4 steps compare")[-1])
     assert (here / "runs/compare-quick/compare.png").read_bytes() == picture
     assert timed == [DENSE + MOES]
 
