@@ -34,6 +34,7 @@ def test_a_record_by_hand():
     assert {row["part"]: tuple(row.values())[1:] for row in RECORD["parts"]} == expected
     assert RECORD["forward_flops_per_token"] == 192 + 32 + 144 + 72 + 168 + 40 + 96 == 744
     assert RECORD["forward_flops_by_scores"] == {"causal": 744, "all": 808} and RECORD["scores"] == "causal"
+    assert sum(sheet.flops_of_parts(TINY, 5).values()) == 744  # causal unless asked for more
     every = sheet.sheet("tiny", TINY, 5, MACHINE, causal=False)
     assert (every["scores"], every["forward_flops_per_token"], every["dense_twin"]["flops"]) == ("all", 808, 952 / 808)
     # one sequence: norms 40, attention 192, dense 168, router 32, experts 2 * 72, shared 72, head 40, cache 5 * 16
