@@ -104,7 +104,10 @@ def auxiliary_forward(routing, config, step=None, layer=0):
 
 
 def auxiliary_backward(dlosses, cache):
-    """The gradient of all the losses, as a RoutingGrad.  dlosses: name -> the objective's gradient with respect to it."""
+    """The gradient of all the losses, as a RoutingGrad.
+
+    dlosses: name -> gradient of the objective with respect to that loss.
+    """
     total = zero_gradient(cache.routing)._asdict()
     for name, dloss in dlosses.items():
         if dloss != 0:
