@@ -52,7 +52,8 @@ class Entry(NamedTuple):
     @property
     def level(self):
         """What tells it from others of its family, such as "50%"."""
-        return self.label.partition(", ")[2]
+        left, pattern, group = self.family.partition(":")
+        return f"{1 - int(left) / int(group):.0%}" if pattern else self.label.partition(", ")[2]
 
 
 def families(entries):

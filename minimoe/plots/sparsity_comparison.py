@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.patheffects import withStroke
 
 from minimoe.cost import quantities
 from minimoe.plots import figures, palette
@@ -41,12 +42,13 @@ def losses(families, dense, cost, title):
             aside = 7 * (place - (len(points) - 1) / 2)  # so that names of near points do not touch
             end, up, side = (point.ce.min(), -5, "top") if point.better else (point.ce.max(), 5, "bottom")
             axis.annotate(point.name, (point.cost, end), (aside, up), textcoords="offset points", ha="center", va=side,
-                          fontsize=9, color=palette.INK, fontweight="bold" if point.better else None)
+                          fontsize=9, color=palette.INK, fontweight="bold" if point.better else None,
+                          path_effects=[withStroke(linewidth=2.5, foreground=palette.WHITE)])
         axis.set_title(name, fontsize=11, fontweight="bold" if any(point.better for point in points) else None)
         axis.set_xscale("log")
         figures.name_powers(axis.xaxis, quantities.short, (1, 3))
         axis.grid(color=palette.PALE_GRID, lw=0.6)
-        axis.margins(x=0.12, y=0.1)
+        axis.margins(x=0.12, y=0.14)
         figures.plain(axis)
     for axis in axes.flat[len(families):]:
         axis.set_axis_off()

@@ -64,7 +64,7 @@ def test_sides_are_taken_only_if_all_seeds_do_and_the_answer_says_how_many_steps
     assert rows["Wanda, 50%"] == ["Wanda, 50%", "2", "1.50", "500", "csr", "3.000"] and rows["RigL, 50%"][2] == "1.00"
     words = " ".join(sparse_report.answer(ENTRIES).split())
     assert ("of as many FLOPs, or as many bytes: better in every seed: RigL (50%) worse in every seed: Wanda (50%) the "
-            "seeds do not agree: 2:4 (SparseGPT) Mind") in words
+            "seeds do not agree: 2:4 (50%) Mind") in words
     assert "of its FLOPs on the dense model before: 5 dense steps, and 10 to 10 left" in words
     assert "more steps helped" not in words  # here the smaller dense model is the worse one
     costly = [*ENTRIES[:2], entry("RigL, 50%", 200, 2.25, 2.5, n_bytes=400), *ENTRIES[3:]]
