@@ -69,15 +69,20 @@ def entry(name, total, flops, *ces, active=None, seconds=10.0, budget="steps", s
     return Entry(name, budget, steps, cost.Parameters(total, active or total, 0, 0), flops, seconds, np.array(ces))
 
 
+def coarse(monkeypatch):
+    """Pictures of few pixels, whose words may overlap: for tests that do not look at them."""
+    monkeypatch.setattr(figures, "DPI", 30)
+    monkeypatch.setattr(layout_engine.ConstrainedLayoutEngine, "execute", lambda *_: None)
+
+
 def shrink(monkeypatch, **training):
-    """Short texts, coarse pictures whose words may overlap, and every preset a model of width 16 that trains six steps.
+    """Short texts, coarse pictures, and every preset a model of width 16 that trains six steps.
 
     What differs between presets stays.
     """
+    coarse(monkeypatch)
     monkeypatch.setattr(corpus, "EMBEDDED_CHARACTERS", 30_000)
     monkeypatch.setattr(data, "embedded_corpus", EMBEDDED)
-    monkeypatch.setattr(figures, "DPI", 30)
-    monkeypatch.setattr(layout_engine.ConstrainedLayoutEngine, "execute", lambda *_: None)
     narrow = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_hidden": 8, "max_sequence": 16}
     brief = {"n_steps": 6, "batch": 2, "sequence": 16, "groups": 2, "warmup_steps": 1, "eval_every": 3,
              "eval_batches": 2, "record_every": 2}

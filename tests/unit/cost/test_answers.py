@@ -12,8 +12,8 @@ import pytest
 from minimoe import cli, cost
 from minimoe import config as configs
 from minimoe.cost import answers, measured, published
-from minimoe.plots import figures
 from minimoe.training import checkpoint, corpus, data, loop
+from tests import small
 
 ARCH = dict(vocab=10, d_model=8, n_layers=1, n_heads=2, dense_ffn_hidden=16)
 FILES = {
@@ -44,7 +44,7 @@ def run(made, monkeypatch, capsys):
     """A function that runs `cost` in that folder without changing it: status, output, errors."""
     monkeypatch.chdir(made)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(figures, "DPI", 30)
+    small.coarse(monkeypatch)
 
     def command(line):
         before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}

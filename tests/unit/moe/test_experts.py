@@ -71,17 +71,6 @@ def test_an_idle_expert_has_a_gradient_of_zeros_whatever_the_others_have(count_E
         assert not dw[np.setdiff1d(np.arange(4), busy)].any()
 
 
-def test_one_expert_is_the_dense_block_exactly():
-    rows_ND, weights = random_case()
-    one = {name: array[:1] for name, array in weights.items()}
-    out_ND, cache = experts.experts_forward(rows_ND, one, np.array([9]))
-    dense_ND, dense_cache = ops.swiglu_forward(rows_ND, *(array[0] for array in one.values()))
-    drows_ND, dweights = experts.experts_backward(out_ND, cache)
-    dense = ops.swiglu_backward(out_ND, dense_cache)
-    cases.assert_equal({"out": out_ND, "x": drows_ND} | {name: dw[0] for name, dw in dweights.items()},
-                       {"out": dense_ND} | dict(zip(("x", *cases.EXPERTS), dense, strict=True)))
-
-
 @pytest.mark.parametrize(("n_slots", "expected"), [(None, []), (0, []), (1, [1] * 4)])
 def test_no_rows_give_no_output_and_zero_gradients(n_slots, expected, computed):
     """Without a limit the busiest of idle experts has 0 slots."""

@@ -78,13 +78,6 @@ def test_a_token_sees_its_whole_sequence_in_any_order_and_no_other_sequence():
     assert (changed_TD[:4] != y_TD[:4]).all() and (changed_TD[5:] == y_TD[5:]).all()
 
 
-def test_a_scale_of_0_mixes_all_tokens_evenly():
-    tokens = cases.lengths(5)
-    x_TD, weights = random_layer(tokens)
-    mean_D = np.mean([cases.expert(x_TD.mean(axis=0), weights, e) for e in range(3)], axis=0)
-    np.testing.assert_allclose(forward(x_TD, weights | {"scale_1": np.zeros(1)}, tokens), [mean_D] * 5, rtol=1e-12)
-
-
 def test_a_token_of_zeros_gives_finite_numbers():
     tokens = cases.lengths(4)
     x_TD, weights = random_layer(tokens)

@@ -43,8 +43,9 @@ def test_a_picture_is_a_png_of_the_same_bytes_and_if_it_cannot_be_written_the_on
     assert path.read_bytes() == before and before.startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_style_of_a_user_changes_no_byte_and_stays_the_users(tmp_path):
+def test_the_style_of_a_user_changes_no_byte_and_stays_the_users(tmp_path, monkeypatch):
     """`text.usetex` would need TeX."""
+    monkeypatch.setattr(figures, "DPI", 60)
     style = {"font.size": 22, "text.usetex": True, "font.sans-serif": ["DejaVu Serif"], "savefig.transparent": True}
     for folder, settings in (("plain", {}), ("styled", style)):
         with matplotlib.rc_context(settings):

@@ -35,7 +35,7 @@ def signaled(*steps):
 def test_a_resumed_run_is_the_run_itself_bit_for_bit(tmp_path, config, more):
     """Of every router, each of which learns something: at first the loss is about log 32 = 3.47 nats."""
     path = tmp_path / "checkpoint.npz"
-    straight = loop.train(small.new(config, n_steps=10, **more), small.CORPUS,
+    straight = loop.train(small.new(config, n_steps=10, eval_every=5, **more), small.CORPUS,
                           on_step=lambda state: state.step == 5 and checkpoint.save(path, state))
     resumed = checkpoint.load(path)
     assert resumed.step == 5
