@@ -92,12 +92,6 @@ def test_mutual_information_by_hand_and_both_ways(counts, information):
     assert telemetry.mutual_information(np.array(counts).T) == pytest.approx(information, abs=1e-15)
 
 
-def test_experts_that_ignore_the_label_have_no_information_on_average():
-    """The sum alone would have a mean of about 7 * 3 / (2 * 200) = 0.05; the mean of 400 draws is known to 0.001."""
-    draws = np.random.default_rng(0).multinomial(200, np.full(32, 1 / 32), size=400).reshape(-1, 8, 4)
-    assert abs(np.mean([telemetry.mutual_information(counts) for counts in draws])) < 0.004
-
-
 def test_first_choices_and_chosen_experts_count_whether_they_were_kept_or_not():
     r = cases.routed([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.5, 0.2, 0.3]], 2, [True, False, True], limit=0.5)
     assert not r.kept_A.all()

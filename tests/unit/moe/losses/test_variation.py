@@ -28,12 +28,12 @@ def chances(chance_TE, mask_T=None):
     return replace(cases.routed(chance_TE, mask=mask_T), chance_TE=np.array(chance_TE))
 
 
-def noisy(n_tokens=11, top_k=2, scale=1.0):
-    """The noisy router's output for random tokens, some of them padding."""
+def noisy(top_k=2):
+    """The noisy router's output for random tokens, one of them padding."""
     rng, config = np.random.default_rng(0), replace(NOISY, top_k=top_k)
-    weights = {name: scale * rng.normal(size=w.shape) for name, w in noisy_topk.weights(config, 1.0).items()}
-    tokens = Tokens.anonymous(np.arange(n_tokens) % 6 != 5)
-    return noisy_topk.forward(rng.normal(size=(n_tokens, 4)), weights, config, tokens, training=True, rng=rng)[0]
+    weights = {name: rng.normal(size=w.shape) for name, w in noisy_topk.weights(config, 1.0).items()}
+    tokens = Tokens.anonymous(np.arange(11) != 5)
+    return noisy_topk.forward(rng.normal(size=(11, 4)), weights, config, tokens, training=True, rng=rng)[0]
 
 
 def test_variation_and_its_slope_by_hand():
@@ -104,14 +104,6 @@ def test_load_is_even_when_all_experts_are_chosen_and_its_gradient_is_right():
     r = noisy()
     cases.assert_gradient(lambda chance_TE: losses.load_forward(replace(r, chance_TE=chance_TE)), losses.load_backward,
                           chance_TE=r.chance_TE)
-
-
-def test_the_expected_loads_add_up_to_k_experts_per_token_only_on_average():
-    """Each chance is that of drawing one expert's noise again while the others keep theirs, not that of one draw."""
-    r = noisy(n_tokens=600, scale=0.5)
-    total, expected = r.chance_TE[r.mask_T].sum(), 2 * r.mask_T.sum()
-    np.testing.assert_allclose(total, expected, rtol=0.05)
-    assert abs(total - expected) > 1e-3
 
 
 def test_a_router_without_noise_has_no_expected_load():

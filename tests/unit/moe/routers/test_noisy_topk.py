@@ -98,17 +98,6 @@ def test_the_chance_is_how_often_a_new_draw_of_one_experts_noise_is_among_the_be
     assert (np.abs(seen_TE - r.chance_TE) <= 4 * np.sqrt(r.chance_TE * (1 - r.chance_TE) / n) + 1 / n).all()
 
 
-def test_over_all_noise_the_mean_chance_is_how_often_an_expert_is_chosen():
-    """So the load that the chances add up to is the expected load."""
-    n, (clean_TE, spread_TE, _) = 4000, random_case(2)
-    noisy_TE = clean_TE[0] + spread_TE[0] * np.random.default_rng(2).standard_normal((n, 5))
-    expert_TK = np.argsort(-noisy_TE, axis=1)[:, :2]
-    chance_TE, _ = noisy_topk.chance_forward(*(np.tile(row_E, (n, 1)) for row_E in (clean_TE[0], spread_TE[0])),
-                                             noisy_TE, expert_TK)
-    gap_TE = chance_TE - (expert_TK[:, :, None] == np.arange(5)).any(axis=1)
-    assert (np.abs(gap_TE.mean(axis=0)) <= 4 * gap_TE.std(axis=0) / math.sqrt(n)).all()
-
-
 def test_chances_are_counted_if_a_load_loss_asks_for_them_and_are_one_with_all_experts_chosen():
     assert by_hand(load_coef=0.0).chance_TE is None
     assert by_hand(load_coef=0.1).chance_TE.shape == (1, 3)
