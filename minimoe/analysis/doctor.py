@@ -137,4 +137,4 @@ def _verdict(state, findings):
     but = f"; nothing to judge {', '.join(unknown)} by" if unknown else ""
     early = state.step < (1 - symptoms.LATE) * state.train_config.n_steps or state.step < FEW_STEPS
     health = "but it is too early to call the routers healthy" if early else "the routers of this run look healthy"
-    return f"No alarm: {health}{but}."
+    return f"No alarm{', ' if early else ': '}{health}{but}."

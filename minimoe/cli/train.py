@@ -32,7 +32,7 @@ def add_train(subparsers):
 def run_train(options):
     """Train one model, or resume one."""
     from minimoe.config import describe
-    from minimoe.training import checkpoint, record
+    from minimoe.training import checkpoint
     path = checkpoint_path(options.run)
     if options.resume:
         state, text = _resume(path, options)
@@ -54,10 +54,7 @@ def run_train(options):
     go_on(state, text, options.run, options.threads, again)
     terminal.say(terminal.fill(
         f"validation loss {state.history['eval_ce'][-1]:.4f} nats per token; saved in {path}", hanging="  "))
-    terminal.say(record.describe_routers(state.history, state.model_config.moe_layers))
-    if state.masks:
-        terminal.say(terminal.fill(_masks_now(state), hanging="  "))
-    for line in _what_next(state.model_config, text, options.run):
+    for line in (*_what_came_out(state), *_what_next(state.model_config, text, options.run)):
         terminal.say(line)
 
 
@@ -98,13 +95,22 @@ def go_on(state, text, run, threads, again):
         raise KeyboardInterrupt(f"{error}; saved in {path}; resume it with:", again) from error
 
 
+def _what_came_out(state):
+    """What the routers did, if they had a choice, and where the weights of a sparse model are."""
+    from minimoe.training import record
+    if state.model_config.n_experts > 1:
+        yield record.describe_routers(state.history, state.model_config.moe_layers)
+    if state.masks:
+        yield terminal.fill(_masks_now(state), hanging="  ")
+
+
 def _what_next(config, text, run):
     """Commands that use a trained run, as far as this model supports them."""
     from minimoe.generation import sampling
     if sampling.causal(config):
         capacity = ["--dropless"] * (config.eval_capacity_factor is not None)
         yield f"write with it:\n  {terminal.command('generate', '--run', run, *capacity)}"
-    if config.moe_layers:
+    if config.moe_layers and config.n_experts > 1:
         yield f"look inside:\n  {terminal.command('route', _words_of(text), '--run', run)}"
         yield f"is it healthy?\n  {terminal.command('doctor', run)}"
 

@@ -38,12 +38,13 @@ def test_a_sparse_run_tells_how_often_its_masks_change_and_how_many_weights_have
 @pytest.mark.parametrize(("options", "expected"), [
     ("--text words.txt --run 'my run'", "generate route doctor"),
     ("--router expert_choice", "route doctor"), ("--router soft", ""),
-    ("--router gshard --eval-capacity-factor 1", "generate route doctor")])
+    ("--router gshard --eval-capacity-factor 1", "generate route doctor"), ("--n-experts 1 --top-k 1", "generate")])
 def test_the_commands_that_train_prints_work(run, options, expected):
     source = "" if "--text" in options else "--clusters"
     _, out, _ = run(f"train --preset tiny --n-steps 1 --eval-batches 1 {source} {options}")
     commands = re.findall(r"python -m minimoe (.*)", out)
     assert [command.split()[0] for command in commands] == expected.split()
+    assert ("layer 0: entropy" in out) == ("doctor" in expected)  # a dense model has no router to describe
     for command in commands:
         status, out, err = run(command)
         assert (status, err) == (0, "") and out
