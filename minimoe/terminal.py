@@ -7,6 +7,7 @@ with its first columns repeated, so that no number is broken.
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -35,8 +36,13 @@ def _in_notebook():
     return module is not None and module.IPKernelApp.initialized()
 
 
+def is_shown():
+    """Whether standard output is a terminal, read as it comes."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def _real_width():
-    return shutil.get_terminal_size((80, 24)).columns if sys.stdout is not None and sys.stdout.isatty() else 80
+    return shutil.get_terminal_size((80, 24)).columns if is_shown() else 80
 
 
 def printable(text, stream=None):
@@ -99,6 +105,27 @@ def _wrapped(line, indent, hanging):
     whole = re.sub("`[^`]*`", lambda quote: quote[0].replace(" ", "\0"), line)
     return textwrap.fill(whole, width(), initial_indent=indent, subsequent_indent=hanging, break_on_hyphens=False,
                          break_long_words=False, expand_tabs=False, replace_whitespace=False).replace("\0", " ")
+
+
+def wrapped(pieces):
+    """The pieces of a text as they come, word by word: where a word has no room, a line break replaces the gap before.
+
+    A gap at the start of a line stays, so that code keeps its indentation.
+    """
+    used, gap, word = 0, "", ""
+    for character in itertools.chain(itertools.chain.from_iterable(map(printable, pieces)), [""]):  # "" ends a word
+        if character and not character.isspace():
+            word += character
+            continue
+        if word:
+            fits = used == 0 or used + columns(gap + word) <= width()
+            yield gap + word if fits else f"\n{word}"
+            used, gap, word = (used + columns(gap) if fits else 0) + columns(word), "", ""
+        if character == "\n":
+            yield character
+            used, gap = 0, ""
+        else:
+            gap += character
 
 
 def table(rows, left=(0,), repeat=1):

@@ -3,14 +3,18 @@
 from itertools import groupby
 
 from minimoe import terminal
+from minimoe.moe import telemetry
 from minimoe.plots import palette
+
+ALL_KEPT = f" ({telemetry.NO_LIMIT}: all are kept)"
+"""In the head of a ledger, instead of the same words in every row."""
 
 
 def colored(text, experts, colors=None):
-    """The text with each character in the color of its expert; without colors, the experts' numbers are below it.
+    """The text with the experts' numbers below it, and each character in the color of its expert.
 
-    experts: the expert of each character, -1 for none.  colors: see `terminal.color_system`.  Lines that are too long
-    for the terminal are broken, a tab becomes a space, and characters that the terminal cannot show, or would draw over
+    experts: the expert of each character, -1 for none.  colors: see `terminal.color_system`; None for none.  Lines that are
+    too long for the terminal are broken, a tab becomes a space, and characters that the terminal cannot show, or would draw over
     the one before, are escaped.
     """
     shown, start = [], 0
@@ -32,10 +36,12 @@ def legend(n_experts, colors=None):
 
 def ledger(rows, text):
     """The ledger as a table: layer, token, its experts with their gates, and whether and why each kept it."""
-    cells = [("layer", "token", "", "expert: gate, kept or dropped and why")]
+    limited = any(row.why != telemetry.NO_LIMIT for row in rows)
+    cells = [("layer", "token", "", f"expert: gate{', kept or dropped and why' if limited else ALL_KEPT}")]
     room = terminal.width() - len("layer  token  '\\n'  ")
     for (layer, token), group in groupby(rows, key=lambda row: (row.layer, row.token)):
-        choices = [f"{r.expert}: {r.gate:.2f} {'kept' if r.kept else 'DROPPED'} ({r.why})" for r in group]
+        choices = [f"{r.expert}: {r.gate:.2f}" + f" {'kept' if r.kept else 'DROPPED'} ({r.why})" * limited
+                   for r in group]
         lines = ["   ".join(line) for line in _packed(choices, room, gap=3)]
         cells.append((layer, token, repr(text[token]), "\n".join(lines)))
     return terminal.table(cells, left=(2, 3))
@@ -61,14 +67,14 @@ def _packed(words, room, gap=0, length=len):
 
 
 def _painted(pairs, colors):
-    """Lines of text from pairs of characters and expert: one with colors, two without."""
+    """Two lines from pairs of characters and expert: the text, in color if there are colors, and the numbers."""
+    numbers = "".join(_digit(e).ljust(terminal.columns(characters)) for characters, e in pairs).rstrip()
     if colors is None:
-        return ["".join(characters for characters, _ in pairs),
-                "".join(_digit(e).ljust(terminal.columns(characters)) for characters, e in pairs).rstrip()]
+        return ["".join(characters for characters, _ in pairs), numbers]
     from rich.text import Text
     styles = [f"{palette.ink(e)} on {palette.color(e)}" if e >= 0 else "" for _, e in pairs]
     line = Text.assemble(*((characters, style) for (characters, _), style in zip(pairs, styles, strict=True)))
-    return [terminal.rendered(line, colors)]
+    return [terminal.rendered(line, colors), numbers]
 
 
 def _digit(expert):

@@ -40,6 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """Refuse unknown arguments here, where the command and its options are known."""
+        self._words = sys.argv[1:] if args is None else list(args)
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
@@ -52,6 +53,9 @@ class _Parser(argparse.ArgumentParser):
             return
         near, known = arguments.nearest(value, action.choices), ", ".join(action.choices)
         if action.metavar == "COMMAND":
+            before = self._words[self._words.index(value) - 1] if value in self._words[1:] else ""
+            if before.startswith("-") and before not in self._option_string_actions:  # the word is its value
+                self.error(f"there is no option {before}{arguments.nearest(before, self._option_string_actions)}")
             self.error(f"there is no command {value!r}{near or f'; there are {known}'}")
         raise argparse.ArgumentError(action, f"invalid choice: {value!r}: must be one of {known}{near}")
 

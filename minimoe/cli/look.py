@@ -1,5 +1,6 @@
 """Commands that examine a trained run: the text that it generates, its routing, and whether it is healthy."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,9 +41,9 @@ def run_generate(options):
     config = replace(config, eval_capacity_factor=None) if options.dropless else config
     tokens = sampling.stream(state.params, config, prompt_S, options.n_tokens, options.temperature,
                              options.likeliest, options.top_p, options.seed)
-    terminal.say(prompt, end="")
-    for token in tokens:
-        terminal.say(state.tokenizer.decode([token]), end="")
+    pieces = itertools.chain([prompt], (state.tokenizer.decode([token]) for token in tokens))
+    for piece in terminal.wrapped(pieces) if terminal.is_shown() else pieces:
+        terminal.say(piece, end="")
     terminal.say()
 
 
@@ -103,8 +104,6 @@ def run_route(options):
     _, routings = model.forward(state.params, state.tokenizer.encode(text)[None], config)
     shown = {layer: routing for layer, routing in zip(config.moe_layers, routings, strict=True) if layer in layers}
     colors = terminal.color_system(options.color)
-    if config.top_k != state.model_config.top_k:
-        terminal.say(f"{_experts(config)} per token, trained with {state.model_config.top_k}")
     print(route.legend(config.n_experts, colors))  # not `say`: colors are escapes
     for layer, routing in shown.items():
         terminal.say(f"\nlayer {layer}, first choice of each character:")

@@ -179,8 +179,9 @@ def load(options, how="with --run"):
         ways = "`python -m minimoe` or `python -m minimoe train`"
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
         shipped = ships()
-        way_out = (f"there are {', '.join(found[:6])}{more}: choose {how}" if found
-                   else f"make one with {ways}" + f", or use {shipped}, which ships with the lessons" * bool(shipped))
+        ours = f"{shipped}, which ships with the lessons"
+        way_out = (f"there are {', '.join(found[:6])}{more}{f', and {ours}' * bool(shipped)}: choose {how}" if found
+                   else f"make one with {ways}" + f", or use {ours}" * bool(shipped))
         raise ValueError(f"there is no trained run in {options.run} (no {path.name}); {way_out}")
     state = checkpoint.load(path)
     if not state.finished:

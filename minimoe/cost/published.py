@@ -5,6 +5,7 @@ It describes what a model is made of, not how large it is: numbers of parameters
 
 import functools
 import json
+import re
 from importlib import resources
 
 from minimoe.cost import architecture, model_files, parts
@@ -20,11 +21,17 @@ def models():
 
 
 def find(key):
-    """The Model of a key.  Raises ValueError with all keys, and the most similar one, if there is none."""
+    """The Model of a key.  Raises ValueError with the most similar key, or with all keys if none is similar."""
     table = models()
-    architecture.check(key in table, "model", key, f"must be one of {', '.join(table)}"
-                       f"{architecture.did_you_mean(key, table)}")
+    named = [known for known in table if _without_numbers(known) != _without_numbers(key)]  # gpt-2 is no gpt-4
+    near = architecture.did_you_mean(key, named)
+    architecture.check(key in table, "model", key, f"is not in the table{near} (`cost --list` shows it)" if near else
+                       f"must be one of {', '.join(table)}")
     return table[key]
+
+
+def _without_numbers(key):
+    return re.sub(r"\d", "", str(key).lower())
 
 
 def counts(model):

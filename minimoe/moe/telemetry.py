@@ -161,6 +161,10 @@ def first_choice(routing):
     return expert_T
 
 
+NO_LIMIT = "no limit"
+"""Why an assignment is kept where experts have no capacity."""
+
+
 def ledger(routings, layers=None):
     """Every assignment of a batch as one row to print, token by token, layer by layer.
 
@@ -177,5 +181,5 @@ def ledger(routings, layers=None):
 
 def _why(slot, kept, capacity):
     if capacity is None:
-        return "no limit"
+        return NO_LIMIT
     return f"place {slot + 1} of {capacity}" if kept else f"place {slot + 1}, room for {capacity}"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimoe.analysis import route
-from minimoe.moe.telemetry import LedgerRow
+from minimoe.moe.telemetry import NO_LIMIT, LedgerRow
 from minimoe.plots import palette
 
 
@@ -31,7 +31,6 @@ def test_numbers_stand_under_their_characters_by_hand():
     assert route.colored("日" * 31, [1] * 31).split("\n") == ["日" * 30, ("1 " * 30).rstrip(), "日", "1"]
     # a line that is too long is broken with its numbers
     assert route.colored("x" * 61, [1] * 60 + [2]).split("\n") == ["x" * 60, "1" * 60, "x", "2"]
-    assert unpainted(route.colored("x" * 61, [1] * 61, "truecolor")).split("\n") == ["x" * 60, "x"]
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
@@ -39,9 +38,9 @@ def test_numbers_stand_under_their_characters_by_hand():
                         max_size=60), min_size=1, max_size=5))
 def test_the_text_is_whole_with_and_without_colors(lines):
     text = "\n".join(lines).replace("\xa0", " ")
-    plain = route.colored(text, range(len(text))).split("\n")
+    plain, painted = (route.colored(text, range(len(text)), colors).split("\n") for colors in (None, "truecolor"))
     assert "\n".join(plain[::2]) == text and list(map(len, plain[1::2])) == list(map(len, plain[::2]))
-    assert unpainted(route.colored(text, range(len(text)), "truecolor")) == text
+    assert list(map(unpainted, painted)) == plain  # the numbers are there in color too
 
 
 @pytest.mark.parametrize("expert", [0, 4, 9])
@@ -50,7 +49,7 @@ def test_each_character_has_the_color_and_the_ink_of_its_expert(expert):
     ink, ground = re.findall(r"\x1b\[38;2;([\d;]+);48;2;(\d+;\d+;\d+)m", painted)[1]
     assert palette.color(expert) == "#" + "".join(f"{int(part):02X}" for part in ground.split(";"))
     assert ink == {"#000000": "0;0;0", "#ffffff": "255;255;255"}[palette.ink(expert)]
-    assert painted.endswith("my\x1b[0mz")
+    assert painted.split("\n")[0].endswith("my\x1b[0mz")
 
 
 @pytest.mark.parametrize("colors", [None, "truecolor"])
@@ -82,3 +81,7 @@ def test_the_ledger_by_hand():
         r"    1      1  '\n'  2: 0.50 kept (12)",
         "                    3: 0.50 kept (123456)",
     ]
+    unlimited = [row._replace(why=NO_LIMIT) for row in rows if row.kept]  # said once
+    assert route.ledger(unlimited, "a\n").split("\n")[::2] == [
+        "layer  token        expert: gate (no limit: all are kept)", "    0      0  'a'   3: 0.71   1: 0.29",
+        r"    1      1  '\n'  2: 0.50   3: 0.50"]
