@@ -13,9 +13,9 @@ ALL_KEPT = f" ({telemetry.NO_LIMIT}: all are kept)"
 def colored(text, experts, colors=None):
     """The text with the experts' numbers below it, and each character in the color of its expert.
 
-    experts: the expert of each character, -1 for none.  colors: see `terminal.color_system`; None for none.  Lines that are
-    too long for the terminal are broken, a tab becomes a space, and characters that the terminal cannot show, or would draw over
-    the one before, are escaped.
+    experts: the expert of each character, -1 for none.  colors: see `terminal.color_system`; None for none.  Lines that
+    are too long for the terminal are broken, a tab becomes a space, and characters that the terminal cannot show, or
+    would draw over the one before, are escaped.
     """
     shown, start = [], 0
     for line in text.split("\n"):

@@ -40,9 +40,9 @@ BATCHES = (1, 4, 16, 64, 256)
 """Batch sizes that tables show."""
 
 MACHINES = {
-    "h100": Machine("NVIDIA H100 SXM, its data sheet, products in 16 bits", 3.35e12, 989.4e12, 80e9, 450e9, 64e9),
-    "a100": Machine("NVIDIA A100 SXM 80 GB, its data sheet, products in 16 bits", 2.039e12, 312e12, 80e9, 300e9, 32e9),
-    "rtx4090": Machine("NVIDIA GeForce RTX 4090, Ada white paper, products in 16 bits; PCIe 4.0 x16", 1.008e12,
+    "h100": Machine("NVIDIA H100 SXM (data sheet, products in 16 bits)", 3.35e12, 989.4e12, 80e9, 450e9, 64e9),
+    "a100": Machine("NVIDIA A100 SXM 80 GB (data sheet, products in 16 bits)", 2.039e12, 312e12, 80e9, 300e9, 32e9),
+    "rtx4090": Machine("NVIDIA GeForce RTX 4090 (Ada white paper, products in 16 bits; PCIe 4.0 x16)", 1.008e12,
                        165.2e12, 24e9, 32e9, 32e9),
     "ddr5": Machine("two channels of DDR5-5600 (2 x 8 bytes x 5.6e9/s), 8 cores of 64 float32 FLOPs per cycle at 4 GHz",
                     89.6e9, 2.048e12, 64e9, 16e9, 7e9),

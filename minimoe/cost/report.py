@@ -6,6 +6,10 @@ from minimoe.cost import quantities
 BOUND = {"bytes": "memory", "FLOPs": "compute"}
 """What a step is bound by: value in a record -> words."""
 
+COUNTED = {"all embeddings": "all embeddings", "without the input embedding": "all but the input embedding",
+           "no embeddings": "no embeddings"}
+"""What a publisher's count of active parameters counts: convention -> words."""
+
 NO_DECODING = "it cannot generate token by token: its router needs the tokens to come"
 
 AGAIN = 1.1
@@ -41,9 +45,11 @@ def brief_words(sheet):
              f"weights: {quantities.short(sheet['memory']['weights_as_said'], 'B')} in {form}", cache_words(sheet)]
     if sheet["decode"]:
         first = sheet["decode"][0]
-        lines.append(f"decoding, batch size {first['batch_size']}: {1e3 * first['seconds']:.3g} ms per token at best, "
-                     f"{BOUND[first['bound_by']]}-bound, on {sheet['machine']['words']}"
-                     + ", whose memory cannot hold it" * (_held(first, sheet) > 1))
+        room = quantities.short(sheet["machine"]["memory"], "B")
+        lines.append(f"decoding, batch size {first['batch_size']}, {sheet['context']:,} tokens of context: "
+                     f"{1e3 * first['seconds']:.3g} ms per token at best, {BOUND[first['bound_by']]}-bound; computed "
+                     f"for {sheet['machine']['words']}"
+                     + f", whose {room} cannot hold its weights and KV cache" * (_held(first, sheet) > 1))
     else:
         lines.append(NO_DECODING)
     return terminal.fill("\n".join(lines), hanging="  ")
@@ -64,8 +70,7 @@ def published_words(printed):
         return ""
     active = f"active {printed['active']}"
     if printed["here"] is not None:
-        with_ = "with " if printed["convention"] == "all embeddings" else ""
-        active = f"{active} ({with_}{printed['convention']}; here {printed['here']:,})".replace(") (", "; ")
+        active += f", which counts {COUNTED[printed['convention']]} ({printed['here']:,} here)"
     counts = [printed["total"], active if printed["active"] else None]
     return "\n" + terminal.fill(f"published: {', '.join(filter(None, counts))}, source: {printed['source']}")
 
@@ -211,9 +216,9 @@ def saved_words(sheet):
     return terminal.fill(
         f"What is saved{' without the masks' * ('sparse' in sheet)}: {twin['active_share']:.0%} of the parameters are "
         f"active. Compared with a dense model of equal size, its routed experts take {twin['expert_flops']:.1f} times "
-        f"fewer FLOPs and the whole model {twin['flops']:.1f} times fewer, in training and in prefill. {decoding}Its "
-        "weights take as much memory as those of the dense model: nothing is saved there. How its quality compares "
-        "with that dense model is a different question (`compare`).")
+        f"fewer FLOPs and the whole model {twin['flops']:.1f} times fewer, in training and in prefill. {decoding}The "
+        "MoE's weights take as much memory as those of the dense model: nothing is saved there. How the quality of the "
+        "two compares is a different question (`compare`).")
 
 
 def counted_table(counted):

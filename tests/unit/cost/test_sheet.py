@@ -137,15 +137,16 @@ def test_the_report_has_the_numbers_of_the_record():
     # Kaplan counts 6 * 12,617,781,248, ours 6 * (12,617,781,248 - 266,240 + 131,072,000) + 12 * 32 * 4096 * 1024
     for words in ("27.6%", "93.4 GB", "training: 747 GB in float32", "KV cache: 131 kB per token, 134 MB per sequence "
                   "of 1,024 tokens", "on NVIDIA H100 SXM", "sequences of 1,024 tokens, bf16, at", " 5.5 ", "published: "
-                  "46.7B (paper 47B), active 12.9B (paper 13B; with all embeddings; here 12,879,925,248), source: Mix",
+                  "46.7B (paper 47B), active 12.9B (paper 13B), which counts all embeddings (12,879,925,248 here)",
                   "28% of the parameters are active", "take 4.0 times fewer", "memory-bound at every batch size",
                   "3.6 at batch size 1, ", "75.7 G 0.969 arXiv:2001.08361"):
         assert words in text, words
     # 12 of 24 layers keep 128 tokens: 12 * 2,048 bytes per token, 1,024 times and 128 times: 25.2 + 3.1 MB
     short = " ".join(report.report(of_published("mixtral-8x7b")).split())
-    # 93.4 GB and 134 MB are more than its 80 GB; 12.75e9 weights of 2 bytes at 3.35e12 bytes/s are 7.6 ms
+    # 93.4 GB and 134 MB are more than its 80 GB; 2 * 12,748,853,248 + 134e6 bytes at 3.35e12 bytes/s take 7.65 ms
     for words in ("weights: 93.4 GB in bf16 KV cache: 131 kB per token, 134 MB per sequence of 1,024 tokens decoding, "
-                  "batch size 1: 7.6", " ms per token at best, memory-bound, on NVIDIA H100 SXM", "cannot hold it"):
+                  "batch size 1, 1,024 tokens of context: 7.65 ms per token at best, memory-bound; computed for NVIDIA "
+                  "H100", "whose 80 GB cannot hold its weights and KV cache", "The MoE's weights take as much"):
         assert words in short, words
     text = " ".join(report.report(of_published("gpt-oss-20b"), detail=True).split())
     assert "KV cache: 24.6 kB per further token, 28.3 MB per sequence of 1,024 tokens" in text
