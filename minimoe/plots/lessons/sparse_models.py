@@ -98,7 +98,8 @@ def twins(parameters, work, title):
     shown = [part for part in palette.PARTS if part in seen]
     style = dict(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1)
     left.legend(handles[:2], labels[:2], ncols=2, **style)
-    right.legend([seen[part] for part in shown], shown, ncols=3, handlelength=1, **style)
+    words = [{"dense": "dense FFN"}.get(part, part) for part in shown]
+    right.legend([seen[part] for part in shown], words, ncols=3, handlelength=1, **style)
     for axis in (left, right):
         figures.plain(axis)
     return figure
