@@ -3,7 +3,13 @@
 A file is {"models": [...]}, such a list, or one record: {"name": "mine", "arch": {"vocab": 32000, ...}}.  The keys of
 "arch" are the fields of `Architecture`, and those of its "mla" are the fields of `Latent`; only the values documented
 there are allowed, and null leaves a key at its default.  Records can have additional keys, such as "source", which are
-not read.  A file can also be the `config.json` of a Hugging Face model, which `huggingface` reads.
+not read.  A file can also be the `config.json` of a Hugging Face model, which `huggingface` reads.  Llama 3, with
+8,030,261,248 parameters:
+
+    {"name": "Llama-3-8B", "arch": {"vocab": 128256, "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8,
+                                    "dense_ffn_hidden": 14336}}
+
+`published.json` has an example of almost every key.
 """
 
 import json
