@@ -48,7 +48,7 @@ def test_twins_and_dots():
     assert sorted(bar.get_bbox().bounds[::2] for bar in left.patches) == [(0, 1), (0, 4), (1, 3), (4, 0)]
     assert {to_hex(bar.get_facecolor()).upper(): bar.get_bbox().bounds[::2] for bar in right.patches} == {
         palette.PARTS["experts"]: (0, 2), palette.PARTS["head"]: (2, 1), palette.PARTS["dense"]: (0, 8)}
-    assert words(right.get_legend().get_texts()) == ["experts", "dense", "head"]
+    assert words(right.get_legend().get_texts()) == ["experts", "dense FFN", "head"]
     [axis] = drawn("dots")  # a line joins the outermost
     assert [segment[:, 0].tolist() for segment in axis.collections[0].get_segments()] == [[1, 3], [1, 2], [4, 4]]
     with pytest.raises(ValueError, match="series = 4: must be 1 to 3"):
