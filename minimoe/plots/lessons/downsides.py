@@ -14,7 +14,7 @@ SIZES = {"s": 12, "D": 7.5, "o": 12}
 
 @figures.picture
 def step_memory(held, title):
-    """What a training step keeps in memory: one bar per model, one piece per kind, in MiB.
+    """What a training step keeps in memory: one bar per model, one piece per kind, in MB.
 
     Args:
         held: name of a model -> kind -> bytes.
@@ -23,12 +23,12 @@ def step_memory(held, title):
     figure = figures.new_figure(7.8, 0.42 * len(held) + 1.5)
     axis, left = figure.subplots(), np.zeros(len(held))
     for i, kind in enumerate(next(iter(held.values()))):
-        size = np.array([of_model[kind] for of_model in held.values()]) / 2**20
+        size = np.array([of_model[kind] for of_model in held.values()]) / 1e6
         bars = axis.barh(range(len(held)), size, left=left, color=palette.color(i), ec="white", label=kind)
         axis.bar_label(bars, fmt="%.1f", label_type="center", fontsize=9, color=palette.ink(i))
         left += size
     figures.name_rows(axis, list(held), [f"{size:.1f}" for size in left])
-    axis.set(xlabel="memory of a training step (MiB)", title=title)
+    axis.set(xlabel="kept during a training step (MB)", title=title)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figures.plain(axis)
     return figure

@@ -58,7 +58,7 @@ def speeds(batches, models, title):
     for (name, (speed, fits)), (shade, mark) in zip(models.items(), looks, strict=True):
         _draw_fitting(above, batches, speed, fits, shade, mark, name)
     above.plot([], [], "--", color=palette.INK, label="does not fit into the memory")
-    above.set(yscale="log", ylabel="tokens per second, whole batch", title=title)
+    above.set(yscale="log", ylabel="tokens per second, whole batch,\nat best (computed, not measured)", title=title)
     above.legend(frameon=False, loc="upper left")
     (moe, moe_fits), (large, large_fits) = list(models.values())[1:]
     times = np.asarray(moe) / np.asarray(large)
@@ -89,7 +89,7 @@ def travel_times(links, experts, title):
 
     Args:
         links: words -> slope; one line each.
-        experts: name -> width; they lie on the first line.
+        experts: name -> width; a mark on each line, its name on the first.
         title: words.
     """
     figure = figures.new_figure(7.5, 3.8)
@@ -97,8 +97,9 @@ def travel_times(links, experts, title):
     for (words, slope), (shade, line) in zip(links.items(), LINKS, strict=False):
         axis.plot(ends, slope / ends, line, color=shade, lw=2, label=words)
     for name, width in experts.items():
+        for slope, (shade, _) in zip(links.values(), LINKS, strict=False):
+            axis.plot(width, slope / width, "o", color=shade, ms=7)
         place = width, next(iter(links.values())) / width
-        axis.plot(*place, "o", color=LINKS[0][0], ms=7)
         axis.annotate(f"{name}, {width:,}", place, (5, 3), fontsize=9, textcoords="offset points", color=palette.INK)
     axis.axhline(1, color=palette.LIMIT, ls=":")
     axis.set(title=title, xlabel="width F of one expert (numbers)", ylabel="time to travel /\ntime to compute",

@@ -8,6 +8,9 @@ from minimoe.plots import figures, palette
 BLOCK = 0.12
 """Width of an expert's block, where layers are 1 apart."""
 
+OFTEN = 2
+"""A stream this many times as wide as independent choices would make it says that one layer depends on the other."""
+
 STEPS = np.linspace(0, 1, 25)
 RISE = STEPS ** 2 * (3 - 2 * STEPS)  # flat at both ends
 
@@ -16,7 +19,8 @@ RISE = STEPS ** 2 * (3 - 2 * STEPS)  # flat at both ends
 def alluvial(paths, n_experts, title):
     """Streams of tokens from layer to layer, one panel per model.
 
-    An expert is a block as high as its share of the tokens; a stream has the color of the expert that it leaves.
+    An expert is a block as high as its share of the tokens.  A stream has the color of the expert that it leaves if it
+    is at least OFTEN times as wide as with layers that choose independently, and is gray otherwise.
 
     Args:
         paths: heading of a panel -> the expert of each token in each layer, whole numbers [L, T].
@@ -55,9 +59,11 @@ def streams(before_T, after_T, n_experts):
 def _draw_streams(axis, layer, before_T, after_T, n_experts):
     share_EE, left_EE, right_EE = streams(before_T, after_T, n_experts)
     x = layer + BLOCK / 2 + (1 - BLOCK) * STEPS
+    chance_EE = share_EE.sum(axis=1, keepdims=True) * share_EE.sum(axis=0)
     for a, b in zip(*share_EE.nonzero(), strict=True):
+        shade = palette.color(a) if share_EE[a, b] >= OFTEN * chance_EE[a, b] else palette.GRAY_CC
         top = left_EE[a, b] + (right_EE[a, b] - left_EE[a, b]) * RISE
-        axis.fill_between(x, top, top + share_EE[a, b], color=palette.color(a), alpha=0.6, lw=0)
+        axis.fill_between(x, top, top + share_EE[a, b], color=shade, alpha=0.6, lw=0)
 
 
 def _draw_blocks(axis, layer, expert_T, n_experts):

@@ -79,7 +79,8 @@ def effective_sizes(sizes, ce, falling, moes, title):
     Args:
         sizes, ce: parameters of the dense models, and their losses, one row per model and one column per seed.
         falling: the line through them, one entry per model.
-        moes: name -> (loss, size that it is worth); at an end of the family it does not meet the line.
+        moes: name -> (loss, size that it is worth); at an end of the family it does not meet the line, and has
+            no mark.
         title: words.
     """
     figure = figures.new_figure(7.6, 4.2)
@@ -92,8 +93,8 @@ def effective_sizes(sizes, ce, falling, moes, title):
         inside = sizes[0] + 0.5 < size < sizes[-1] - 0.5
         met = f"worth {quantities.short(size)}" if inside else "below the line" if size > sizes[0] + 1 else "above it"
         axis.axhline(loss, color=palette.MOE, ls=line, lw=1.2, zorder=1)
-        axis.plot(size, loss, mark, color=palette.MOE, ms=10, fillstyle="none", mew=2,
-                  label=f"{name}: {met}")
+        axis.plot(*([size], [loss]) if inside else ([], []), marker=mark if inside else "", color=palette.MOE, ms=10,
+                  ls=line, fillstyle="none", mew=2, label=f"{name}: {met}")
     axis.set(xscale="log", xlabel="parameters of a dense model", ylabel="held-out loss (nats per token)", title=title)
     figures.name_powers(axis.xaxis, quantities.short)
     axis.margins(x=0.1)

@@ -133,8 +133,8 @@ TITLED = {
                       [3, 3.1, 1, 1.2]),
     "translated weights": (lambda t: choices.translated_weights({"a": (0.01, 0.02), "b": (0.1, 0.1)}, t), (
         "weight of the balance loss",), [0.01, 0.02, 0.1]),
-    "step memory": (lambda t: downsides.step_memory({"a": {"x": 2**20, "y": 2**21}, "b": {"x": 2**22, "y": 0}}, t),
-                    ("memory of a training step (MiB)",), [1, 2, 4]),
+    "step memory": (lambda t: downsides.step_memory({"a": {"x": 1e6, "y": 2e6}, "b": {"x": 4e6, "y": 0}}, t),
+                    ("kept during a training step (MB)",), [1, 2, 4]),
     "savings": (lambda t: downsides.savings({"x": [4, 8], "y": [3, np.nan], "z": [2, 6]}, {"a": 0.25, "b": 0.1}, t), (
         "times fewer FLOPs",), [4, 8, 3, 2, 6]),
     "relative costs": (lambda t: downsides.relative_costs(COSTS, ("small", "MoE", "large"), t), (), [0.5]),
@@ -193,7 +193,7 @@ TITLED = {
     "races": (lambda t: races.races(PANELS, "abc", t, highest=3.5), ("steps", "seconds", NATS), [STEPS, 60, CE, 3.5]),
     "gaps": (lambda t: races.gaps(GAPS, t), ("nats per token",), [*GAPS.values(), [0.01, -0.2, 0]]),
     "effective sizes": (lambda t: races.effective_sizes([100, 200, 400], FAMILY, [3.1, 2.25, 2.25], MOES, t), (
-        "parameters of a dense model", NATS), [FAMILY, [100, 200, 400], 2.1, 2.25, list(MOES.values())]),
+        "parameters of a dense model", NATS), [FAMILY, [100, 200, 400], 2.1, 2.25, MOES["x"], 1.9, 3.3]),
     "training": (lambda t: races.training({"MoE": (CE[0], STEPS, CE[1]), "dense": (CE[1], STEPS, CE[0])}, {"best": 0.5},
                                           t), ("steps", NATS), [STEPS, CE, 0.5]),
     "seed lines": (lambda t: races.seed_lines({"a": CE[:, 0], "b": CE[:, 2]}, t), ("(nats per token)",), [

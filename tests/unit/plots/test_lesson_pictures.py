@@ -175,15 +175,18 @@ def test_streams_lie_side_by_side_at_both_ends():
     assert share_EE.tolist() == [[0.25, 0.5], [0, 0.25]]
     assert left_EE.tolist() == [[0, 0.25], [0.75, 0.75]] and right_EE.tolist() == [[0, 0.25], [0.25, 0.75]]
     [axis] = drawn("paths")
-    for band, expert, (left, right, high) in zip(axis.collections, (0, 0, 1), (
+    for band, (left, right, high) in zip(axis.collections, (
             (0, 0, 0.25), (0.25, 0.25, 0.5), (0.75, 0.75, 0.25)), strict=True):
         vertices = band.get_paths()[0].vertices
         for x, y in ((vertices[:, 0].min(), left), (vertices[:, 0].max(), right)):
             ends = vertices[np.isclose(vertices[:, 0], x), 1]
             assert [ends.min(), ends.max()] == pytest.approx([y, y + high])
-        assert to_hex(band.get_facecolor()[0]).upper() == palette.color(expert)  # the one that the stream leaves
+        assert to_hex(band.get_facecolor()[0]) == palette.GRAY_CC  # at most 4/3 of what chance gives
     assert [block.get_height() for block in axis.patches] == [0.75, 0.25, 0.25, 0.75]
     assert [text.get_position() for text in axis.texts] == [(0, 0.375), (0, 0.875), (1, 0.125), (1, 0.625)]
+    same = paths.alluvial({"one": np.array([[0, 0, 1, 1]] * 2)}, 2, "title")  # 1/2 where chance gives 1/4
+    assert [to_hex(band.get_facecolor()[0]).upper() for band in same.axes[0].collections] == [
+        palette.color(0), palette.color(1)]  # of the expert that the stream leaves
     thin = paths.alluvial({"one": np.array([[0] * 39 + [1]])}, 8, "title")  # expert 1 has 1 of 40 tokens
     assert words(thin.axes[0].texts) == ["0"]
 
