@@ -17,7 +17,7 @@ from minimoe.experiments.engine import Experiment, Variant
 from minimoe.generation import sampling
 from minimoe.moe import telemetry
 from minimoe.plots import coloured_text, expert_load, figures, loss_curves
-from minimoe.training import data, loop, record, runs
+from minimoe.training import data, evaluation, loop, record, runs
 
 COMMAND = "python -m minimoe"
 
@@ -62,10 +62,11 @@ def main(quick=False, seeds=1, fresh=False, threads=1, say=terminal.say):
     found = engine.run(tour, corpus, fresh, threads, say, ended=ended)
     found.require_all()
     results = {label: priced(tour.variants[label], measured, corpus) for label, measured in found.measured.items()}
+    short = f"{wording.too_short(n_steps)} `{COMMAND}` is the tour."
+    say("\n" + (terminal.fill(short) if quick else verdict(results)))
     say(f"\nThe models after {n_steps} steps:\n\n{table(results)}")
-    draw_losses(tour, found.measured, results)
-    say(terminal.fill(f"\nPicture: {pictures(tour)[0]}\n"))
-    say(terminal.fill(f"{wording.too_short(n_steps)} `{COMMAND}` is the tour.") if quick else verdict(results))
+    draw_losses(tour, found.measured)
+    say(terminal.fill(f"\nPicture: {pictures(tour)[0]}"))
 
 
 def show_moe(tour, state, corpus, say):
@@ -88,8 +89,7 @@ def draw_again(say=terminal.say):
         return False
     tour = replace(tour, seeds=seeds)
     measured = engine.measure_finished(tour, corpus, COMMAND)
-    results = {label: priced(tour.variants[label], of_label, corpus) for label, of_label in measured.items()}
-    draw_losses(tour, measured, results)
+    draw_losses(tour, measured)
     draw_router(tour, tour.states(MOE)[0], corpus)
     say(f"wrote {', '.join(str(path) for path in pictures(tour))}")
     return True
@@ -109,11 +109,13 @@ def sample(state, n_tokens=300):
 
 @dataclass(frozen=True)
 class Result:
-    """Costs and results of one model.  ce, drop, balance: one entry per seed.  seconds: median step.  peak: bytes."""
+    """Costs and results of one model.  ce, drop, balance: one entry per seed.  seconds: median step.  peak: bytes.
+
+    memory: its activations are those of one group, since the step that is measured runs one group after the other.
+    """
 
     parameters: cost.Parameters
     forward_flops: float
-    training_flops: float
     seconds: float
     memory: cost.Memory
     peak: int
@@ -137,8 +139,8 @@ def priced(variant, measured, corpus):
     peak = cost.peak_bytes(lambda: loop.step_once(loop.new_state(config, training, corpus), corpus))
     return Result(
         parameters=counted.parameters, forward_flops=counted.forward_flops_per_token,
-        training_flops=counted.training_flops_per_token, seconds=float(np.median(measured["seconds"])),
-        memory=cost.step_memory(config, training.batch, training.sequence), peak=peak,
+        seconds=float(np.median(measured["seconds"])),
+        memory=cost.step_memory(config, training.batch // training.groups, training.sequence), peak=peak,
         ce=measured["ce"], drop=measured["drop"], balance=measured["balance"])
 
 
@@ -151,12 +153,15 @@ def table(results):
         for name, r in results.items()]
     measures = ("", "parameters", "active per token", "FLOPs per token", "seconds per step", "peak memory",
                 "validation loss", "dropped", "balance")
-    sizes = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in results[MOE].memory._asdict().items())
+    peak, *held = (size / 2**20 for size in (results[MOE].peak, *results[MOE].memory))
+    parameters, gradients, moments, activations = held
     notes = ("FLOPs: forward, counted from the matrix products that ran.  seconds: median.  peak memory: the most that "
-             "the arrays of one training step take together.",
+             "the arrays of one training step take together, one group of the batch after the other.",
              "validation loss: nats per token on held-out text, cross-entropy alone.  dropped: share of assignments in "
              "training.  balance: 1 is an even load.",
-             f"of the MoE's peak: {sizes} (kept for the backward); the rest comes and goes")
+             f"Of the MoE's {peak:.1f} MiB: parameters {parameters:.1f}, gradients {gradients:.1f}, moments "
+             f"{moments:.1f}, activations that wait for the backward pass {activations:.1f}, and "
+             f"{peak - sum(held):.1f} that come and go.")
     return "\n".join([terminal.table(list(zip(measures, *columns, strict=True))), "", *map(terminal.fill, notes)])
 
 
@@ -187,43 +192,43 @@ def _gap(moe, dense):
     return words if len(lower_by) == 1 else f"{words}, and so in {(lower_by * gap > 0).sum()} of {len(lower_by)} seeds"
 
 
-def draw_losses(tour, measured, results):
-    """Write the figure of the losses of all models."""
-    reached = "; ".join(f"{name} {r.ce.mean():.3f}" for name, r in results.items())
+def draw_losses(tour, measured):
+    """Write the figure of the losses of all models, step by step: at equal FLOPs, schedules would be cut in the middle.
+    """
+    curves = {name: (of_label["curve_step"][0], of_label["curve"]) for name, of_label in measured.items()}
+    reached = "; ".join(f"{name} {of_label['ce'].mean():.3f}" for name, of_label in measured.items())
     title = f"After {tour.variants[MOE].train.n_steps} steps: {reached}"
-    figures.save(loss_curves.losses(_curves(tour, measured, results), title), pictures(tour)[0])
+    figures.save(loss_curves.losses(curves, title), pictures(tour)[0])
 
 
 def draw_router(tour, first, corpus):
-    """Write the three figures about the routers of the first MoE."""
-    by_domain = np.array(first.history["eval_load"][-1])
+    """Write the three figures about the routers of the first MoE.  The control is the same model before training."""
+    by_domain, untrained = np.array(first.history["eval_load"][-1]), _load_untrained(first, corpus)
     layer, moved = _most_divided_layer(by_domain)
+    _, control = _most_divided_layer(untrained)
     english, python = corpus.domains[:2]
     drawn = {
         "load": expert_load.load_over_time(*_load(first), "Expert load during training: expert {1} in layer {0} ends "
                                            "with {2:.1f}x an even share, the most".format(*_busiest(first))),
         "text": coloured_text.coloured_text(_route_pieces(first, corpus, layer), first.model_config.n_experts,
-                                            f"Each character has the color of its first-choice expert, layer {layer}"),
-        "domains": expert_load.load_by_domain(by_domain, corpus.domains, f"{english.capitalize()} and "
-                                              f"{python.capitalize()} load different experts, most in layer {layer}: "
-                                              f"{moved:.0%} of the load differs"),
+                                            f"Each character has the color of its first-choice expert, layer {layer}; "
+                                            "untrained routers color text, too"),
+        "domains": expert_load.load_by_domain({"untrained": untrained, "trained": by_domain}, corpus.domains,
+                                              f"{english.capitalize()} and {python.capitalize()}, trained: {moved:.0%} "
+                                              f"of the load differs, most in layer {layer}; untrained {control:.0%}"),
     }
     for name, figure in drawn.items():
         figures.save(figure, tour.figure / f"{name}.png")
 
 
-def _curves(tour, measured, results):
-    """Name -> (steps, training FLOPs, losses of each seed)."""
-    curves = {}
-    for name, of_label in measured.items():
-        training, steps = tour.variants[name].train, of_label["curve_step"][0]
-        tokens = training.batch * training.sequence * training.accumulate
-        curves[name] = steps, steps * tokens * results[name].training_flops, of_label["curve"]
-    return curves
-
-
 def _load(state):
     return np.array(state.history["router_step"]), np.array(state.history["router_load"])
+
+
+def _load_untrained(state, corpus):
+    """Each domain's load, [domains, L, E], before the first step: what the run's routers did with the same text."""
+    start = loop.new_state(state.model_config, state.train_config, corpus)
+    return evaluation.evaluate(start.params, corpus, start.model_config, start.train_config)["load"]
 
 
 def _busiest(state):

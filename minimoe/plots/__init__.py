@@ -5,7 +5,7 @@
     diagram             boxes, lines and words of a diagram, for light and dark pages
     block               a transformer block with the numbers of one token
     dispatch_combine    tokens to rows sorted by expert, and back
-    loss_curves         validation loss against steps and FLOPs
+    loss_curves         validation loss against steps
     expert_load         where the assignments go, over time and by domain
     coloured_text       characters in the colors of their experts
     router_comparison   all routers on one budget

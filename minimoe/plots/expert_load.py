@@ -42,26 +42,35 @@ def stack_shares(axis, steps, load, x, thin):
 
 
 @figures.picture
-def load_by_domain(load, domains, title):
-    """Where each domain's tokens go: one panel per layer with one bar per expert and domain.
+def load_by_domain(loads, domains, title):
+    """Where each domain's tokens go: one column per model, one panel per layer, one bar per expert and domain.
 
-    load: [domains, L, E], shares that sum to 1 over the experts.
+    loads: name of a model -> [domains, L, E], shares that sum to 1 over the experts.
     """
-    _, n_layers, n_experts = load.shape
-    figure = figures.new_figure(8.5, 1.8 * n_layers + 1, title)
-    axes = np.atleast_1d(figure.subplots(n_layers, 1, sharex=True, sharey=True))
-    width = 0.8 / len(domains)
+    _, n_layers, n_experts = next(iter(loads.values())).shape
+    figure = figures.new_figure(10, 1.6 * n_layers + 1, title)
+    axes = figure.subplots(n_layers, len(loads), sharex=True, sharey=True, squeeze=False)
+    axes[0, 0].set_ylim(0, 1.25 * max(load.max() for load in loads.values()))  # room for the legend
+    for column, (name, load) in zip(axes.T, loads.items(), strict=True):
+        bars = _domain_bars(column, load)
+        column[0].set_title(name)
+        column[-1].set(xlabel="expert (dotted: an even split)", xticks=range(n_experts))
+    axes[0, -1].legend(bars, domains, frameon=False, ncols=len(domains), loc="upper right")
+    for layer, axis in enumerate(axes[:, 0]):
+        axis.set_ylabel(f"layer {layer}\nshare of assignments")
+    return figure
+
+
+def _domain_bars(axes, load):
+    """One panel per layer; returns the bars of the last one, by domain.  load: [domains, L, E]."""
+    n_domains, _, n_experts = load.shape
+    width = 0.8 / n_domains
     for layer, axis in enumerate(axes):
         bars = []
-        for d in range(len(domains)):
+        for d in range(n_domains):
             shade, hatch = palette.DOMAIN_STYLES[d % len(palette.DOMAIN_STYLES)]
-            bars.append(axis.bar(np.arange(n_experts) + (d - (len(domains) - 1) / 2) * width, load[d, layer], width,
+            bars.append(axis.bar(np.arange(n_experts) + (d - (n_domains - 1) / 2) * width, load[d, layer], width,
                                  color=shade, hatch=hatch, edgecolor="white"))
         axis.axhline(1 / n_experts, color=palette.INK, lw=1, ls=":")
-        axis.set(ylabel=f"layer {layer}\nshare of assignments")
         figures.plain(axis)
-        if layer == 0:
-            axis.legend(bars, domains, frameon=False, ncols=len(domains), loc="upper right")
-    axes[0].set_ylim(0, 1.25 * load.max())  # room for the legend
-    axes[-1].set(xlabel="expert (dotted: an even split)", xticks=range(n_experts))
-    return figure
+    return bars

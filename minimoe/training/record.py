@@ -118,9 +118,11 @@ def describe_routers(history, layers=None):
     entropy, margin, dead = (history[f"router_{name}"][-1] for name in ("entropy", "margin", "dead"))
     if len(entropy) == 0:
         return "No layer has a router that assigns tokens."
+    n_experts = np.shape(history["router_load"][-1])[-1]
     head = terminal.fill(
-        f"The router at step {history['router_step'][-1]} (entropy: nats, 0 is certain; margin: the last chosen "
-        "expert's probability minus that of the next one; dead: experts without a token)")
+        f"The router at step {history['router_step'][-1]} of {len(history['ce'])} (entropy: nats, from 0, certain, to "
+        f"ln {n_experts} = {np.log(n_experts):.2f}, all experts alike; margin: the last chosen expert's probability "
+        "minus that of the next one, 0 is a tie; dead: experts without a token)")
     rows = zip(layers or range(len(entropy)), entropy, margin, dead, strict=True)
     return "\n".join([head, *(f"  layer {i}: entropy {h:.2f}, margin {m:.3f}, dead {d}" for i, h, m, d in rows)])
 

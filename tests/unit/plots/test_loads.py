@@ -28,14 +28,18 @@ def test_loads_over_time_are_bands_of_their_height_stacked_up_to_one():
 @pytest.mark.parametrize("n_domains", [1, 4])
 def test_loads_by_domain_are_bars_of_their_height_side_by_side_around_the_experts_number(n_domains):
     load, names = shares(n_domains, 2, 3), [f"_domain {d}" for d in range(n_domains)]
-    axes = expert_load.load_by_domain(load, names, "title").axes
-    for layer, axis in enumerate(axes):
+    loads = {"untrained": load[:, ::-1], "trained": load}
+    axes = expert_load.load_by_domain(loads, names, "title").axes
+    assert [axis.get_title() for axis in axes[:2]] == list(loads) and len({axis.get_ylim() for axis in axes}) == 1
+    for layer, axis in enumerate(axes[1::2]):
         left, _, width, height = np.array([[bar.get_bbox().bounds for bar in bars] for bars in axis.containers]).T
         np.testing.assert_allclose(height.T, load[:, layer])
         np.testing.assert_allclose(np.diff(left, axis=1), width[:, 1:])
         np.testing.assert_allclose((left + width / 2).mean(axis=1), range(3), atol=1e-12)
+        np.testing.assert_allclose([[bar.get_height() for bar in bars] for bars in axes[2 * layer].containers],
+                                   load[:, 1 - layer])
         assert len({bars[0].get_hatch() for bars in axis.containers}) == n_domains  # not by color alone
-    assert words(axes[0].get_legend().get_texts()) == names  # though matplotlib hides names that begin with "_"
+    assert words(axes[1].get_legend().get_texts()) == names  # though matplotlib hides names that begin with "_"
 
 
 def test_each_character_stands_on_the_color_of_its_expert_with_its_number_inside_of_the_picture():

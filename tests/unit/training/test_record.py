@@ -95,9 +95,10 @@ def test_every_entry_of_a_name_has_one_shape_with_a_row_for_each_layer_that_rout
 
 def test_the_router_is_described_layer_by_layer_at_its_last_record():
     history = {"router_step": [1, 11], "router_entropy": [[9, 9], [1.25, 0.5]], "router_margin": [[9, 9], [0.125, 0]],
-               "router_dead": [[9, 9], [0, 3]]}
+               "router_dead": [[9, 9], [0, 3]], "router_load": np.ones((2, 2, 8)) / 8, "ce": [1.0] * 12}
     text = record.describe_routers(history, layers=(1, 3))
-    assert text.startswith("The router at step 11 (")
+    assert " ".join(text.split()).startswith(
+        "The router at step 11 of 12 (entropy: nats, from 0, certain, to ln 8 = 2.08, all experts alike; margin: ")
     assert text.split("\n")[-2:] == ["  layer 1: entropy 1.25, margin 0.125, dead 0",
                                      "  layer 3: entropy 0.50, margin 0.000, dead 3"]
     assert record.describe_routers(history).split("\n")[-1].startswith("  layer 1: entropy 0.50")
