@@ -16,7 +16,7 @@ BENCH_FIELDS = {"batch", "sequence", "groups", "accumulate"}
 def add_gradcheck(subparsers):
     """The command `gradcheck` and its options."""
     parser = arguments.command(subparsers, "gradcheck", run_gradcheck,
-                               "check every gradient in the code to rounding error")
+                               "check every gradient in the code to rounding error, in one to three minutes")
     parser.epilog = "The options change the checks of the whole model; the checks of its parts have fixed sizes."
     arguments.add_detail(parser, "the error of every tensor, setting and loss")
     arguments.add_fields(parser, gradcheck.SMALL)

@@ -7,6 +7,7 @@ import numpy as np
 
 from minimoe import terminal
 from minimoe.gradcheck import checks, models, numeric
+from minimoe.moe import routers
 
 MOST_NAMES = 10
 """Number of wrong checks that the first line names."""
@@ -34,7 +35,8 @@ def check_everything(config, say, rounds=range, detail=False):
                                 "objective:"),
                   _layer_table(layers), *map(str, whole), terminal.fill(FLIPS), str(live), str(frozen)]
     else:
-        blocks = [_summary(ops, layers, whole, frozen), terminal.fill("Every tensor, setting and loss: --detail")]
+        blocks = [_summary(ops, layers, whole, frozen), _by_objective(layers), terminal.fill(_covered(layers)),
+                  terminal.fill("Every tensor, setting and loss: --detail")]
     say("\n\n".join([terminal.fill(_verdict(named)), *blocks]))
     return all(report.ok for report in named.values())
 
@@ -57,7 +59,32 @@ def _summary(ops, layers, whole, frozen):
     for case, row in layers.items():
         parts.setdefault(f"layer, {case.partition(',')[0]}", []).extend(row.values())
     parts |= {name: [report] for name, report in zip((*WHOLE, "router, frozen choices"), (*whole, frozen), strict=True)}
-    rows = [("part", "checks", "tensors", "worst error", "limit", "")]
+    return _lines("part", parts)
+
+
+def _by_objective(layers):
+    """The same checks of the layer again, a line for each objective."""
+    found = {objective: [row[objective] for row in layers.values() if objective in row]
+             for objective in checks.OBJECTIVES}
+    return _lines("layer, objective", {objective: reports for objective, reports in found.items() if reports})
+
+
+def _covered(layers):
+    """In which settings the layer was checked, and why two limits are larger."""
+    names = dict.fromkeys(case.partition(",")[0] for case in layers)
+    listed = [name for name in names if name in routers.ROUTERS]
+    return (
+        f"The layer was checked in {len(layers)} settings: {len(listed)} routers ({', '.join(listed)}), each with "
+        "every K, gate and option that it has, dropless and with each drop order; shared experts, empty slots and a "
+        "dense layer.\n"
+        f"Limits: the complex step is exact to rounding error, {numeric.COMPLEX_TOLERANCE:.0e}. The two checks by "
+        f"central differences, which students meet first, have an error of their own: {numeric.CENTRAL_TOLERANCE:.0e} "
+        f"per tensor, {numeric.DIRECTION_TOLERANCE:.0e} along one direction through all parameters at once.")
+
+
+def _lines(head, parts):
+    """A table of names with their Reports.  head: of the names."""
+    rows = [(head, "checks", "tensors", "worst error", "limit", "")]
     for name, reports in parts.items():
         right = all(report.ok for report in reports)
         rows.append((name, len(reports), f"{sum(len(report.rows) for report in reports):,}",

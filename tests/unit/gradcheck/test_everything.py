@@ -50,8 +50,8 @@ def test_the_report_of_right_gradients(report):
 
 def test_without_detail_a_line_for_each_part_has_its_checks_and_worst_error(report, monkeypatch):
     """Eight objectives of each setting: two settings of one router and one of another."""
-    def lines(text):
-        return [re.split("  +", line) for line in text.split("\n\n")[1].splitlines()[2:]]
+    def lines(text, block=1):
+        return [re.split("  +", line) for line in text.split("\n\n")[block].splitlines()[2:]]
 
     right, text = report("switch, K=1", "switch, K=1, drop", "hash", detail=False)
     assert right and text.startswith("All 31 checks are right")
@@ -60,10 +60,15 @@ def test_without_detail_a_line_for_each_part_has_its_checks_and_worst_error(repo
         ("whole model, one direction", "1"), ("whole model, in two groups", "1"), ("the same, one balance loss", "1"),
         ("router, frozen choices", "1")]
     assert all(re.fullmatch(r"\d\.\de-\d\d 1e-\d\d right", " ".join(row[3:])) for row in lines(text))
+    assert [(name, n) for name, n, *_ in lines(text, 2)] == [(name, "3") for name in checks.objectives_of(CASE)]
+    covered = " ".join(text.split("\n\n")[3].split())
+    assert covered.startswith("The layer was checked in 3 settings: 2 routers (switch, hash)")
+    assert "1e-07" in covered and "1e-06" in covered  # the two limits that are no rounding error
     keep = capacity.keep_backward
     monkeypatch.setattr(capacity, "keep_backward", lambda dgate_N, cache: keep(dgate_N, cache) + ~cache.kept_A)
     wrong, text = report("switch, K=1", detail=False)
     assert not wrong and [row[-1] for row in lines(text)] == ["right", "WRONG", *["right"] * 5]
+    assert {row[-1] for row in lines(text, 2)} == {"WRONG"}
 
 
 def test_the_report_of_a_bug_that_gives_dropped_assignments_a_gradient(report, monkeypatch):
