@@ -113,7 +113,9 @@ def report(state, detail=False):
         lines[1:1] = [] if detail else [f"  Evidence: {evidence}."]
         paragraphs += [terminal.fill("\n".join(lines), hanging="  ")] * bool(alarm)
     healthy = ", ".join(mode.name for mode, alarm, _ in findings if alarm is False)
-    more = [f"No sign of: {healthy}."] * bool(healthy) + ["The evidence for and against each: --detail"]
+    busiest = [evidence[0].upper() + evidence[1:] + "." for mode, alarm, evidence in findings
+               if mode.look is symptoms.overload and alarm is False]  # pictures of loads show it first
+    more = [f"No sign of: {healthy}."] * bool(healthy) + busiest + ["The evidence for and against each: --detail"]
     return "\n\n".join([*paragraphs, terminal.fill(WORDS if detail else "\n".join(more))])
 
 

@@ -114,7 +114,8 @@ The batch: 48 tokens, 8 experts, 2 choices per token (Switch: 1), capacity facto
 slots: capacity of each expert; - is dropless.
 dropped: choices without room.
 balance: the loss before its weight.
-if even: the same loss when all experts have the same load.
+if even: the same loss when all experts have the same load. With E experts, GShard's paper takes the mean of f P over \
+them, 1/E^2 = 1/64; later systems take E times the sum, 1, or K = 2 where the shares f sum to K.
 in our units: weight times 'if even', the weight at which our loss pushes equally hard for an even load of one layer. \
 Ours is the mean over layers: where a system adds up the losses of its layers, multiply by their number."""
 

@@ -209,6 +209,8 @@ def test_the_report_leads_with_the_verdict_on_a_healthy_and_a_sick_run_and_says_
     assert " ".join(lines[1:3]) == ("router softmax_topk, 8 experts, 2 per token; auxiliary losses: balance 0.01, z "
                                     "0.001; step 60 of 60")
     assert [line[4:20].rstrip() for line in lines if line.startswith("ok")] == MODES and max(map(len, lines)) <= 80
+    assert re.search(r"The busiest expert has [12]\.\d times an even load in layer \d \(alarm above 3\)\.",
+                     " ".join(doctor.report(healthy).split()))
     report = " ".join(doctor.report(sick, detail=True).split())
     assert report.startswith("2 alarms: overload, dropped tokens. router")
     short = " ".join(doctor.report(sick).split())
