@@ -1,6 +1,7 @@
 """The tour: three models alike but for their experts, a table and a verdict that say what the numbers say."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,12 +192,13 @@ def test_what_is_measured_of_a_run_and_what_its_step_costs():
     measured = tour.measure(state, small.CORPUS)
     assert measured["ce"] == state.history["eval_ce"][-1]
     assert (measured["balance"], measured["drop"]) == (74.5, 0.25)
-    variant = tour.experiment(True, 1, 32).variants[MOE]._replace(model=small.MODEL, train=small.TRAINING)
+    variant = tour.experiment(True, 1, 32).variants[MOE]._replace(
+        model=small.MODEL, train=replace(small.TRAINING, batch=4, groups=2))
     rows = {name: np.array([value, value]) for name, value in measured.items()} | {
         "seconds": np.array([[1.0, 2.0, 9.0], [3.0, 4.0, 9.0]])}
-    result, counted = tour.priced(variant, rows, small.CORPUS), cost.count(small.MODEL, 3, 8)
+    result, counted = tour.priced(variant, rows, small.CORPUS), cost.count(small.MODEL, 4, 8)
     assert (result.parameters, result.seconds) == (counted.parameters, 3.5)
-    assert result.forward_flops == counted.forward_flops / 24
-    in_groups = small.TRAINING.batch // small.TRAINING.groups  # of which one at a time keeps its activations
-    assert result.memory == cost.step_memory(small.MODEL, in_groups, 8) and result.peak > sum(result.memory)
+    assert result.forward_flops == counted.forward_flops / 32
+    # two groups of two sequences, of which one at a time keeps its activations
+    assert result.memory == cost.step_memory(small.MODEL, 2, 8) and result.peak > sum(result.memory)
     assert result.memory.parameters == 4 * parameters.count(state.params)
