@@ -58,7 +58,7 @@ def speeds(batches, models, title):
     for (name, (speed, fits)), (shade, mark) in zip(models.items(), looks, strict=True):
         _draw_fitting(above, batches, speed, fits, shade, mark, name)
     above.plot([], [], "--", color=palette.INK, label="does not fit into the memory")
-    above.set(yscale="log", ylabel="tokens per second, whole batch,\nat best (computed, not measured)", title=title)
+    above.set(yscale="log", ylabel="tokens per second at best, whole\nbatch, from bytes and FLOPs", title=title)
     above.legend(frameon=False, loc="upper left")
     (moe, moe_fits), (large, large_fits) = list(models.values())[1:]
     times = np.asarray(moe) / np.asarray(large)
