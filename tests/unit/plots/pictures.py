@@ -175,7 +175,7 @@ TITLED = {
         [100, 120, 320], [True, True, False]), "c": ([40, 80, 100], [True, False, False])}, t),
                ("tokens per second", "batch size"), [100, 200, 300, 120, 320, 40, 80, 2.5, 1.5, 3.2]),
     "travel times": (lambda t: machines.travel_times({"fast": 1e3, "slow": 4e3}, {"fine": 600, "wide": 2000}, t),
-                     ("width F", "time to travel"), [1e3 / 512, 4e3 / 512, 600, 1e3 / 600, 2000, 0.5]),
+                     ("width F", "time to travel"), [1e3 / 512, 4e3 / 512, 600, 1e3 / 600, 4e3 / 600, 2000, 0.5]),
     "step times": (lambda t: machines.step_times(MODELS, t), ("(GFLOP", "(milliseconds)"), list(MODELS.values())),
     "information": (lambda t: specialization.information(LOAD[0], LOAD[1:], LOAD[0] / 8, [1, 2, 3], "abc", t), (
         "nats",), [LOAD, LOAD[0] / 8]),

@@ -165,6 +165,7 @@ def test_races_gaps_and_sizes():
     # sizes at the ends of the family, though logarithms have rounded them
     assert words(drawn("effective sizes")[0].get_legend().get_texts())[2:] == [
         "x: worth 141", "y: below the line", "z: above it"]
+    assert [line.get_marker() for line in drawn("effective sizes")[0].lines[-5::2]] == ["o", "", ""]
     assert [line.get_ydata().tolist() for line in drawn("seed lines")[0].lines] == [[3, 2], [4, 1], [3.5, 1.5]]
 
 
