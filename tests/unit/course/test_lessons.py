@@ -42,14 +42,8 @@ def test_a_lesson_begins_with_its_question_and_time_asks_before_it_shows_and_fol
     assert n_words <= 2100 and abs(minutes - n_words / 200 - pictures) <= 1  # 200 words a minute, and one per picture
     assert sum("**Before you go on:**" in words for words in text) >= 2
     assert "## Check yourself" in text[-1] and "<details><summary>Answers</summary>" in text[-1]
-<<<<<<< Updated upstream
     last = re.search(r"</details>\n\n\*\*Next:\*\* \[.+\]\((.+)\)$", text[-1].rstrip())
     assert (lessons.FOLDER / last[1]).exists()
-=======
-    following = [f"\n\n**Next:** [{cells(later, 'markdown')[0][0].splitlines()[0][2:]}]({later}.ipynb)"
-                 for later in NOTEBOOKS if later > name]
-    assert text[-1].rstrip().endswith("".join(["</details>", *following[:1]]))
->>>>>>> Stashed changes
 
 
 @each
