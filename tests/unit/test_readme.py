@@ -8,6 +8,7 @@ import pytest
 
 from minimoe import cli
 from minimoe.course import lessons
+from tests.unit import test_house
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,10 +23,12 @@ def test_every_file_that_is_linked_exists():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_map_has_every_room_and_no_other():
+def test_the_map_has_every_room_in_the_order_of_imports_and_no_other():
     rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "minimoe").iterdir()
              if not path.name.startswith("__")}
     assert len(MAP) == len(set(MAP)) and set(MAP) == rooms
+    floors = [test_house.floor(name) for name in MAP]
+    assert floors[5:] == sorted(floors[5:]) and max(floors[:5]) < floors[5], "imports only from lines above it"
 
 
 def test_every_file_that_is_named_exists():
