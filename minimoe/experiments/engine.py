@@ -145,7 +145,7 @@ class Results(NamedTuple):
             raise ValueError(f"{runs_failed}, the rest are kept: {shown}{more}")
 
 
-def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=None, ended=lambda cell, measured: None):
+def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=None, ended=None):
     """Train and measure the cells of an experiment that are missing, and return the Results of all.
 
     Args:
@@ -156,12 +156,14 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
         say: prints a line.
         executor: any `concurrent.futures.Executor` whose workers see the same files, see `executors`; None runs the
             cells here, one after another, with a progress bar each.
-        ended: called with each Cell that has ended and what was measured of it, while others still train.
+        ended: called with each Cell that has ended, what was measured of it and how many are left, while others still
+            train; None reports that it has finished, where no progress bar does.
 
     A failed cell is reported and does not affect the others.  Raises KeyboardInterrupt after Ctrl-C; repeat to resume.
     """
     here = executor is None
     executor = executors.Here() if here else executor
+    ended = ended or _each_end(None if here else say)
     cell_of, running, waiting = {}, set(), _in_order(experiment)  # Future -> Cell; Futures; Cells
     try:
         while waiting or running:
@@ -173,13 +175,12 @@ def run(experiment, corpus, fresh=False, threads=1, say=terminal.say, executor=N
                                          say if here else None)
                 cell_of[future] = cell
                 if here:
-                    _report(future, cell, say, ended)
+                    _report(future, cell, len(waiting), say, ended)
                 else:
                     running.add(future)
             done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED) if running else ((), running)
             for i, future in enumerate(done, 1):
-                left = len(waiting) + len(running) + len(done) - i
-                _report(future, cell_of[future], say, ended, f"finished, {left} to go" if left else "finished")
+                _report(future, cell_of[future], len(waiting) + len(running) + len(done) - i, say, ended)
         return _gathered(experiment, cell_of)
     finally:
         for future in cell_of:
@@ -238,13 +239,16 @@ def _measured(state, measure, corpus):
     return {name: np.asarray(value) for name, value in measure(state, corpus).items()}
 
 
-def _report(future, cell, say, ended, finished=None):
+def _each_end(say):
+    """What is called with each cell that has ended: reports that; or does nothing, where a progress bar has done so."""
+    return lambda cell, measured, left: say and say(f"{cell.words}: finished{f', {left} to go' * (left > 0)}")
+
+
+def _report(future, cell, left, say, ended):
     if future.exception() is not None:
         say(terminal.fill(f"{cell.words}: FAILED: {future.exception()}", hanging="  "))
-        return
-    if finished:
-        say(f"{cell.words}: {finished}")
-    ended(cell, future.result())
+    else:
+        ended(cell, future.result(), left)
 
 
 def _gathered(experiment, cell_of):

@@ -53,10 +53,8 @@ def main(quick=False, seeds=3, fresh=False, processes=1, say=terminal.say, detai
     each_loss = wording.each_loss(lambda line: say(terminal.fill(line, hanging="  ")), lambda measured: measured["ce"])
     with executors.side_by_side(processes) as executor:
         found = engine.run(comparison, corpus, fresh, say=say, executor=executor, ended=each_loss)
-    entries = [Entry(label, **measured) for label, measured in found.measured.items()]
-    if found.failures and len(entries) == len(planned.variants):
-        say("\n" + sparse_report.table(entries))
     found.require_all()
+    entries = [Entry(label, **measured) for label, measured in found.measured.items()]
     archive.write(comparison.archive, found.measured)
     _draw(comparison.figure, kept(comparison.archive.parent), "Far too short to compare. " * quick)
     too_short = wording.too_short(comparison.variants[DENSE].train.n_steps) if quick else None

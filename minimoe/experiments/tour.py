@@ -54,8 +54,8 @@ def main(quick=False, seeds=1, fresh=False, threads=1, say=terminal.say):
         *[wording.too_short(n_steps)] * quick, "Interrupt when you like: the same command resumes.\n"])))
     each_loss = wording.each_loss(say, lambda measured: measured["ce"])
 
-    def ended(cell, measured):
-        each_loss(cell, measured)
+    def ended(cell, measured, left):
+        each_loss(cell, measured, left)
         if (cell.label, cell.seed) == (MOE, 0):
             show_moe(tour, runs.load(cell.folder), corpus, say)
 

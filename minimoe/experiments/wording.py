@@ -16,7 +16,8 @@ def too_short(n_steps):
 
 def each_loss(say, ce):
     """For `engine.run`: reports the validation loss of each run when it ends.  ce: gets it from its measurements."""
-    return lambda cell, measured: say(f"{cell.words}: validation loss {float(ce(measured)):.3f} nats per token")
+    return lambda cell, measured, left: say(f"{cell.words}: validation loss {float(ce(measured)):.3f} nats per token"
+                                            f"{f', {left} to go' * (left > 0)}")
 
 
 def of_seeds(n):

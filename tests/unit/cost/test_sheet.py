@@ -42,7 +42,7 @@ def test_a_record_by_hand():
     assert RECORD["decode"][0] == {
         "batch_size": 1, "distinct_experts": 2, "weight_bytes": 688, "cache_bytes": 80, "flops": 808,
         "intensity": 808 / 768, "seconds": 7.68, "tokens_per_second": 1 / 7.68, "bound_by": "bytes"}
-    # 4 experts on 4 devices; two experts a token, each elsewhere with 3/4: 1.5 vectors of 4 numbers of 2 bytes, there
+    # 4 experts on 4 devices; two experts per token, each elsewhere with 3/4: 1.5 vectors of 4 numbers of 2 bytes, there
     # and back in one layer; no two experts share a device.  Two experts take 2 * 72 FLOPs
     assert RECORD["exchange"] == {"ranks": 4, "vectors": 1.5, "vectors_once": 1.5, "bytes": 24, "link_seconds": 24 / 7,
                                   "expert_seconds": 0.144}

@@ -100,20 +100,22 @@ def test_labels_with_one_folder_share_their_runs(experiment, monkeypatch):
 
 def test_any_executor_gives_the_same_numbers_and_says_what_has_ended(experiment, tmp_path):
     seen = []
-    here, _ = run(experiment, ended=lambda cell, measured: seen.append(
+    here, _ = run(experiment, ended=lambda cell, measured, left: seen.append(
         (cell.words, measured["ce"].item(), len(runs.find(experiment.folder)))))
     assert seen == [(f"{label}, seed {n}", here.measured[label]["ce"][n], 3 * n + i + 1) for n in (0, 1)
                     for i, label in enumerate(experiment.variants)]  # each when it is there, before the next begins
-    for name, pool in (("threads", ThreadPoolExecutor), ("processes", executors.side_by_side)):
-        later = []
+    later = []
+    for name, pool, ended in (
+            ("threads", ThreadPoolExecutor, lambda cell, *rest: later.append((cell.words, rest[0]["ce"], rest[1]))),
+            ("processes", executors.side_by_side, None)):
         with pool(2) as executor:
-            there, lines = run(replace(experiment, folder=tmp_path / name), executor=executor,
-                               ended=lambda cell, measured, later=later: later.append((cell.words, measured["ce"])))
-        assert sorted(later) == sorted(row[:2] for row in seen)
+            there, lines = run(replace(experiment, folder=tmp_path / name), executor=executor, ended=ended)
         assert_same(there.measured, here.measured)
-        assert sorted(line.rpartition(", seed ")[0] for line in lines) == sorted([*experiment.variants] * 2)
-        assert [line.rpartition(": ")[2] for line in lines] == [
-            *(f"finished, {n} to go" for n in range(len(lines) - 1, 0, -1)), "finished"]
+    assert sorted(row[:2] for row in later) == sorted(row[:2] for row in seen)
+    assert [row[2] for row in later] == [*range(len(seen))][::-1]
+    assert sorted(line.rpartition(", seed ")[0] for line in lines) == sorted([*experiment.variants] * 2)
+    assert [line.rpartition(": ")[2] for line in lines] == [
+        *(f"finished, {n} to go" for n in range(len(lines) - 1, 0, -1)), "finished"]
 
 
 def test_an_interruption_ends_the_processes_at_once(experiment):
