@@ -1,4 +1,4 @@
-"""The two diagrams of README: a block with the numbers of one token, and the path of a few tokens to experts and back.
+"""The two diagrams: a block with the numbers of one token, and the path of a few tokens to experts and back.
 
 Both show real routings: one of the lessons' model, the other of a small layer with random weights.
 """
